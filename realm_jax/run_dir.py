@@ -1,0 +1,141 @@
+"""The paths inside a run directory. Nothing else in the project spells them."""
+
+import dataclasses
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Self
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDir:
+    """A run directory and the places in it. Nothing here touches the disk.
+
+    >>> RunDir.of("runs/pretrain").index_version(300).as_posix()
+    'runs/pretrain/index/00000300'
+    """
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))
+
+    @classmethod
+    def of(cls, place: "str | os.PathLike[str] | RunDir") -> Self:
+        """The run directory at a path; a RunDir passes through."""
+        return cls(place.path if isinstance(place, RunDir) else Path(place))
+
+    @property
+    def checkpoints(self) -> Path:
+        """Resume units, one directory a step, written by Orbax."""
+        return self.path / "checkpoints"
+
+    @property
+    def snapshots(self) -> Path:
+        """Retriever parameters alone, one directory a step, for the embed job."""
+        return self.path / "snapshots"
+
+    @property
+    def index(self) -> Path:
+        """Index versions, named by the snapshot step that they were embedded with."""
+        return self.path / "index"
+
+    @property
+    def metrics(self) -> Path:
+        """TensorBoard events and metrics.jsonl."""
+        return self.path / "metrics"
+
+    @property
+    def metrics_jsonl(self) -> Path:
+        return self.metrics / "metrics.jsonl"
+
+    @property
+    def status(self) -> Path:
+        """What each process of the run last said about itself."""
+        return self.path / "status"
+
+    @property
+    def embedder_status(self) -> Path:
+        return self.status / "embedder.json"
+
+    @property
+    def corpus(self) -> Path:
+        """Where the corpus job writes when it is told no other place."""
+        return self.path / "corpus"
+
+    @property
+    def report_json(self) -> Path:
+        return self.path / "report.json"
+
+    @property
+    def report_html(self) -> Path:
+        return self.path / "report.html"
+
+    def config_file(self, job: str) -> Path:
+        """The operative configuration of a job, saved when it starts."""
+        return self.path / f"config-{job}.gin"
+
+    def snapshot(self, step: int) -> Path:
+        return self.snapshots / f"{step:08d}"
+
+    def index_version(self, version: int) -> Path:
+        return self.index / f"{version:08d}"
+
+    def evaluation(self, name: str) -> Path:
+        return self.path / "evaluation" / f"{name}.json"
+
+    def trainer_status(self, process: int) -> Path:
+        return self.status / f"trainer-{process:05d}.json"
+
+    def stage(self, name: str) -> "RunDir":
+        """A run inside this run, such as a warm start; itself a run directory."""
+        return RunDir(self.path / "stages" / name)
+
+
+def write_json_atomically(path: str | os.PathLike[str], content: Any) -> None:
+    """Writes a JSON file so that a reader sees the old content or the new one, never a part, also after a crash.
+
+    Raises:
+      ValueError: for NaN or infinity, which JSON does not have.
+    """
+    path = Path(path)
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    # mkstemp makes files for the owner alone, but runs are shared. The mask can only be read by setting it, which
+    # races with other threads; /proc tells it without.
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    except OSError:
+        pass
+    return 0o022
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+      FileNotFoundError: when there is none.
+      ValueError: when it does not hold JSON, naming file and place.
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} does not hold JSON: {error}") from error

@@ -1,0 +1,88 @@
+"""Packaging. Metadata and dependencies live here; the settings of the tools live in pyproject.toml."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+GIN_FOLDERS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "gin").rglob("*") if p.is_dir())
+
+# Lower bounds are versions that the tests have run with; upper bounds stop where an interface is known to move.
+# jax 0.10.2 and flax 0.12.8 are the last ones for Python 3.11.
+REQUIREMENTS = [
+    "jax>=0.10.2,<0.13",
+    "flax>=0.12.8,<0.13",
+    "optax>=0.2.8,<0.3",
+    "orbax-checkpoint>=0.12.8,<0.13",
+    "jaxtyping>=0.3.11,<0.4",
+    "numpy>=2.0",
+    "ml_dtypes>=0.5",
+    "gin-config>=0.5,<0.6",
+    "safetensors>=0.8,<1",
+    # corpora: SentencePiece 0.2.2 changed its interface; tensorflow-datasets forgets to name importlib_resources
+    "sentencepiece>=0.2.3,<0.3",
+    "tokenizers>=0.23,<0.24",
+    "array_record>=0.8.6,<0.9; sys_platform != 'win32'",
+    "tensorflow-datasets>=4.9.10,<5",
+    "importlib_resources>=6",
+    # search: ScaNN is published for Linux alone; elsewhere the exact index serves
+    "scann>=1.4.2,<1.5; sys_platform == 'linux'",
+    "bm25s>=0.3.16,<0.4",
+    # what a run shows
+    "tensorboardX>=2.6.5,<3",
+    "tqdm>=4.66",
+    "jinja2>=3.1",
+    "matplotlib>=3.10",
+]
+MEDIAWIKI = ["mwxml>=0.3.8,<0.4", "mwparserfromhell>=0.7.2,<0.8"]
+EXTRAS = {
+    "mediawiki": MEDIAWIKI,
+    "spacy": ["spacy>=3.8,<4"],
+    "cuda": ["jax[cuda13]"],
+    "tpu": ["jax[tpu]"],
+    "dev": [
+        *MEDIAWIKI,
+        "beartype>=0.23,<0.24",
+        "mypy>=2.4,<3",
+        "pytest>=9,<10",
+        "pytest-timeout>=2.4,<3",
+        "pytest-xdist>=3.8,<4",
+        "ruff>=0.17.5,<0.18",
+        "tensorboard>=2.21,<3",
+    ],
+}
+
+
+def version() -> str:
+    text = (ROOT / "realm_jax" / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)
+    if found is None:
+        raise ValueError("realm_jax/__init__.py names no __version__")
+    return found[1]
+
+
+def long_description() -> str:
+    readme = ROOT / "README.md"
+    return readme.read_text(encoding="utf-8") if readme.exists() else ""
+
+
+setup(
+    name="realm_jax",
+    version=version(),
+    description="Retrieval-augmented language models in JAX: pre-training with a hot-swapped index",
+    long_description=long_description(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.14",
+    # The .gin files of the checkout's gin/ travel in the wheel as realm_jax/gin/.
+    packages=[
+        *find_packages(include=["realm_jax", "realm_jax.*"]),
+        "realm_jax.gin",
+        *("realm_jax." + folder.replace("/", ".").replace("\\", ".") for folder in GIN_FOLDERS),
+    ],
+    package_dir={"realm_jax.gin": "gin"},
+    package_data={"": ["*.gin", "*.html", "*.css", "*.js", "*.txt", "*.json", "py.typed"]},
+    install_requires=REQUIREMENTS,
+    extras_require=EXTRAS,
+)

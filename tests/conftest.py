@@ -1,0 +1,37 @@
+"""What every test stands on: eight simulated CPU devices, strict shapes, and the places of real data."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Before jax starts. NPROC is XLA's: with fewer threads than simulated devices, collectives deadlock.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+os.environ["NPROC"] = "16"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)  # a stale cache must not decide a test
+# Processes started by tests find the package wherever they run.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+import jax
+import pytest
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real texts: $REALM_JAX_DATA, or ../shared/data beside the repository; skips without one."""
+    place = Path(os.environ.get("REALM_JAX_DATA") or ROOT.parent / "shared" / "data")
+    if not place.is_dir():
+        pytest.skip(f"no real texts at {place}; set REALM_JAX_DATA to their folder")
+    return place
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return ROOT
