@@ -1,0 +1,1 @@
+"""Text in, piece ids and character offsets out."""
