@@ -1,0 +1,156 @@
+"""The papers' equations as functions of arrays.
+
+Shapes use the project's glossary: `batch` examples, `num_candidates` documents an example (index 0 is the null document),
+`num_masks` masked tokens an example. Everything is computed in float32 log space; reductions over the batch are written
+over the *global* batch, so under `jit` with a sharded batch they are the same on any number of devices.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int32
+
+MASKED_SCORE = -1e9  # finite, so that a row with no valid candidate gives a large number to find, not NaN gradients
+
+
+class WeightedSum(NamedTuple):
+    """A numerator and its weight: sums of these over micro-batches divide to the same mean as one large batch."""
+
+    total: Float[Array, ""]
+    weight: Float[Array, ""]
+
+
+def in_batch_log_probs(
+    query_embeds: Float[Array, "batch embed"],
+    document_embeds: Float[Array, "batch embed"],
+) -> Float[Array, "batch batch"]:
+    """log p(z | x) of every document of the global batch for every query (ORQA, arXiv:1906.00300, eq. of section 5).
+
+    Row i's own document is column i. Written over global arrays: with the batch sharded over devices the compiler gathers
+    the documents, so a query's negatives are those of all devices and its label needs no offset.
+    """
+    scores = jnp.einsum("qe,de->qd", query_embeds, document_embeds).astype(jnp.float32)
+    return jax.nn.log_softmax(scores, axis=-1)
+
+
+def inverse_cloze(
+    query_embeds: Float[Array, "batch embed"],
+    document_embeds: Float[Array, "batch embed"],
+    document_ids: Int32[Array, "batch"],
+) -> tuple[WeightedSum, Float[Array, "batch"]]:
+    """Inverse Cloze Task: −log p(own document | query), negatives from the whole batch (arXiv:1906.00300, section 5).
+
+    A block drawn twice into one batch would be its own negative; such columns are left out of the softmax (the paper's
+    batches of 4096 out of 13M blocks hardly ever meet one, small corpora do).
+
+    Args:
+      query_embeds: Embed_input of the sentences.
+      document_embeds: Embed_doc of their blocks; row i belongs to query i.
+      document_ids: which block each row is.
+
+    Returns:
+      The loss as (sum, number of queries), and per query 1.0 where its own document ranks first, else 0.0.
+    """
+    batch = document_ids.shape[0]
+    scores = jnp.einsum("qe,de->qd", query_embeds, document_embeds).astype(jnp.float32)
+    same = (document_ids[:, None] == document_ids[None, :]) & ~jnp.eye(batch, dtype=bool)
+    scores = jnp.where(same, MASKED_SCORE, scores)
+    own_log_probs = jnp.diagonal(jax.nn.log_softmax(scores, axis=-1))
+    hits = (jnp.argmax(scores, axis=-1) == jnp.arange(batch)).astype(jnp.float32)
+    return WeightedSum(-own_log_probs.sum(), jnp.float32(batch)), hits
+
+
+def candidate_log_probs(
+    retrieval_scores: Float[Array, "batch num_candidates"],
+    candidate_mask: Bool[Array, "batch num_candidates"],
+) -> Float[Array, "batch num_candidates"]:
+    """log p(z | x) over the retrieved candidates (REALM, arXiv:2002.08909, eq. 2); masked candidates get no mass."""
+    return jax.nn.log_softmax(jnp.where(candidate_mask, retrieval_scores.astype(jnp.float32), MASKED_SCORE), axis=-1)
+
+
+def gold_log_probs(
+    logits: Float[Array, "*rows num_masks vocab"], targets: Int32[Array, "*rows num_masks"]
+) -> Float[Array, "*rows num_masks"]:
+    """log p(y_j | z, x) of the true token at each mask, softmax over the vocabulary (REALM, section 3.2)."""
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    return jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
+
+
+def marginal_per_token(
+    log_retrieval_probs: Float[Array, "batch num_candidates"],
+    gold_log_probs: Float[Array, "batch num_candidates num_masks"],
+) -> Float[Array, "batch num_masks"]:
+    """log Σ_z p(z|x) p(y_j|z,x) for each masked token on its own: what the released REALM code computes.
+
+    It differs from the paper, which marginalizes all masked tokens of an example together: see `marginal_per_span`.
+
+    >>> import jax.numpy as jnp
+    >>> log_p_z = jnp.log(jnp.array([[0.25, 0.75]]))
+    >>> log_p_y = jnp.log(jnp.array([[[0.8, 0.5], [0.4, 0.1]]]))
+    >>> jnp.exp(marginal_per_token(log_p_z, log_p_y)).round(3).tolist()
+    [[0.5, 0.2]]
+    """
+    return jax.nn.logsumexp(log_retrieval_probs[:, :, None] + gold_log_probs, axis=1)
+
+
+def marginal_per_span(
+    log_retrieval_probs: Float[Array, "batch num_candidates"],
+    gold_log_probs: Float[Array, "batch num_candidates num_masks"],
+    mask_weights: Float[Array, "batch num_masks"],
+) -> Float[Array, "batch"]:
+    """log Σ_z p(z|x) Π_j p(y_j|z,x): all masked tokens of an example must come from one document (REALM, eq. 1).
+
+    Unused mask slots (weight 0) contribute a factor 1.
+
+    >>> import jax.numpy as jnp
+    >>> log_p_z = jnp.log(jnp.array([[0.25, 0.75]]))
+    >>> log_p_y = jnp.log(jnp.array([[[0.8, 0.5], [0.4, 0.1]]]))
+    >>> jnp.exp(marginal_per_span(log_p_z, log_p_y, jnp.ones((1, 2)))).round(3).tolist()
+    [0.13]
+    """
+    span_log_probs = jnp.where(mask_weights[:, None, :] > 0, gold_log_probs, 0.0).sum(axis=-1)
+    return jax.nn.logsumexp(log_retrieval_probs + span_log_probs, axis=1)
+
+
+def per_token_loss(
+    marginal_log_probs: Float[Array, "batch num_masks"], mask_weights: Float[Array, "batch num_masks"]
+) -> WeightedSum:
+    """−Σ_j log p(y_j|x) over the masks in use, with their number as weight (the released mean over masks)."""
+    total = jnp.where(mask_weights > 0, marginal_log_probs * mask_weights, 0.0).sum()
+    return WeightedSum(-total, mask_weights.sum())
+
+
+def per_span_loss(
+    marginal_log_probs: Float[Array, "batch"], mask_weights: Float[Array, "batch num_masks"]
+) -> WeightedSum:
+    """−log p(y|x) of the examples that have a mask, divided by masks so that it compares with `per_token_loss`."""
+    used = (mask_weights > 0).any(axis=-1)
+    return WeightedSum(-jnp.where(used, marginal_log_probs, 0.0).sum(), mask_weights.sum())
+
+
+def retrieval_utility(
+    gold_log_probs: Float[Array, "batch num_candidates num_masks"],
+    mask_weights: Float[Array, "batch num_masks"],
+) -> Float[Array, "batch num_candidates"]:
+    """RU(z|x) = log p(y|z,x) − log p(y|∅,x), candidate 0 being ∅ (REALM, section 5.1); 0 for ∅ itself."""
+    log_probs = jnp.where(mask_weights[:, None, :] > 0, gold_log_probs, 0.0).sum(axis=-1)
+    return log_probs - log_probs[:, :1]
+
+
+def marginal_utility(
+    marginal_log_probs: Float[Array, "batch num_masks"],
+    gold_log_probs: Float[Array, "batch num_candidates num_masks"],
+    mask_weights: Float[Array, "batch num_masks"],
+) -> WeightedSum:
+    """The run metric of released REALM: what retrieval adds to the log-likelihood of a masked token, mean over masks."""
+    gain = jnp.where(mask_weights > 0, (marginal_log_probs - gold_log_probs[:, 0]) * mask_weights, 0.0)
+    return WeightedSum(gain.sum(), mask_weights.sum())
+
+
+def retrieval_entropy(
+    log_retrieval_probs: Float[Array, "batch num_candidates"],
+) -> Float[Array, "batch"]:
+    """Entropy of p(z|x) over the candidates, in nats: 0 when one document takes all, log num_candidates when even."""
+    probs = jnp.exp(log_retrieval_probs)
+    return -jnp.where(probs > 0, probs * log_retrieval_probs, 0.0).sum(axis=-1)

@@ -1,0 +1,7 @@
+"""Flax linen modules over frozen config dataclasses. No loss, no optimizer, no tokenizer, no file, no gin."""
+
+from realm_jax.models.knowledge_encoder import KnowledgeEncoder
+from realm_jax.models.retriever import Retriever, RetrieverConfig
+from realm_jax.models.transformer import Transformer, TransformerConfig
+
+__all__ = ["KnowledgeEncoder", "Retriever", "RetrieverConfig", "Transformer", "TransformerConfig"]

@@ -1,0 +1,216 @@
+"""The bidirectional transformer encoder that every learner here is made of.
+
+With the default configuration it is BERT (Devlin et al. 2018, arXiv:1810.04805) to the last operation: learned
+positions, token types, LayerNorm after each residual sum. `norm="pre"` with `positions="rotary"` is the variant that
+learns faster from a random initialisation (Xiong et al. 2020, arXiv:2002.04745; Su et al. 2021, arXiv:2104.09864).
+"""
+
+import dataclasses
+import functools
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int32
+
+from realm_jax.typed import check_fields
+
+ACTIVATIONS = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Shape and numerics of one encoder; the defaults are BERT-base uncased."""
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    intermediate_size: int = 3072
+    max_length: int = 512  # rows of the learned position table; rotary positions have no such limit
+    num_segments: int = 2
+    activation: str = "gelu"
+    dropout_rate: float = 0.1
+    attention_dropout_rate: float = 0.1
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    norm: Literal["post", "pre"] = "post"
+    positions: Literal["learned", "rotary"] = "learned"
+    dtype: str = "float32"  # of activations; parameters are always float32
+    remat: bool = False  # recompute each layer in the backward pass instead of keeping its activations
+    unroll_layers: int = 1  # layers per iteration of the scan: 1 compiles fastest, num_layers runs fastest on CPU
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"TransformerConfig.hidden_size: expected a multiple of num_heads={self.num_heads}, "
+                f"got {self.hidden_size}; change one of them"
+            )
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(
+                f"TransformerConfig.activation: got {self.activation!r}, valid: {', '.join(ACTIVATIONS)}"
+            )
+        if self.positions == "rotary" and (self.hidden_size // self.num_heads) % 2:
+            raise ValueError("TransformerConfig.positions='rotary' needs an even hidden_size / num_heads")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"TransformerConfig.dtype: expected 'float32' or 'bfloat16', got {self.dtype!r}")
+
+
+def _dense(config: TransformerConfig, features: int | tuple[int, ...], name: str, axis: int | tuple[int, ...] = -1):
+    return nn.DenseGeneral(
+        features,
+        axis=axis,
+        dtype=jnp.dtype(config.dtype),
+        kernel_init=nn.initializers.normal(config.initializer_range),
+        name=name,
+    )
+
+
+def layer_norm(config: TransformerConfig, name: str | None = None) -> nn.LayerNorm:
+    """LayerNorm whose statistics are taken in float32 whatever the compute dtype."""
+    return nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=jnp.float32, name=name)
+
+
+def rotate(
+    heads: Float[Array, "batch length num_heads head_dim"],
+) -> Float[Array, "batch length num_heads head_dim"]:
+    """Rotary positions: pairs (i, i + head_dim / 2) turned by position / 10000^(2 i / head_dim) (arXiv:2104.09864, eq. 34)."""
+    length, half = heads.shape[1], heads.shape[-1] // 2
+    inverse_wavelengths = 10000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * inverse_wavelengths[None, :]
+    cos, sin = jnp.cos(angles)[None, :, None, :], jnp.sin(angles)[None, :, None, :]
+    first, second = heads[..., :half].astype(jnp.float32), heads[..., half:].astype(jnp.float32)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(heads.dtype)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention; a row attends to the positions where `mask` is true."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        hidden: Float[Array, "batch length hidden"],
+        mask: Bool[Array, "batch length"],
+        deterministic: bool,
+    ) -> Float[Array, "batch length hidden"]:
+        config = self.config
+        head_dim = config.hidden_size // config.num_heads
+        qkv = _dense(config, (3, config.num_heads, head_dim), "qkv")(hidden)
+        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # [batch, length, num_heads, head_dim]
+        if config.positions == "rotary":
+            query, key = rotate(query), rotate(key)
+        if config.attention_dropout_rate > 0 and not deterministic:
+            logits = jnp.einsum("bqnh,bknh->bnqk", query, key).astype(jnp.float32) * head_dim**-0.5
+            logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
+            weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+            weights = nn.Dropout(config.attention_dropout_rate)(weights, deterministic=False)
+            context = jnp.einsum("bnqk,bknh->bqnh", weights, value)
+        else:
+            context = jax.nn.dot_product_attention(query, key, value, mask=mask[:, None, None, :])
+        return _dense(config, config.hidden_size, "out", axis=(-2, -1))(context)
+
+
+class FeedForward(nn.Module):
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, hidden: Float[Array, "batch length hidden"]) -> Float[Array, "batch length hidden"]:
+        inner = ACTIVATIONS[self.config.activation](_dense(self.config, self.config.intermediate_size, "wi")(hidden))
+        return _dense(self.config, self.config.hidden_size, "wo")(inner)
+
+
+class TransformerLayer(nn.Module):
+    """One layer, shaped for `nn.scan`: returns the carried hidden states and no per-layer output."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        hidden: Float[Array, "batch length hidden"],
+        mask: Bool[Array, "batch length"],
+        deterministic: bool,
+    ) -> tuple[Float[Array, "batch length hidden"], None]:
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        attention, feed_forward = SelfAttention(config, name="attention"), FeedForward(config, name="feed_forward")
+        attention_norm, output_norm = layer_norm(config, "attention_norm"), layer_norm(config, "output_norm")
+        dropout = nn.Dropout(config.dropout_rate, deterministic=deterministic)
+        if config.norm == "pre":
+            hidden = hidden + dropout(attention(attention_norm(hidden).astype(dtype), mask, deterministic))
+            hidden = hidden + dropout(feed_forward(output_norm(hidden).astype(dtype)))
+        else:
+            hidden = attention_norm(hidden + dropout(attention(hidden, mask, deterministic))).astype(dtype)
+            hidden = output_norm(hidden + dropout(feed_forward(hidden))).astype(dtype)
+        return hidden, None
+
+
+class Transformer(nn.Module):
+    """Token ids to hidden states. Parameters of the layers are stacked on a leading axis of size num_layers."""
+
+    config: TransformerConfig
+
+    def setup(self) -> None:
+        config = self.config
+
+        def table(rows: int) -> nn.Embed:
+            return nn.Embed(rows, config.hidden_size, embedding_init=nn.initializers.normal(config.initializer_range))
+
+        self.token_embedding = table(config.vocab_size)
+        self.segment_embedding = table(config.num_segments)
+        if config.positions == "learned":
+            self.position_embedding = table(config.max_length)
+        # post-norm: applied to the embeddings, as BERT does; pre-norm: applied to the last layer's output
+        self.norm = layer_norm(config)
+        self.embedding_dropout = nn.Dropout(config.dropout_rate)
+        layer = nn.remat(TransformerLayer, static_argnums=(3,), prevent_cse=False) if config.remat else TransformerLayer
+        self.layers = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(nn.broadcast, nn.broadcast),
+            length=config.num_layers,
+            unroll=min(config.unroll_layers, config.num_layers),
+        )(config)
+
+    def __call__(
+        self,
+        ids: Int32[Array, "batch length"],
+        segment_ids: Int32[Array, "batch length"],
+        mask: Bool[Array, "batch length"],
+        deterministic: bool = True,
+    ) -> Float[Array, "batch length hidden"]:
+        """Encodes a batch.
+
+        Args:
+          ids: token ids.
+          segment_ids: 0 for the first text, 1 for the second (BERT's token types).
+          mask: true where there is a token, false on padding.
+          deterministic: false applies dropout from the `dropout` rng.
+
+        Returns:
+          Hidden states; those at padding mean nothing.
+        """
+        config = self.config
+        length = ids.shape[1]
+        hidden = self.token_embedding(ids) + self.segment_embedding(segment_ids)
+        if config.positions == "learned":
+            if length > config.max_length:
+                raise ValueError(
+                    f"input of {length} tokens, but the position table has max_length={config.max_length} rows; "
+                    "shorten the input or enlarge TransformerConfig.max_length"
+                )
+            hidden = hidden + self.position_embedding(jnp.arange(length, dtype=jnp.int32))[None]
+        if config.norm == "post":
+            hidden = self.norm(hidden)
+        hidden = self.embedding_dropout(hidden, deterministic=deterministic).astype(jnp.dtype(config.dtype))
+        hidden, _ = self.layers(hidden, mask, deterministic)
+        return self.norm(hidden) if config.norm == "pre" else hidden
