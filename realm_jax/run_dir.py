@@ -5,7 +5,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class RunDir:
         object.__setattr__(self, "path", Path(self.path))
 
     @classmethod
-    def of(cls, place: "str | os.PathLike[str] | RunDir") -> Self:
+    def of(cls, place: "str | os.PathLike[str] | RunDir") -> "RunDir":
         """The run directory at a path; a RunDir passes through."""
         return cls(place.path if isinstance(place, RunDir) else Path(place))
 

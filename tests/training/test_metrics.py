@@ -1,0 +1,265 @@
+"""Metrics survive kills, resumes and full disks; figures are right numbers."""
+
+import errno
+import io
+import json
+import logging
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from realm_jax.run_dir import RunDir
+from realm_jax.training import metrics
+from realm_jax.training.metrics import (
+    MetricWriter,
+    ProgressBar,
+    StepTimer,
+    data_sheet_flops,
+    peak_flops_per_sec,
+    progress_figures,
+    read_metrics,
+    series,
+)
+
+
+def records(path):
+    """The payloads of a TFRecord file: length (8 bytes), checksum (4), payload, checksum (4)."""
+    content = path.read_bytes()
+    while content:
+        length = int.from_bytes(content[:8], "little")
+        yield Event.FromString(content[12 : 12 + length])
+        content = content[16 + length :]
+
+
+def events(run):
+    return [event for path in sorted(run.metrics.glob("events*")) for event in records(path)]
+
+
+def test_lines_and_events_hold_the_same_numbers(tmp_path):
+    run = RunDir(tmp_path)
+    with MetricWriter(run) as writer:
+        writer.write(1, {"loss": 2.5, "index_version": np.int64(300)})
+        writer.write(2, {"loss": jnp.float32(1.25), "null_document_prob": jnp.asarray(0.5, jnp.bfloat16)})
+    first, second = [json.loads(line) for line in run.metrics_jsonl.read_text().splitlines()]
+    assert first.pop("time") > 1.7e9
+    assert first == {"step": 1, "loss": 2.5, "index_version": 300}
+    assert second["loss"] == 1.25 and second["null_document_prob"] == 0.5
+    scalars = [(e.step, v.tag, v.simple_value) for e in events(run) for v in e.summary.value]
+    assert scalars == [
+        (1, "loss", 2.5),
+        (1, "index_version", 300.0),
+        (2, "loss", 1.25),
+        (2, "null_document_prob", 0.5),
+    ]
+
+
+def test_a_line_is_in_the_file_before_write_returns(tmp_path):
+    writer = MetricWriter(tmp_path)
+    writer.write(7, {"loss": 1.0})
+    assert [entry["step"] for entry in read_metrics(tmp_path)] == [7]
+    writer.close()
+
+
+def test_non_finite_numbers_are_legal_json_and_come_back(tmp_path):
+    with MetricWriter(tmp_path) as writer:
+        writer.write(1, {"a": math.nan, "b": math.inf, "c": -math.inf})
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    line = RunDir(tmp_path).metrics_jsonl.read_text()
+    assert json.loads(line, parse_constant=refuse)["c"] == "-Infinity"
+    (entry,) = read_metrics(tmp_path)
+    assert math.isnan(entry["a"]) and entry["b"] == math.inf and entry["c"] == -math.inf
+
+
+def test_resume_drops_the_given_step_and_later(tmp_path):
+    run = RunDir(tmp_path)
+    with MetricWriter(run) as writer:
+        for step in (10, 20, 30, 40):
+            writer.write(step, {"loss": float(step)})
+    with run.metrics_jsonl.open("ab") as file:
+        file.write(b'{"step": 50, "lo')  # the process died here
+    with MetricWriter(run) as writer:
+        writer.resume_from(30)
+        writer.write(30, {"loss": 0.5})
+    steps, values = series(read_metrics(run), "loss")
+    np.testing.assert_array_equal(steps, [10, 20, 30])
+    np.testing.assert_array_equal(values, [10.0, 20.0, 0.5])
+    # TensorBoard hides events from the step of a session start on
+    assert [event.step for event in events(run) if event.HasField("session_log")] == [30]
+    assert not list(run.metrics.glob(".*tmp"))
+
+
+def test_resume_after_the_first_write_is_our_bug(tmp_path):
+    with MetricWriter(tmp_path) as writer:
+        writer.write(1, {})
+        with pytest.raises(RuntimeError, match="before the first write"):
+            writer.resume_from(1)
+
+
+def test_a_torn_last_line_is_left_out_and_cut_off(tmp_path):
+    run = RunDir(tmp_path)
+    run.metrics.mkdir()
+    run.metrics_jsonl.write_bytes(b'{"step": 1, "loss": 3.0}\n{"step": 2, "lo')
+    assert [entry["step"] for entry in read_metrics(run)] == [1]
+    with MetricWriter(run) as writer:
+        writer.write(3, {"loss": 1.0})
+    assert [entry["step"] for entry in read_metrics(run)] == [1, 3]
+
+
+def test_a_broken_line_in_the_middle_is_named(tmp_path):
+    run = RunDir(tmp_path)
+    run.metrics.mkdir()
+    run.metrics_jsonl.write_bytes(b'{"step": 1}\nrubbish\n{"step": 2}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: .*remove the line"):
+        read_metrics(run)
+    run.metrics_jsonl.write_bytes(b'{"loss": 1}\n')
+    with pytest.raises(ValueError, match='integer "step"'):
+        read_metrics(run)
+
+
+def test_no_file_is_no_metrics(tmp_path):
+    assert read_metrics(tmp_path) == []
+
+
+def test_other_processes_write_nothing(tmp_path):
+    with MetricWriter(tmp_path, process_index=1) as writer:
+        writer.resume_from(3)
+        writer.write(4, {"loss": 1.0})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_metric_is_one_number(tmp_path):
+    writer = MetricWriter(tmp_path)
+    with pytest.raises(ValueError, match=r"metric 'loss' must be one number, got float32 of shape \(2,\)"):
+        writer.write(1, {"loss": np.ones(2, np.float32)})
+    with pytest.raises(ValueError, match="metric 'name'"):
+        writer.write(1, {"name": "text"})
+
+
+class FullDisk:
+    """A file that takes half of a line, then has no room, as often as told."""
+
+    def __init__(self, file, refusals):
+        self.file, self.refusals = file, refusals
+
+    def write(self, line):
+        if self.refusals:
+            self.refusals -= 1
+            self.file.write(line[: len(line) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self.file.write(line)
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+
+def test_a_full_disk_loses_lines_but_neither_the_run_nor_the_file(tmp_path, caplog):
+    writer = MetricWriter(tmp_path)
+    writer.write(1, {"loss": 1.0})
+    writer._lines = FullDisk(writer._lines, refusals=2)
+    for step in (2, 3, 4):
+        writer.write(step, {"loss": 1.0})
+    writer.close()
+    assert [entry["step"] for entry in read_metrics(tmp_path)] == [1, 4]
+    refusals = [record for record in caplog.records if "No space left" in record.getMessage()]
+    assert len(refusals) == 1 and "step 2" in refusals[0].getMessage()
+
+
+def test_series_leaves_out_entries_without_the_metric():
+    steps, values = series([{"step": 1, "a": 2.0}, {"step": 2}, {"step": 3, "a": 4}], "a")
+    np.testing.assert_array_equal(steps, [1, 3])
+    np.testing.assert_array_equal(values, [2, 4])
+    assert series([], "a")[0].shape == (0,)
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_step_timer():
+    clock = Clock()
+    timer = StepTimer(examples_per_step=16, tokens_per_step=1000, flops_per_step=6e9, peak_flops=30e9, clock=clock)
+    assert timer.figures() == {}
+    for secs in (0.1, 0.3, 0.2):
+        clock.now += secs
+        assert timer.step_done() == pytest.approx(secs)
+    clock.now += 50
+    timer.skip()  # an evaluation is no training time
+    assert timer.figures() == {
+        "step_secs": pytest.approx(0.2),
+        "examples_per_sec": pytest.approx(16 * 3 / 0.6),
+        "tokens_per_sec": pytest.approx(5000.0),
+        "mfu": pytest.approx(6e9 * 3 / 0.6 / 30e9),
+    }
+    clock.now += 2
+    timer.step_done()
+    assert timer.figures()["examples_per_sec"] == pytest.approx(8.0)
+    assert timer.step_secs == pytest.approx([0.1, 0.3, 0.2, 2.0])
+    assert "mfu" not in _one_step(StepTimer(1, 1, clock=clock), clock).figures()
+
+
+def _one_step(timer, clock):
+    clock.now += 1
+    timer.step_done()
+    return timer
+
+
+@pytest.mark.parametrize(
+    ("kind", "flops"),
+    [("TPU v5 lite", 197e12), ("TPU v5", 459e12), ("TPU v3", 61.5e12), ("NVIDIA A100-SXM4-80GB", 312e12)],
+)
+def test_known_devices_count_by_their_data_sheet(kind, flops):
+    assert data_sheet_flops(kind) == flops
+
+
+def test_simulated_devices_share_one_measured_peak(monkeypatch):
+    monkeypatch.setattr(metrics, "_measured_peak", lambda device: 5e9)
+    assert len(jax.devices()) == 8
+    assert peak_flops_per_sec() == 5e9
+
+
+def test_measured_peak_is_plausible():
+    assert 1e8 < metrics._measured_peak(jax.devices()[0], size=256, seconds=0.01) < 1e15
+
+
+def test_progress_without_a_terminal_is_log_lines(caplog):
+    clock = Clock()
+    caplog.set_level(logging.INFO, "realm_jax.training.metrics")
+    with ProgressBar(100, initial_step=20, log_every_secs=10, clock=clock) as bar:
+        for step in range(21, 101):
+            clock.now += 1.0
+            bar.update(step, {"loss": 2.0, "index_version": 15, "index_age_steps": 6})
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[0] == "train 21/100, 01:19 left, loss 2.000, index 15 (6 steps old)"
+    assert len(lines) == 9 and lines[-1].startswith("train 100/100, 00:00 left")
+
+
+class Terminal(io.StringIO):
+    """A file in memory that says that it is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def test_progress_on_a_terminal_is_one_line():
+    terminal = Terminal()
+    with ProgressBar(50, description="realm", stream=terminal) as bar:
+        bar.update(25, {"loss": 1.5, "retrieval_utility": -0.25})
+        bar._bar.refresh()
+    assert "realm  50% |" in terminal.getvalue() and "25/50" in terminal.getvalue()
+    assert "loss 1.500, utility -0.250" in terminal.getvalue()
+    assert terminal.getvalue().count("\n") == 1  # the end of the bar
+
+
+def test_no_index_yet_is_not_shown():
+    assert progress_figures({"index_version": -1, "loss": 1.0}) == "loss 1.000"
