@@ -1,0 +1,123 @@
+"""Exact search against numpy, on one device and on eight."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from realm_jax.retrieval.exact import ExactIndex, brute_force, search_chunks, search_sharded_chunks
+
+
+def _mesh(devices: int, axes: tuple[str, ...] = ("data",)) -> jax.sharding.Mesh:
+    shape = (devices,) if len(axes) == 1 else (2, devices // 2)
+    return jax.make_mesh(shape, axes, axis_types=(AxisType.Auto,) * len(axes), devices=jax.devices()[:devices])
+
+
+def _data(documents: int, queries: int = 5, embed: int = 8, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    # integers: products are exact and ties are many
+    return (
+        rng.integers(-3, 4, size=(queries, embed)).astype(np.float32),
+        rng.integers(-3, 4, size=(documents, embed)).astype(np.float32),
+    )
+
+
+def _expected(queries: np.ndarray, documents: np.ndarray, num_results: int) -> np.ndarray:
+    return np.argsort(-(queries @ documents.T), axis=1, kind="stable")[:, :num_results]
+
+
+@pytest.mark.parametrize("mesh", [None, (1, ("data",)), (8, ("data",)), (8, ("data", "fsdp"))])
+@pytest.mark.parametrize(("documents", "chunk"), [(1, 4), (7, 3), (101, 8), (96, 4), (203, 1000)])
+def test_equals_numpy_where_nothing_divides(mesh, documents, chunk):
+    queries, rows = _data(documents)
+    index = ExactIndex(rows, chunk=chunk, mesh=mesh and _mesh(*mesh))
+    assert (index.num_documents, index.embed_dim) == (documents, 8)
+    for num_results in (1, 6):
+        found = index.search(queries, num_results)
+        expected = _expected(queries, rows, num_results)
+        held = expected.shape[1]
+        assert np.array_equal(found.ids[:, :held], expected)
+        assert np.array_equal(found.scores[:, :held], np.take_along_axis(queries @ rows.T, expected, 1))
+        assert (found.ids[:, held:] == -1).all()
+
+
+@pytest.mark.parametrize("mesh", [None, 8])
+def test_padding_rows_are_never_returned(mesh):
+    # every document scores below 0, the score that a padding row of zeros would have
+    rows = -np.ones((19, 4), np.float32)
+    found = ExactIndex(rows, chunk=4, mesh=mesh and _mesh(mesh)).search(np.ones((3, 4), np.float32), 50)
+    assert found.ids.shape == found.scores.shape == (3, 50)
+    assert found.ids[:, :19].tolist() == [list(range(19))] * 3
+    assert (found.ids[:, 19:] == -1).all() and np.isneginf(found.scores[:, 19:]).all()
+
+
+def test_blocks_first_document_and_odd_batches():
+    queries, rows = _data(77, queries=13)
+    blocks = [rows[:30], rows[30:31], rows[31:70], rows[70:]]
+    seen = []
+    index = ExactIndex(blocks, chunk=10, first_document=1000, on_block=lambda done, total: seen.append((done, total)))
+    assert seen == [(n + 1, 8) for n in range(8)]
+    for batch in (0, 1, 3, 13):
+        found = index.search(queries[:batch], 4)
+        assert np.array_equal(found.ids, _expected(queries[:batch], rows, 4) + 1000)
+
+
+def test_bfloat16_rows_keep_float32_scores():
+    queries, rows = _data(50)
+    found = ExactIndex(rows, chunk=16, dtype=jnp.bfloat16).search(queries, 3)
+    # small integers are exact in bfloat16; their sums are accumulated in float32
+    assert np.array_equal(found.ids, _expected(queries, rows, 3))
+    assert found.scores.dtype == np.float32
+
+
+def test_approximate_search_is_exact_on_cpu():
+    rng = np.random.default_rng(1)
+    rows, queries = (
+        rng.standard_normal((500, 16)).astype(np.float32),
+        rng.standard_normal((4, 16)).astype(np.float32),
+    )
+    found = ExactIndex(rows, chunk=128, recall_target=0.9).search(queries, 5)
+    assert np.array_equal(found.ids, _expected(queries, rows, 5))
+
+
+def test_memory_mapped_rows(tmp_path):
+    queries, rows = _data(90)
+    np.save(tmp_path / "rows.npy", rows)
+    index = ExactIndex(np.load(tmp_path / "rows.npy", mmap_mode="r"), chunk=32, mesh=_mesh(8))
+    assert np.array_equal(index.search(queries, 9).ids, _expected(queries, rows, 9))
+
+
+def test_bad_arguments_are_refused():
+    with pytest.raises(ValueError, match="at least 1 document"):
+        ExactIndex(np.zeros((0, 4), np.float32))
+    with pytest.raises(ValueError, match=r"of one width, got \[\(4,\), \(5,\)\]"):
+        ExactIndex([np.zeros((2, 4), np.float32), np.zeros((2, 5), np.float32)])
+    index = ExactIndex(np.zeros((2, 4), np.float32))
+    with pytest.raises(ValueError, match=r"must be \[batch, 4\] for this index, got \[1, 3\]"):
+        index.search(np.zeros((1, 3), np.float32), 1)
+    with pytest.raises(ValueError, match="1 of 1 queries are not finite"):
+        index.search(np.full((1, 4), np.nan, np.float32), 1)
+
+
+def test_brute_force_keeps_ties_by_document():
+    rows = np.array([[1.0], [2.0], [2.0], [2.0], [0.0]], np.float32)
+    assert brute_force(np.ones((1, 1), np.float32), rows, 2, first_document=10).ids.tolist() == [[11, 12]]
+    assert brute_force(np.ones((1, 1), np.float32), rows, 7).ids.tolist() == [[1, 2, 3, 0, 4, -1, -1]]
+
+
+def test_lives_inside_a_jitted_step_and_lowers_for_accelerators():
+    queries, rows = _data(64)
+
+    @jax.jit
+    def step(queries: jax.Array, chunks: jax.Array) -> jax.Array:
+        return search_chunks(queries, chunks, 60, 3).ids
+
+    assert np.array_equal(step(queries, rows.reshape(8, 8, 8)), _expected(queries, rows[:60], 3))
+    shapes = jax.ShapeDtypeStruct((4, 8), jnp.float32), jax.ShapeDtypeStruct((8, 128, 8), jnp.float32)
+    for recall_target in (1.0, 0.95):
+        local = jax.jit(lambda q, c, r=recall_target: search_chunks(q, c, 1000, 5, r))
+        assert set(jax.export.export(local, platforms=["tpu", "cuda"])(*shapes).platforms) == {"tpu", "cuda"}
+    mesh = _mesh(8)
+    sharded = jax.jit(lambda q, c: search_sharded_chunks(q, c, 1000, 5, mesh))
+    assert jax.export.export(sharded, platforms=["tpu", "cuda"])(*shapes).nr_devices == 8
