@@ -223,13 +223,13 @@ def _search_shard(shard: ScannShard, queries: np.ndarray, num_results: int) -> S
     if settings.num_leaves == 0:
         ids, scores = shard.searcher.search_batched(queries, final_num_neighbors=keep)
     else:
-        # Without this, no more than `reorder` hits ever come back. A query that wants many documents also needs
-        # leaves that hold several times as many.
+        # By itself ScaNN never returns more than `reorder` hits. Who wants many documents needs twice as many scored
+        # again, and leaves that hold several times as many.
         leaves = math.ceil(4 * keep * settings.num_leaves / shard.num_documents)
         ids, scores = shard.searcher.search_batched(
             queries,
             final_num_neighbors=keep,
-            pre_reorder_num_neighbors=max(settings.reorder, keep),
+            pre_reorder_num_neighbors=max(settings.reorder, 2 * keep),
             leaves_to_search=min(max(settings.leaves_to_search, leaves), settings.num_leaves),
         )
     # ScaNN pads missing hits with id 0 and a NaN distance; its ids are uint32, which would wrap when offset
