@@ -1,0 +1,1 @@
+"""How well documents are found: rankings, answers within documents, BM25 beside every retriever."""
