@@ -6,7 +6,9 @@ import re
 from setuptools import find_packages, setup
 
 ROOT = pathlib.Path(__file__).parent
-GIN_FOLDERS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "gin").rglob("*") if p.is_dir())
+GIN_FOLDERS = sorted(
+    path.relative_to(ROOT).as_posix() for path in [ROOT / "gin", *(ROOT / "gin").rglob("*")] if path.is_dir()
+)
 
 # Lower bounds are versions that the tests have run with; upper bounds stop where an interface is known to move.
 # jax 0.10.2 and flax 0.12.8 are the last ones for Python 3.11.
@@ -78,10 +80,9 @@ setup(
     # The .gin files of the checkout's gin/ travel in the wheel as realm_jax/gin/.
     packages=[
         *find_packages(include=["realm_jax", "realm_jax.*"]),
-        "realm_jax.gin",
-        *("realm_jax." + folder.replace("/", ".").replace("\\", ".") for folder in GIN_FOLDERS),
+        *("realm_jax." + folder.replace("/", ".") for folder in GIN_FOLDERS),
     ],
-    package_dir={"realm_jax.gin": "gin"},
+    package_dir={"realm_jax." + folder.replace("/", "."): folder for folder in GIN_FOLDERS},
     package_data={"": ["*.gin", "*.html", "*.css", "*.js", "*.txt", "*.json", "py.typed"]},
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,

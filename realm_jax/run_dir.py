@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -99,32 +99,22 @@ def write_json_atomically(path: str | os.PathLike[str], content: Any) -> None:
     Raises:
       ValueError: for NaN or infinity, which JSON does not have.
     """
+    write_text_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a text file by writing it beside its place, flushing it to the disk, and renaming it."""
     path = Path(path)
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    # mkstemp makes files for the owner alone, but runs are shared. The mask can only be read by setting it, which
-    # races with other threads; /proc tells it without.
-    try:
-        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("Umask:"):
-                return int(line.split()[1], 8)
-    except OSError:
-        pass
-    return 0o022
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

@@ -93,7 +93,9 @@ def describe_value(value: Any) -> str:
 
 
 def resolved_annotations(function_or_class: Any) -> dict[str, Any]:
-    """The annotations of a function or class with written-out names resolved; unresolvable ones stay as they are."""
+    """The annotations of a function's or constructor's parameters, by name; unresolvable ones stay as written."""
+    if inspect.isclass(function_or_class) and not dataclasses.is_dataclass(function_or_class):
+        function_or_class = function_or_class.__init__
     try:
         return typing.get_type_hints(function_or_class)
     except (NameError, TypeError):

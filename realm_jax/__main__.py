@@ -1,0 +1,181 @@
+"""The command line: `python -m realm_jax JOB --run_dir=DIR [--gin_file=FILE …] [--gin.NAME.PARAM=VALUE …]`.
+
+Exit status: 0 done, 1 failed, 2 not understood, 130 interrupted. A user's mistake is told in a line or two; only a bug
+of ours shows a traceback (`--debug` shows it always).
+"""
+
+import inspect
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from realm_jax.jobs import JOBS, Job
+
+USAGE = "python -m realm_jax JOB --run_dir=DIR [--gin_file=FILE ...] [--gin.NAME.PARAM=VALUE ...]"
+DONE, FAILED, NOT_UNDERSTOOD, INTERRUPTED = 0, 1, 2, 130
+
+
+class UsageError(Exception):
+    """The command line could not be understood."""
+
+
+class CommandLine(NamedTuple):
+    """A parsed command line. `job` is empty when only help was asked for."""
+
+    job: str
+    run_dir: str = ""
+    gin_files: tuple[str, ...] = ()
+    bindings: tuple[str, ...] = ()
+    help: bool = False
+    debug: bool = False
+
+
+def parse(arguments: Sequence[str], jobs: Mapping[str, Job] = JOBS) -> CommandLine:
+    """Parses the arguments after `python -m realm_jax`. `--flag=value` and `--flag value` are the same.
+
+    Raises:
+      UsageError: for anything that is not a job or a flag.
+    """
+    rest = list(arguments)
+    if not rest:
+        raise UsageError(f"which job? one of: {', '.join(jobs)}")
+    if rest[0] in ("--help", "-h", "help"):
+        return CommandLine("", help=True)
+    job = rest.pop(0)
+    if job not in jobs:
+        what = "the job comes first" if job.startswith("-") else f"there is no job '{job}'"
+        raise UsageError(f"{what}; jobs: {', '.join(jobs)}")
+    run_dir, gin_files, bindings, debug = "", [], [], False
+    while rest:
+        flag, equals, value = rest.pop(0).partition("=")
+        if flag in ("--help", "-h"):
+            return CommandLine(job, help=True)
+        if flag == "--debug" and not equals:
+            debug = True
+            continue
+        if flag not in ("--run_dir", "--gin_file") and not flag.startswith("--gin."):
+            raise UsageError(
+                f"'{flag}' is not a flag of {job}; flags: --run_dir, --gin_file, --gin.NAME.PARAM, --debug, --help"
+            )
+        if not equals:
+            if not rest:
+                raise UsageError(f"{flag} needs a value: {flag}=VALUE")
+            value = rest.pop(0)
+        if flag == "--run_dir":
+            run_dir = value
+        elif flag == "--gin_file":
+            gin_files.append(value)
+        else:
+            bindings.append(f"{flag.removeprefix('--gin.')}={value}")
+    if not run_dir:
+        raise UsageError(f"{job} needs a run directory: --run_dir=DIR")
+    return CommandLine(job, run_dir, tuple(gin_files), tuple(bindings), debug=debug)
+
+
+def jobs_help(jobs: Mapping[str, Job] = JOBS) -> str:
+    """The text of `python -m realm_jax --help`. No job's module is imported for it."""
+    width = max(map(len, jobs))
+    return "\n".join(
+        [
+            f"usage: {USAGE}",
+            "",
+            "jobs:",
+            *(f"  {name:{width}}  {job.summary}" for name, job in jobs.items()),
+            "",
+            "flags:",
+            "  --run_dir=DIR             everything the run reads and writes lies here",
+            "  --gin_file=FILE           a run file, by path or by name (runs/realm_tiny.gin); may be repeated",
+            "  --gin.NAME.PARAM=VALUE    overrides a parameter; --gin.MACRO=VALUE a macro of a run file",
+            "  --debug                   show a traceback for every failure",
+            "",
+            "python -m realm_jax JOB --help shows a job's parameters.",
+        ]
+    )
+
+
+def job_help(name: str, jobs: Mapping[str, Job] = JOBS) -> str:
+    """The text of `python -m realm_jax JOB --help`: the job function's first paragraph and its parameters."""
+    from realm_jax import typed
+
+    job = jobs[name]
+    function = job.function()
+    annotations = typed.resolved_annotations(function)
+    paragraph = (inspect.getdoc(function) or job.summary).split("\n\n")[0]
+    parameters = [p for p in inspect.signature(function).parameters.values() if p.name != "run_dir"]
+    rows = []
+    for parameter in parameters:
+        default = "required" if parameter.default is inspect.Parameter.empty else f"= {parameter.default!r}"
+        row = f"{parameter.name}: {typed.describe(annotations.get(parameter.name, Any))}  {default}"
+        rows.append(f"  {row if len(row) <= 150 else row[:146] + ' ...'}")
+    number = next((p for p in parameters if type(p.default) is int), None)
+    override = f" --gin.{name}.{number.name}={number.default}" if number else ""
+    return "\n".join(
+        [
+            f"usage: {USAGE.replace('JOB', name)}",
+            "",
+            paragraph,
+            "",
+            f"parameters, set as --gin.{name}.PARAM=VALUE, or as {job.short_name}.PARAM = VALUE in a gin file:",
+            *rows,
+            "",
+            f"example: python -m realm_jax {name} --run_dir=runs/tiny --gin_file=runs/realm_tiny.gin{override}",
+        ]
+    )
+
+
+def run(command: CommandLine, jobs: Mapping[str, Job] = JOBS) -> Any:
+    """Binds the configuration, saves it in the run directory and runs the job; returns what the job returns."""
+    from realm_jax import config
+    from realm_jax.run_dir import RunDir, write_text_atomically
+
+    kwargs = config.bind(command.job, command.gin_files, command.bindings, jobs)
+    write_text_atomically(RunDir.of(command.run_dir).config_file(command.job), config.operative_config())
+    return jobs[command.job].function()(run_dir=command.run_dir, **kwargs)
+
+
+def describe_error(error: BaseException) -> str:
+    """An error in at most two lines. One raised outside this package (by a library) says so."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    frames = traceback.extract_tb(error.__traceback__)
+    package = os.path.dirname(os.path.abspath(__file__)) + os.sep  # noqa: PTH100, PTH120 (a prefix of frame names)
+    if isinstance(error, ValueError) and frames and not frames[-1].filename.startswith(package):
+        ours = next((frame for frame in reversed(frames) if frame.filename.startswith(package)), frames[-1])
+        place = f"{ours.filename.removeprefix(package)}:{ours.lineno}"
+        return f"{' '.join(lines[:3])}\n  ({type(error).__name__} at {place}; --debug shows the traceback)"
+    return "\n  ".join(lines[:2])
+
+
+def main(arguments: Sequence[str], jobs: Mapping[str, Job] = JOBS) -> int:
+    """Runs a command line and returns its exit status."""
+    try:
+        command = parse(arguments, jobs)
+    except UsageError as error:
+        print(f"realm_jax: {error}\nusage: {USAGE}", file=sys.stderr)
+        return NOT_UNDERSTOOD
+    if command.help:
+        print(job_help(command.job, jobs) if command.job else jobs_help(jobs))
+        return DONE
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("realm_jax").setLevel(logging.DEBUG if command.debug else logging.INFO)
+    return _guarded(lambda: run(command, jobs), command)
+
+
+def _guarded(work: Callable[[], Any], command: CommandLine) -> int:
+    try:
+        work()
+    except KeyboardInterrupt:
+        print(f"\nrealm_jax {command.job}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except (ValueError, OSError) as error:  # TimeoutError and FileNotFoundError are OSErrors
+        if command.debug:
+            traceback.print_exc()
+        print(f"realm_jax {command.job}: {describe_error(error)}", file=sys.stderr)
+        return FAILED
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

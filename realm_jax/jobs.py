@@ -1,0 +1,39 @@
+"""The jobs: what `python -m realm_jax JOB` runs. A function is imported only when its job is asked for."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+
+class Job(NamedTuple):
+    """Where a job's function lives, as `module:function`, and what it does in a line."""
+
+    place: str
+    summary: str
+
+    @property
+    def selector(self) -> str:
+        """The function's full dotted name."""
+        return self.place.replace(":", ".")
+
+    @property
+    def short_name(self) -> str:
+        """The name that gin files use: the last part of the module and the function, `loop.train`."""
+        return ".".join(self.selector.split(".")[-2:])
+
+    def function(self) -> Callable[..., Any]:
+        """Imports the job's module and returns its function."""
+        module, name = self.place.split(":")
+        return getattr(importlib.import_module(module), name)
+
+
+JOBS: Mapping[str, Job] = MappingProxyType(
+    {
+        "corpus": Job("realm_jax.corpus.build:corpus", "cut texts into blocks, tag salient spans, tokenise"),
+        "train": Job("realm_jax.training.loop:train", "pre-train (ICT or REALM), swapping in new index versions"),
+        "embed": Job("realm_jax.retrieval.embed:embed", "embed the corpus with each new snapshot, publish its index"),
+        "evaluate": Job("realm_jax.evaluation.retrieval:evaluate", "measure retrieval with a checkpoint and an index"),
+        "report": Job("realm_jax.report:report", "gather a run's figures into report.json and report.html"),
+    }
+)

@@ -1,0 +1,181 @@
+import subprocess
+import sys
+import time
+
+import pytest
+
+from realm_jax import __main__ as command_line
+from realm_jax import config
+from realm_jax.jobs import JOBS, Job
+
+TABLE = {
+    "train": Job("tests.sample_jobs:teach", "trains nothing"),
+    "embed": Job("tests.sample_jobs:watch", "watches"),
+    "absent": Job("realm_jax.no_such_module:job", "is never imported"),
+}
+FILE = "from __gin__ import dynamic_registration\nfrom tests import sample_jobs\n" + (
+    "sample_jobs.teach.corpus = 'wiki'\nsample_jobs.teach.encoder = @sample_jobs.Encoder()\n"
+)
+
+
+@pytest.fixture
+def main(tmp_path, capsys):
+    (tmp_path / "run.gin").write_text(FILE)
+
+    def run_main(*arguments, job="train", run_dir=tmp_path / "run"):
+        places = [f"--run_dir={run_dir}", f"--gin_file={tmp_path / 'run.gin'}"]
+        status = command_line.main([job, *places, *arguments], TABLE)
+        output = capsys.readouterr()
+        return status, output.out, output.err
+
+    return run_main
+
+
+def python(*arguments, timeout=60, **kwargs):
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=timeout, **kwargs)
+
+
+def test_a_job_runs_and_its_configuration_is_saved(main, tmp_path):
+    status, out, err = main("--gin.train.num_steps=7")
+    assert (status, err) == (0, "")
+    assert "num_steps" in out
+    saved = tmp_path / "run" / "config-train.gin"
+    again = config.bind("train", [str(saved)], [], TABLE)
+    assert again == config.bind("train", [str(tmp_path / "run.gin")], ["train.num_steps=7"], TABLE)
+    assert again["num_steps"] == 7
+
+
+def test_the_configuration_is_saved_before_the_work(main, tmp_path):
+    assert main("--gin.train.corpus=mistake")[0] == 1
+    assert "corpus = 'mistake'" in (tmp_path / "run" / "config-train.gin").read_text()
+
+
+def test_nothing_is_written_for_a_refused_configuration(main, tmp_path):
+    assert main("--gin.train.num_stebs=7")[0] == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("corpus", "expected"),
+    [
+        ("mistake", "realm_jax train: corpus has 3 documents but the index has 4; rebuild it with the embed job\n"),
+        ("missing", "realm_jax train: no corpus at missing; build it with the corpus job\n"),
+        ("slow", "realm_jax train: no snapshot after 5 s\n"),
+    ],
+)
+def test_a_mistake_is_a_line_and_status_1(main, monkeypatch, corpus, expected):
+    monkeypatch.setattr(command_line, "__file__", __file__)  # the sample jobs lie with the tests
+    status, _, err = main(f"--gin.train.corpus={corpus}")
+    assert (status, err) == (1, expected)
+
+
+def test_an_error_out_of_a_library_says_where_it_came_up(main):
+    status, _, err = main("--gin.train.corpus=library")
+    assert status == 1
+    assert "invalid literal for int()" in err
+    assert "--debug shows the traceback" in err
+    assert len(err.splitlines()) == 2
+    assert "Traceback" not in err
+    assert "Traceback" in main("--gin.train.corpus=library", "--debug")[2]
+
+
+def test_a_bug_shows_its_traceback(main):
+    with pytest.raises(TypeError, match="our own mistake"):
+        main("--gin.train.corpus=bug")
+
+
+def test_an_interrupt_is_status_130_without_traceback(main):
+    status, _, err = main("--gin.train.corpus=interrupt")
+    assert (status, err) == (130, "\nrealm_jax train: interrupted\n")
+
+
+def test_a_run_dir_that_is_a_file(main, tmp_path):
+    (tmp_path / "file").write_text("")
+    status, _, err = main(run_dir=tmp_path / "file")
+    assert status == 1
+    assert str(tmp_path / "file") in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "which job? one of: train, embed, absent"),
+        (["trian"], "there is no job 'trian'; jobs: train, embed, absent"),
+        (["--run_dir=x"], "the job comes first; jobs: train, embed, absent"),
+        (["train"], "train needs a run directory: --run_dir=DIR"),
+        (["train", "--run_dir="], "train needs a run directory: --run_dir=DIR"),
+        (["train", "--run_dir"], "--run_dir needs a value: --run_dir=VALUE"),
+        (["train", "--rundir=x"], "'--rundir' is not a flag of train; flags: --run_dir, --gin_file, --gin.NAME.PARAM"),
+        (["train", "x"], "'x' is not a flag of train"),
+    ],
+)
+def test_a_command_line_not_understood_is_status_2(capsys, arguments, expected):
+    assert command_line.main(arguments, TABLE) == 2
+    error = capsys.readouterr().err
+    assert expected in error
+    assert len(error.splitlines()) == 2
+
+
+def test_flags_take_their_value_with_or_without_equals():
+    with_equals = ["train", "--run_dir=a=b", "--gin_file=x", "--gin_file=y", "--gin.A=1", "--gin.b.c=d=e", "--debug"]
+    without = ["train", "--run_dir", "a=b", "--gin_file", "x", "--gin_file", "y", "--gin.A", "1", "--gin.b.c=d=e"]
+    command = command_line.parse(with_equals, TABLE)
+    assert command == command_line.CommandLine("train", "a=b", ("x", "y"), ("A=1", "b.c=d=e"), debug=True)
+    assert command_line.parse([*without, "--debug"], TABLE) == command
+
+
+def test_help_lists_every_job(capsys):
+    assert command_line.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for name, job in JOBS.items():
+        assert f"  {name}" in text
+        assert job.summary in text
+
+
+def test_help_of_a_job(capsys):
+    assert command_line.main(["train", "--help"], TABLE) == 0
+    text = capsys.readouterr().out
+    assert "Trains nothing at all." in text
+    assert "More about it" not in text
+    assert "run_dir:" not in text
+    assert "  corpus: str  required" in text
+    assert "  num_steps: int  = 10" in text
+    assert "  mode: 'asynchronous' or 'frozen'  = 'frozen'" in text
+    assert "example: python -m realm_jax train --run_dir=runs/tiny" in text
+    assert "--gin.train.num_steps=10" in text
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    program = (
+        "import sys, runpy; sys.argv = ['realm_jax', '--help']\n"
+        "try: runpy.run_module('realm_jax', run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code\n"
+        "heavy = {'jax', 'numpy', 'gin', 'scann', 'tensorflow_datasets'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    started = time.monotonic()
+    done = python("-c", program)
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - started < 5.0  # 0.1 s alone; the bound is for a loaded machine
+
+
+def test_exit_statuses_of_the_real_command(tmp_path):
+    assert python("-m", "realm_jax", "--help").returncode == 0
+    nonsense = python("-m", "realm_jax", "fly")
+    assert nonsense.returncode == 2
+    assert "there is no job 'fly'" in nonsense.stderr
+    missing = python("-m", "realm_jax", "report", f"--run_dir={tmp_path}", "--gin_file=nowhere.gin", cwd=tmp_path)
+    assert missing.returncode == 1
+    assert missing.stderr.startswith("realm_jax report: no gin file nowhere.gin")
+    assert "Traceback" not in missing.stderr
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_every_job_of_the_table_exists_and_takes_a_run_dir_first(name):
+    import inspect
+
+    parameters = list(inspect.signature(JOBS[name].function()).parameters.values())
+    assert parameters[0].name == "run_dir"
+    assert all(parameter.annotation is not inspect.Parameter.empty for parameter in parameters)
+    assert f"--gin.{name}.PARAM=VALUE" in command_line.job_help(name)
