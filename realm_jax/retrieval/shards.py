@@ -1,0 +1,117 @@
+"""Shards of an index version: what makes one finished, and reading one back."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from realm_jax.retrieval.manifest import (
+    REBUILD,
+    IndexRefused,
+    Shard,
+    ShardFile,
+    check_content,
+    check_size,
+    sha256_of,
+    shard_from_json,
+)
+from realm_jax.run_dir import write_json_atomically
+
+if TYPE_CHECKING:
+    from realm_jax.retrieval.scann_index import ScannShard
+
+SHARD_RECORD = "shard.json"
+EMBEDDINGS = "embeddings.npy"
+SCANN_ASSETS = "scann"
+
+
+def shard_name(number: int, num_shards: int) -> str:
+    return f"shard-{number:05d}-of-{num_shards:05d}"
+
+
+def describe_files(version_dir: Path, name: str) -> tuple[ShardFile, ...]:
+    """Sizes and checksums of all files of a shard but its record, each flushed to disk first."""
+    files = []
+    for path in sorted((version_dir / name).rglob("*")):
+        if path.is_file() and path.name != SHARD_RECORD:
+            flush(path)
+            files.append(ShardFile(path.relative_to(version_dir).as_posix(), path.stat().st_size, sha256_of(path)))
+        elif path.is_dir():
+            flush(path)
+    return tuple(files)
+
+
+def finish_shard(version_dir: Path, shard: Shard, made_from: Mapping[str, Any]) -> None:
+    """Writes a shard's record: from now on the shard survives a crash.
+
+    Args:
+      version_dir: of the unpublished version.
+      shard: whose files are on disk (`describe_files`).
+      made_from: what the shard depends on; `finished_shard` compares it.
+    """
+    write_json_atomically(
+        version_dir / shard.name / SHARD_RECORD, {"made_from": dict(made_from), "shard": dataclasses.asdict(shard)}
+    )
+    flush(version_dir / shard.name)
+    flush(version_dir)
+
+
+def finished_shard(version_dir: Path, name: str, made_from: Mapping[str, Any]) -> Shard | None:
+    """The shard that an interrupted build left finished, intact and made from the same; None if there is none such."""
+    try:
+        record = json.loads((version_dir / name / SHARD_RECORD).read_bytes())
+        shard = shard_from_json(record["shard"])
+        if record["made_from"] != json.loads(json.dumps(made_from)) or shard.name != name:
+            return None
+        for file in shard.files:
+            check_size(version_dir, file)
+            check_content(version_dir, file)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return shard
+
+
+def map_embeddings(version_dir: Path, shard: Shard, embed_dim: int) -> np.ndarray:
+    """The embeddings of a shard, memory-mapped: [count, embed_dim].
+
+    Raises:
+      IndexRefused: when the file does not hold them.
+    """
+    path = version_dir / shard.name / EMBEDDINGS
+    try:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise IndexRefused(f"{path} cannot be read ({error}); {REBUILD}") from error
+    if rows.shape != (shard.count, embed_dim) or rows.dtype != np.float32:
+        raise IndexRefused(
+            f"{path}: expected float32 {[shard.count, embed_dim]}, got {rows.dtype} {list(rows.shape)}; {REBUILD}"
+        )
+    return rows
+
+
+def load_scann_shard(version_dir: Path, shard: Shard, embed_dim: int, parameters: Mapping[str, Any]) -> "ScannShard":
+    """The searcher of a shard.
+
+    Raises:
+      IndexRefused: when ScaNN cannot read it.
+    """
+    from realm_jax.retrieval.scann_index import ScannSettings, load_shard
+
+    place = version_dir / shard.name / SCANN_ASSETS
+    try:
+        return load_shard(place, shard.first_document, shard.count, embed_dim, ScannSettings(**parameters))
+    except (ValueError, TypeError) as error:
+        raise IndexRefused(f"{place}: {error}; {REBUILD}") from error
+
+
+def flush(path: Path) -> None:
+    """Waits until a file or directory is on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
