@@ -1,0 +1,158 @@
+"""Where text comes from: files, folders and data sets of many formats, read as one stream of articles.
+
+What cannot be used is reported to `on_drop` by cause and skipped.  Records are streamed: memory holds one article (and
+at most 24 bytes for each id, to notice duplicates), whatever the size of the source.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from realm_jax.corpus.sources import tfds
+from realm_jax.corpus.sources.article import MAX_TEXT_CHARS, ORDINARY_CAUSES, OTHER_FILE, Article, OnDrop
+from realm_jax.corpus.sources.dpr_tsv import header_of, read_dpr_tsv
+from realm_jax.corpus.sources.files import first_bytes, list_files, looks_binary
+from realm_jax.corpus.sources.json_lines import read_json_lines, read_wikiextractor_json
+from realm_jax.corpus.sources.mediawiki import read_mediawiki
+from realm_jax.corpus.sources.text_folder import is_text_name, read_text_folder
+from realm_jax.corpus.sources.wikiextractor_doc import read_wikiextractor_doc
+
+__all__ = ["FORMATS", "ORDINARY_CAUSES", "Article", "OnDrop", "detect_format", "read_articles"]
+
+TEXT_FOLDER, TFDS, UNSEEN = "text_folder", "tfds", "not looked at"
+_MAX_SNIFFED = 500
+_RECORD_READERS: dict[str, Callable[[list[Path], OnDrop, int], Iterator[Article]]] = {
+    "wikiextractor_json": read_wikiextractor_json,
+    "wikiextractor_doc": read_wikiextractor_doc,
+    "mediawiki": read_mediawiki,
+    "jsonl": read_json_lines,
+    "dpr_tsv": read_dpr_tsv,
+}
+FORMATS = {
+    "wikiextractor_json": 'WikiExtractor --json, one {"id", "url", "title", "text"} a line',
+    "wikiextractor_doc": 'WikiExtractor, <doc id="…" url="…" title="…"> … </doc>',
+    "mediawiki": "a MediaWiki pages-articles XML dump",
+    "jsonl": 'JSON lines, one {"text", "title"?, "id"?} a line',
+    "dpr_tsv": "DPR's tsv with the header id, text, title",
+    TEXT_FOLDER: "a folder of .txt and .md files, one document each",
+    TFDS: "a TFDS data set, as in tfds:wikipedia/20230601.en?split=train[:1%]&title=title&text=text",
+}
+_COMPANIONS = ("readme", "license", "licence", "copying", "notice", "changelog", "sha256sums", "md5sums")
+
+
+def read_articles(
+    path: str | Path,
+    source_format: str = "auto",
+    on_drop: OnDrop = lambda cause: None,
+    max_text_chars: int = MAX_TEXT_CHARS,
+) -> Iterator[Article]:
+    """Streams the articles of a file, of all files below a folder, or of a TFDS data set.
+
+    Files may be compressed with gzip, bzip2 or xz, whatever their names.  They are read in sorted order.
+
+    Args:
+      path: a file, a folder, or `tfds:NAME?split=…`.
+      source_format: one of `FORMATS`, or "auto" to tell by the content.
+      on_drop: called with the cause of each record or file left out; those in `ORDINARY_CAUSES` are no defects.
+      max_text_chars: longer texts are dropped.
+    Returns:
+      An iterator; path and format are checked before it is returned.
+    Raises:
+      FileNotFoundError: nothing lies at the path.
+      ValueError: the format is unknown, or cannot be told from the content.
+    """
+    if source_format != "auto" and source_format not in FORMATS:
+        raise ValueError(f"expected a source format among {['auto', *FORMATS]}, got {source_format!r}")
+    if source_format == TFDS or str(path).startswith(tfds.PREFIX):
+        if source_format not in ("auto", TFDS):
+            raise ValueError(
+                f"a source that begins with {tfds.PREFIX!r} has the format {TFDS!r}, got {source_format!r}; use 'auto'"
+            )
+        return tfds.read_tfds(str(path), on_drop, max_text_chars)
+    path = Path(path)
+    files = list_files(path, on_drop)
+    if not files:
+        raise ValueError(f"{path} holds no file (hidden ones aside); {_choose_among()}")
+    sniffed = _sniff_all(files)
+    if source_format == "auto":
+        source_format = _decide(path, sniffed)
+    if source_format == TEXT_FOLDER:
+        return read_text_folder(files, path, on_drop, max_text_chars)
+    return _RECORD_READERS[source_format](_files_of(source_format, sniffed, on_drop), on_drop, max_text_chars)
+
+
+def detect_format(path: str | Path) -> str:
+    """The format that "auto" stands for at this path, told by content and not by name; ValueError if there is none."""
+    if str(path).startswith(tfds.PREFIX):
+        return TFDS
+    return _decide(Path(path), _sniff_all(list_files(Path(path), lambda cause: None)))
+
+
+def _sniff_all(files: list[Path]) -> dict[Path, str | None]:
+    """The format of each file; of a long list, of a sample spread over it (the others count as what is asked for)."""
+    every = max(1, len(files) // _MAX_SNIFFED)
+    return {file: _sniff(file) if place % every == 0 else UNSEEN for place, file in enumerate(files)}
+
+
+def _decide(path: Path, sniffed: dict[Path, str | None]) -> str:
+    found = {kind for kind in sniffed.values() if kind not in (None, TEXT_FOLDER, UNSEEN)}
+    documents = [
+        file for file, kind in sniffed.items() if kind == TEXT_FOLDER and is_text_name(file) and not _is_companion(file)
+    ]
+    if len(found) + bool(documents) > 1:
+        kinds = sorted(filter(None, found)) + ([TEXT_FOLDER] if documents else [])
+        raise ValueError(f"{path} holds files of more than one format ({', '.join(kinds)}); {_choose_among()}")
+    if found:
+        return str(found.pop())
+    if documents or any(kind == TEXT_FOLDER and is_text_name(file) for file, kind in sniffed.items()):
+        return TEXT_FOLDER
+    raise ValueError(f"cannot tell the format of {path}; {_choose_among()}")
+
+
+def _choose_among() -> str:
+    listed = "; ".join(f"{name}: {meaning}" for name, meaning in FORMATS.items())
+    return f"expected one of these, named as the source format if need be: {listed}"
+
+
+def _files_of(wanted: str, sniffed: dict[Path, str | None], on_drop: OnDrop) -> list[Path]:
+    """The files to read as records of a format: not the README beside them, not files plainly of another format."""
+    if len(sniffed) == 1:
+        return list(sniffed)
+    json_formats = {"jsonl", "wikiextractor_json"}
+    chosen = []
+    for file, own in sniffed.items():
+        other = own not in (None, TEXT_FOLDER, UNSEEN, wanted) and not {own, wanted} <= json_formats
+        if other or _is_companion(file) or (own == TEXT_FOLDER and file.suffix.lower() in (".md", ".txt")):
+            on_drop(OTHER_FILE)
+        else:
+            chosen.append(file)
+    return chosen
+
+
+def _is_companion(file: Path) -> bool:
+    return file.name.lower().startswith(_COMPANIONS)
+
+
+def _sniff(file: Path) -> str | None:
+    """The format of one file by its first bytes: `text_folder` for any other text, None for what is not text."""
+    head = first_bytes(file)
+    if looks_binary(head):
+        return None
+    text = head.decode("utf-8", "replace").lstrip()
+    if text.startswith("{"):
+        return _sniff_json(text.split("\n", 1)[0])
+    if text.startswith("<doc "):
+        return "wikiextractor_doc"
+    if text.startswith("<") and "<mediawiki" in text[:4096]:
+        return "mediawiki"
+    if header_of(text.split("\n", 1)[0]):
+        return "dpr_tsv"
+    return TEXT_FOLDER if text and text.count("\ufffd") <= len(text) // 10 else None
+
+
+def _sniff_json(line: str) -> str:
+    try:
+        record = json.loads(line, strict=False)
+    except (ValueError, RecursionError):
+        record = {}
+    return "wikiextractor_json" if isinstance(record, dict) and {"url", "title", "text"} <= set(record) else "jsonl"
