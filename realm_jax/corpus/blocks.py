@@ -81,12 +81,14 @@ class CutArticles(NamedTuple):
     Attributes:
       blocks: as text; a block's `id` ends with its number in its article.
       rows: as pieces; row i is block i.
+      articles: which article of the batch each block is of.
       split_sentences: sentences longer than a block, which had to be cut.
       lost_spans: salient spans that a block's edge cuts or that no piece belongs to; they are left out.
     """
 
     blocks: list[Block]
     rows: PieceRows
+    articles: Int64[np.ndarray, "num_documents"]
     split_sentences: int
     lost_spans: int
 
@@ -147,7 +149,7 @@ def cut_articles(
         (spans - block_start[span_block][:, None]).astype(np.int32),
         np.searchsorted(span_block, np.arange(len(begin) + 1)),
     )
-    return CutArticles(blocks, rows, split_sentences, num_spans - len(spans))
+    return CutArticles(blocks, rows, block_article, split_sentences, num_spans - len(spans))
 
 
 def piece_rows(blocks: Sequence[Block], tokenizer: Tokenizer, title_len: int) -> PieceRows:

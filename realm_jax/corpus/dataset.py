@@ -80,9 +80,9 @@ class BlockWriter:
         self._writer: Any = None
         self._shard_size = 0
 
-    def add(self, blocks: Iterable[Block]) -> None:
-        for block in blocks:
-            record = _serialize(block)
+    def add(self, records: Iterable[bytes]) -> None:
+        """Appends blocks as `serialize` made them."""
+        for record in records:
             if self._writer is None or self._shard_size >= self._shard_bytes:
                 self._next_shard()
             self._writer.write(record)
@@ -132,7 +132,7 @@ class BlockWriter:
 def write_blocks(directory: str | Path, blocks: Iterable[Block]) -> None:
     """Writes all blocks as a data set."""
     with BlockWriter(directory) as writer:
-        writer.add(blocks)
+        writer.add(map(serialize, blocks))
         writer.finish()
 
 
@@ -156,7 +156,8 @@ def block_of(record: Mapping[str, Any]) -> Block:
     )
 
 
-def _serialize(block: Block) -> bytes:
+def serialize(block: Block) -> bytes:
+    """A block as a record of the data set: a tf.train.Example."""
     example = tf_example_pb2.Example()
     feature = example.features.feature
     feature["id"].bytes_list.value.append(block.id.encode())
