@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32, Int64, Integer
@@ -73,13 +73,6 @@ class CorpusInfo:
         check_fields(self)
 
 
-class Gathered(NamedTuple):
-    """Rows copied into one padded array (pairs have a last dimension of 2), and how long each is in it."""
-
-    values: Int32[np.ndarray, "*rows max_len"] | Int32[np.ndarray, "*rows max_len 2"]
-    lengths: Int64[np.ndarray, "*rows"]
-
-
 class Ragged:
     """Rows of different lengths: flat values and int64 offsets, usually memory-mapped.
 
@@ -110,7 +103,9 @@ class Ragged:
             return np.diff(self._offsets)
         return self._starts_and_lengths(ids)[1]
 
-    def gather(self, ids: Integer[np.ndarray, "*rows"], max_len: int, pad: int = 0) -> Gathered:
+    def gather(
+        self, ids: Integer[np.ndarray, "*rows"], max_len: int, pad: int = 0
+    ) -> Int32[np.ndarray, "*rows max_len"] | Int32[np.ndarray, "*rows max_len 2"]:
         """Copies rows into one array, cut to `max_len` and padded; no Python loop over rows.
 
         Args:
@@ -123,11 +118,10 @@ class Ragged:
         """
         starts, lengths = self._starts_and_lengths(ids)
         positions = np.arange(max_len)
-        lengths = np.minimum(lengths, max_len)
-        present = positions < lengths[..., None]  # [*rows, max_len]
+        present = positions < np.minimum(lengths, max_len)[..., None]  # [*rows, max_len]
         result = np.full((*starts.shape, max_len, *self._values.shape[1:]), pad, np.int32)
         result[present] = self._values[(starts[..., None] + positions)[present]]
-        return Gathered(result, lengths)
+        return result
 
     def _starts_and_lengths(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ids = np.asarray(ids)
