@@ -17,9 +17,9 @@ REQUIREMENTS = [
     "flax>=0.12.8,<0.13",
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12.8,<0.13",
+    "grain>=0.2.18,<0.3",
     "jaxtyping>=0.3.11,<0.4",
     "numpy>=2.0",
-    "ml_dtypes>=0.5",
     "gin-config>=0.5,<0.6",
     "safetensors>=0.8,<1",
     # corpora: SentencePiece 0.2.2 changed its interface; tensorflow-datasets forgets to name importlib_resources
@@ -28,6 +28,7 @@ REQUIREMENTS = [
     "array_record>=0.8.6,<0.9; sys_platform != 'win32'",
     "tensorflow-datasets>=4.9.10,<5",
     "importlib_resources>=6",
+    "etils[epath]>=1.12,<2",
     # search: ScaNN is published for Linux alone; elsewhere the exact index serves
     "scann>=1.4.2,<1.5; sys_platform == 'linux'",
     "bm25s>=0.3.16,<0.4",
@@ -51,6 +52,7 @@ EXTRAS = {
         "pytest-timeout>=2.4,<3",
         "pytest-xdist>=3.8,<4",
         "ruff>=0.17.5,<0.18",
+        "setuptools>=77",  # a test builds the wheel
         "tensorboard>=2.21,<3",
     ],
 }

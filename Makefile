@@ -1,0 +1,87 @@
+# `make` alone lists the targets. Every target does what it needs from nothing but a Python and a network.
+
+VENV ?= .venv
+RUN_DIR ?= runs/pretrain
+CORPUS ?=
+WORKERS ?= 2
+PYTEST_ARGS ?=
+
+# The newest Python in range that really runs and can make an environment (some systems ship one that cannot).
+IN_RANGE = import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3 python; do \
+	if $$python -c '$(IN_RANGE)' >/dev/null 2>&1; then echo $$python; break; fi; done)
+
+PIP_INSTALL = -m pip install -qq --disable-pip-version-check
+CONSTRAINTS = constraints/$$($(1)/bin/python -c 'import sys; print("py%d%d" % sys.version_info[:2])').txt
+BIN = $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install pretrain test slow tpu-compile check format format-check lint types bench constraints clean
+
+help: ## list the targets
+	@echo "usage: make TARGET [PYTHON=python3.12] [VENV=.venv] [RUN_DIR=runs/pretrain] [CORPUS=documents/]"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name what; do \
+		printf '  %-14s %s\n' "$$name" "$$what"; done
+
+# make_environment(folder, extras): an environment with the tested versions.
+define make_environment
+	@if [ -z "$(PYTHON)" ]; then echo "no Python 3.11, 3.12 or 3.13 that can make an environment was found;" \
+		"install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; fi
+	@if ! "$(PYTHON)" -c '$(IN_RANGE)' 2>/dev/null; then echo "$(PYTHON) is not a Python 3.11, 3.12 or 3.13" \
+		"with venv and ensurepip; name another: make PYTHON=/path/to/python3.12" >&2; exit 1; fi
+	@echo "installing into $(1) with $$($(PYTHON) --version) (a minute or two the first time)"
+	@$(PYTHON) -m venv --clear $(1)
+	@$(1)/bin/python $(PIP_INSTALL) -c $(call CONSTRAINTS,$(1)) -e '.[$(2)]'
+	@touch $@
+endef
+
+$(VENV)/.installed: setup.py $(wildcard constraints/*.txt)
+	$(call make_environment,$(VENV),dev)
+
+$(VENV)-tpu/.installed: setup.py $(wildcard constraints/*.txt)
+	$(call make_environment,$(VENV)-tpu,dev$(comma)tpu)
+
+comma := ,
+
+install: $(VENV)/.installed ## make the environment
+
+pretrain: install ## pre-train on the embedded corpus, or on your CORPUS=; the last line is the report's path
+	@$(BIN)/python launch/local.py --run_dir='$(RUN_DIR)' $(if $(CORPUS),--corpus='$(CORPUS)')
+
+test: install ## all tests but the slow ones
+	$(BIN)/python -m pytest -q -n $(WORKERS) $(PYTEST_ARGS)
+
+slow: install ## the tests that take minutes
+	$(BIN)/python -m pytest -q -m slow $(PYTEST_ARGS)
+
+tpu-compile: $(VENV)-tpu/.installed ## compile the steps at the paper's size for TPUs that are not there
+	$(VENV)-tpu/bin/python -m pytest -q -m tpu_compile $(PYTEST_ARGS)
+
+check: format-check lint types test ## format, lint, types, tests (which build every gin file)
+
+format: install ## write the code in its one format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+format-check: install ## is the code in its one format?
+	$(BIN)/ruff format --check .
+
+lint: install ## ruff
+	$(BIN)/ruff check .
+
+types: install ## mypy
+	$(BIN)/mypy
+
+bench: install ## every benchmark, one table each
+	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+constraints: ## resolve the newest allowed versions for PYTHON and write its file; run the tests before keeping it
+	@rm -rf .venv-constraints && "$(PYTHON)" -m venv .venv-constraints
+	@.venv-constraints/bin/python $(PIP_INSTALL) -e '.[dev]'
+	@file=$(call CONSTRAINTS,.venv-constraints); grep '^#' $$file > $$file.new; \
+		.venv-constraints/bin/python -m pip freeze --all --exclude pip --exclude-editable >> $$file.new && mv $$file.new $$file && echo $$file
+	@rm -rf .venv-constraints
+
+clean: ## remove environments, caches and builds; runs are kept
+	rm -rf $(VENV) $(VENV)-tpu build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
