@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,12 +101,14 @@ class Manifest:
         return json.loads(json.dumps(dataclasses.asdict(self), allow_nan=False))
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "Manifest":
+    def from_json(cls, content: Any) -> "Manifest":
         """The reverse of `to_json`.
 
         Raises:
           ValueError: for missing or unknown fields and for values of a wrong type.
         """
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__}, not an object")
         try:
             shards = tuple(shard_from_json(shard) for shard in content["shards"])
             return cls(**{**content, "shards": shards})
@@ -115,7 +116,8 @@ class Manifest:
             raise ValueError(f"it lacks a field or has an unknown one ({error})") from error
 
 
-def shard_from_json(content: Mapping[str, Any]) -> Shard:
+def shard_from_json(content: Any) -> Shard:
+    """The reverse of `dataclasses.asdict`."""
     return Shard(**{**content, "files": tuple(ShardFile(**file) for file in content["files"])})
 
 

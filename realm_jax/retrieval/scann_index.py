@@ -20,6 +20,9 @@ from realm_jax.typed import check_fields
 BRUTE_FORCE_BELOW = 20_000
 """Shards smaller than this are searched by brute force: as fast as a tree, and exact."""
 
+CODES_PER_BLOCK = 16
+"""Codes of ScaNN's asymmetric hash, trained on at least as many documents."""
+
 _importing = threading.Lock()
 
 
@@ -122,10 +125,10 @@ def build_shard(
     settings = settings or ScannSettings.for_documents(len(embeddings))
     if len(embeddings) == 0:
         raise ValueError("an index shard needs at least one document, got none")
-    if settings.num_leaves > len(embeddings):
+    if settings.num_leaves and len(embeddings) < max(settings.num_leaves, CODES_PER_BLOCK):
         raise ValueError(
-            f"an index shard of {len(embeddings)} documents cannot have {settings.num_leaves} leaves; "
-            "use fewer, or 0 for brute force"
+            f"an index shard of {len(embeddings)} documents cannot have {settings.num_leaves} leaves and "
+            f"{CODES_PER_BLOCK} hash codes; use fewer leaves, or 0 for brute force"
         )
     # a memory map or a view is copied once here; ScaNN wants contiguous rows and makes its own copy
     builder = _scann().builder(np.ascontiguousarray(embeddings), 10, "dot_product")

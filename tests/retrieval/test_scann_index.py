@@ -118,6 +118,8 @@ def test_degenerate_embeddings_do_not_kill_the_process():
 def test_impossible_shards_are_refused():
     with pytest.raises(ValueError, match="5 documents cannot have 20 leaves"):
         build_shard(_clustered(5), settings=TREE)
+    with pytest.raises(ValueError, match="15 documents cannot have 2 leaves and 16 hash codes"):
+        build_shard(_clustered(15), settings=ScannSettings(num_leaves=2, leaves_to_search=2))
     with pytest.raises(ValueError, match="at least one document"):
         build_shard(np.zeros((0, 4), np.float32))
     with pytest.raises(ValueError, match="shards overlap: one ends before document 50, the next begins with 49"):

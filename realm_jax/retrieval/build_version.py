@@ -1,0 +1,320 @@
+"""Builds and publishes an index version: embeds a corpus, indexes it shard by shard, measures the recall.
+
+The embed job calls it in a process of its own; the trainer calls it between two steps where one accelerator does all.
+"""
+
+import collections
+import dataclasses
+import errno
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from realm_jax.corpus.store import Corpus
+from realm_jax.data.inputs import SpecialIds, document_inputs
+from realm_jax.retrieval.index import check_embeddings
+from realm_jax.retrieval.length_batches import choose_lengths, input_lengths, length_batches, length_histogram
+from realm_jax.retrieval.lock import exclusive
+from realm_jax.retrieval.manifest import Backend, Manifest, Shard
+from realm_jax.retrieval.recall import embed_sentences, random_sentences, recall_of_shards, sample_documents
+from realm_jax.retrieval.scann_index import ScannSettings, build_shard, save_shard
+from realm_jax.retrieval.shards import (
+    EMBEDDINGS,
+    SCANN_ASSETS,
+    describe_files,
+    finish_shard,
+    finished_shard,
+    load_scann_shard,
+    map_embeddings,
+    shard_name,
+)
+from realm_jax.retrieval.versions import list_versions, publish, read_manifest, version_dir
+from realm_jax.typed import check_fields
+
+logger = logging.getLogger(__name__)
+
+EmbedBatch = Callable[[np.ndarray, np.ndarray], Any]
+"""Takes ids and segment ids, int32 [rows, length] padded with 0; gives embeddings [rows, embed]."""
+
+
+class BuildStopped(Exception):  # noqa: N818 - nothing went wrong
+    """The build was asked to stop; finished shards are kept for the next one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class IndexSettings:
+    """What an index version is made of.
+
+    Attributes:
+      backend: "scann" (host CPU), or "exact" (on device), which stores the embeddings alone.
+      scann: settings of every shard; None to choose them from its document count.
+      shard_bytes: most bytes of embeddings in a shard. Loading a shard holds the GIL, so small shards keep the
+        training thread running: docs/index_life_cycle.md has figures.
+      recall_queries: how many sampled queries search_recall is measured with.
+      recall_results: how many documents of each are compared with exact search.
+    """
+
+    backend: Backend = "scann"
+    scann: ScannSettings | None = None
+    shard_bytes: int = 16 << 20
+    recall_queries: int = 256
+    recall_results: int = 10
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("shard_bytes", "recall_queries", "recall_results"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"IndexSettings.{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchSettings:
+    """How documents are batched for embedding.
+
+    Attributes:
+      document_len: most pieces of `[CLS] title [SEP] body [SEP]`, as in training.
+      batch_size: documents of that length embedded at once; shorter ones come in multiples of it.
+      num_lengths: how many static lengths are used, chosen from the corpus; 1 pads everything alike.
+      query_len: pieces of the sampled queries that the recall is measured with.
+    """
+
+    document_len: int = 288
+    batch_size: int = 64
+    num_lengths: int = 4
+    query_len: int = 64
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name, least in (("document_len", 8), ("batch_size", 1), ("num_lengths", 1), ("query_len", 8)):
+            if getattr(self, name) < least:
+                raise ValueError(f"BatchSettings.{name} must be at least {least}, got {getattr(self, name)}")
+
+
+def build_version(
+    index_dir: str | os.PathLike[str],
+    version: int,
+    embed_documents: EmbedBatch,
+    corpus: Corpus,
+    settings: IndexSettings = IndexSettings(),
+    *,
+    embed_dim: int,
+    snapshot_checksum: str,
+    batches: BatchSettings = BatchSettings(),
+    embed_queries: EmbedBatch | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Manifest:
+    """Embeds every document of a corpus, indexes the embeddings and publishes them as one version.
+
+    Killed at any instant it leaves no version that readers could see; the next build of the same version from the same
+    parameters continues after the last finished shard. A version that is already published is left as it is.
+
+    Args:
+      index_dir: RUN/index.
+      version: the snapshot step.
+      embed_documents: embeds a batch of document inputs; it is called with few different shapes.
+      corpus: the knowledge corpus.
+      settings: backend and shards.
+      embed_dim: width of the embeddings.
+      snapshot_checksum: of the parameters that `embed_documents` uses (`params_checksum`).
+      batches: sizes of batches.
+      embed_queries: embeds sentences drawn from the corpus, with which search_recall is measured; None to search for
+        documents with their own embeddings, which is easier.
+      on_progress: called after each batch with how many documents are embedded and how many there are.
+      should_stop: asked between two batches.
+
+    Returns:
+      The manifest.
+
+    Raises:
+      ValueError: when embeddings are not finite or of another width, the corpus is empty, another process builds in
+        the same place, or the version is published with other content.
+      OSError: when a file cannot be written; published versions and finished shards are unharmed.
+      BuildStopped: when should_stop said so.
+    """
+    index_dir = Path(index_dir)
+    if corpus.num_documents == 0:
+        raise ValueError(f"the corpus has no documents (fingerprint {corpus.fingerprint}); build it from other sources")
+    with exclusive(index_dir / "builder.lock", "another process builds index versions"):
+        if version in list_versions(index_dir):
+            return _already_published(index_dir, version, corpus, snapshot_checksum)
+        try:
+            return _Build(
+                index_dir, version, embed_documents, corpus, settings, embed_dim, snapshot_checksum, batches,
+                on_progress or (lambda done, total: None), should_stop or (lambda: False),
+            ).run(embed_queries)  # fmt: skip
+        except OSError as error:
+            raise OSError(
+                error.errno or errno.EIO,
+                f"index version {version} could not be written ({error.strerror or error}); free space on the disk of "
+                f"{index_dir.resolve()} and start again: finished shards and published versions are unharmed",
+            ) from error
+
+
+def _already_published(index_dir: Path, version: int, corpus: Corpus, snapshot_checksum: str) -> Manifest:
+    manifest = read_manifest(version_dir(index_dir, version))
+    if (manifest.corpus_fingerprint, manifest.snapshot_checksum) != (corpus.fingerprint, snapshot_checksum):
+        raise ValueError(
+            f"index version {version} is already published in {index_dir}, made from another "
+            f"{'corpus' if manifest.corpus_fingerprint != corpus.fingerprint else 'snapshot'}; "
+            "a version is never changed: use another run directory"
+        )
+    return manifest
+
+
+class _Build:
+    """One build, from the shards' bounds to the manifest."""
+
+    def __init__(
+        self,
+        index_dir: Path,
+        version: int,
+        embed_documents: EmbedBatch,
+        corpus: Corpus,
+        settings: IndexSettings,
+        embed_dim: int,
+        snapshot_checksum: str,
+        batches: BatchSettings,
+        on_progress: Callable[[int, int], None],
+        should_stop: Callable[[], bool],
+    ):
+        self.index_dir, self.version, self.corpus, self.settings = index_dir, version, corpus, settings
+        self.embed_documents, self.embed_dim, self.batches = embed_documents, embed_dim, batches
+        self.snapshot_checksum = snapshot_checksum
+        self.on_progress, self.should_stop = on_progress, should_stop
+        self.directory = version_dir(index_dir, version)
+        self.special = SpecialIds.of(corpus.tokenizer)
+        self.static_lengths = choose_lengths(length_histogram(corpus, batches.document_len), batches.num_lengths)
+        # shards of equal size: every one has the same settings, and hosts that share an index hold equal parts
+        total = corpus.num_documents
+        self.num_shards = -(-total // max(1, settings.shard_bytes // (4 * embed_dim)))
+        self.bounds = [total * number // self.num_shards for number in range(self.num_shards + 1)]
+        chosen = settings.scann or ScannSettings.for_documents(-(-total // self.num_shards))
+        self.parameters = dataclasses.asdict(chosen) if settings.backend == "scann" else {}
+        self.done = 0
+
+    def run(self, embed_queries: EmbedBatch | None) -> Manifest:
+        started = time.monotonic()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        names = [shard_name(number, self.num_shards) for number in range(self.num_shards)]
+        for leftover in self.directory.iterdir():
+            if leftover.name not in names:
+                _remove(leftover)
+        shards = [self._shard(number, name) for number, name in enumerate(names)]
+        recall = 1.0
+        if self.settings.backend == "scann":
+            queries = self._recall_queries(shards, embed_queries)
+            searchers = (load_scann_shard(self.directory, shard, self.embed_dim, self.parameters) for shard in shards)
+            rows = (map_embeddings(self.directory, shard, self.embed_dim) for shard in shards)
+            recall = recall_of_shards(queries, searchers, rows, self.settings.recall_results)
+        manifest = Manifest(
+            version=self.version,
+            snapshot_step=self.version,
+            snapshot_checksum=self.snapshot_checksum,
+            corpus_fingerprint=self.corpus.fingerprint,
+            num_documents=self.corpus.num_documents,
+            embed_dim=self.embed_dim,
+            dtype="float32",
+            backend=self.settings.backend,
+            parameters=self.parameters,
+            shards=tuple(shards),
+            search_recall=recall,
+            built_at=time.time(),
+            build_secs=time.monotonic() - started,
+        )
+        publish(self.index_dir, manifest)
+        logger.info(
+            "published index version %d: %d documents in %d shards, search recall %.3f, %.1f s",
+            self.version, manifest.num_documents, self.num_shards, recall, manifest.build_secs,
+        )  # fmt: skip
+        return manifest
+
+    def _shard(self, number: int, name: str) -> Shard:
+        """The shard of this number: one that an interrupted build finished, or a new one."""
+        first, count = self.bounds[number], self.bounds[number + 1] - self.bounds[number]
+        made_from = {
+            "version": self.version,
+            "snapshot_checksum": self.snapshot_checksum,
+            "corpus_fingerprint": self.corpus.fingerprint,
+            "first_document": first,
+            "count": count,
+            "embed_dim": self.embed_dim,
+            "document_len": self.batches.document_len,
+            "backend": self.settings.backend,
+            "parameters": self.parameters,
+        }
+        shard = finished_shard(self.directory, name, made_from)
+        if shard is not None:
+            self.done += count
+            self.on_progress(self.done, self.corpus.num_documents)
+            return shard
+        place = self.directory / name
+        _remove(place)
+        embeddings = self._embed(first, count)
+        check_embeddings(embeddings, first)
+        place.mkdir()
+        try:
+            np.save(place / EMBEDDINGS, embeddings, allow_pickle=False)
+            if self.settings.backend == "scann":
+                save_shard(build_shard(embeddings, first, ScannSettings(**self.parameters)), place / SCANN_ASSETS)
+            shard = Shard(name, first, count, describe_files(self.directory, name))
+            finish_shard(self.directory, shard, made_from)
+        except OSError:
+            _remove(place)  # a full disk gets back what can be given back
+            raise
+        return shard
+
+    def _embed(self, first: int, count: int) -> np.ndarray:
+        documents = np.arange(first, first + count, dtype=np.int64)
+        lengths = input_lengths(self.corpus, documents, self.batches.document_len)
+        result = np.zeros((count, self.embed_dim), np.float32)
+        # two batches under way: the device computes one while the host prepares the next
+        under_way: collections.deque[tuple[np.ndarray, Any]] = collections.deque()
+
+        def collect() -> None:
+            rows, output = under_way.popleft()
+            embedded = np.asarray(output)
+            if embedded.ndim != 2 or embedded.shape[1] != self.embed_dim:
+                raise ValueError(f"expected embeddings [rows, {self.embed_dim}], got {list(embedded.shape)}")
+            result[rows] = embedded[: len(rows)]  # what follows are padding rows
+            self.done += len(rows)
+            self.on_progress(self.done, self.corpus.num_documents)
+
+        for batch in length_batches(lengths, self.static_lengths, self.batches.batch_size):
+            if self.should_stop():
+                raise BuildStopped(f"stopped while building index version {self.version}")
+            padded = np.full(batch.num_rows, -1, np.int64)
+            padded[: len(batch.documents)] = documents[batch.documents]
+            inputs = document_inputs(self.corpus, padded, batch.length, self.special)
+            under_way.append((batch.documents, self.embed_documents(inputs.ids, inputs.segment_ids)))
+            if len(under_way) > 1:
+                collect()
+        while under_way:
+            collect()
+        return result
+
+    def _recall_queries(self, shards: Sequence[Shard], embed_queries: EmbedBatch | None) -> np.ndarray:
+        documents = sample_documents(self.corpus.num_documents, self.settings.recall_queries)
+        if embed_queries is not None:
+            sentences = random_sentences(self.corpus, documents)
+            return embed_sentences(
+                sentences, embed_queries, self.batches.query_len, self.batches.batch_size, self.special
+            )
+        parts = []
+        for shard in shards:
+            own = documents[(documents >= shard.first_document) & (documents < shard.first_document + shard.count)]
+            parts.append(map_embeddings(self.directory, shard, self.embed_dim)[own - shard.first_document])
+        return np.concatenate(parts)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
