@@ -1,0 +1,312 @@
+"""Finds the spans worth masking: names, dates and quantities, whose recovery asks for knowledge of the world.
+
+Salient span masking (REALM, arXiv:2002.08909, section 3.4) masks named entities and dates.  The paper tags entities with a
+BERT trained on CoNLL-2003; the default here is a set of rules and the corpus's own statistics: no model file, no download,
+and fast enough to tag a corpus while it is tokenised.  How good it is: docs/results/salient_spans.md.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol, Self
+
+Spans = list[tuple[int, int]]
+
+
+class SalientSpanTagger(Protocol):
+    """Anything that finds salient spans."""
+
+    def spans(self, text: str, sentences: Sequence[tuple[int, int]]) -> Spans:
+        """Half-open character spans in the text, sorted and disjoint, each within one of the given sentences."""
+        ...
+
+
+class TaggedSpan(NamedTuple):
+    """A salient span with its kind: "name", "date" or "number"."""
+
+    start: int
+    end: int
+    kind: str
+
+
+class WordCount(NamedTuple):
+    """How often a word occurs in lower case, and with a capital where no sentence begins."""
+
+    lower: int
+    capitalised: int
+
+
+def _any(words: str) -> str:
+    return "(?:" + "|".join(sorted(words.split(), key=len, reverse=True)) + ")"
+
+
+_UPPER = "".join(char for char in map(chr, [*range(0x0530), *range(0x1E00, 0x2000)]) if char.isupper())
+_MONTH = _any("January February March April May June July August September October November December")
+_SHORT_MONTH = r"(?:Jan|Feb|Mar|Apr|Jun|Jul|Aug|Sept?|Oct|Nov|Dec)\b\.?"
+_ANY_MONTH = f"(?:{_MONTH}|{_SHORT_MONTH})"
+_DAY = r"(?:[12]\d|3[01]|0?[1-9])(?:st|nd|rd|th)?(?!\w)"
+_YEAR = r"(?:1\d{3}|20\d\d)"
+_ERA = r"(?: (?:BCE?|CE|AD|B\.C\.|A\.D\.)(?!\w))"
+_SCALE = _any("hundred thousand million billion trillion")
+_UNIT = _any(
+    "km m cm mm nm mi mile miles metre metres meter meters kilometre kilometres kilometer kilometers feet foot ft inch inches "
+    "yard yards acre acres hectare hectares ha kg g mg ton tons tonne tonnes pound pounds lb lbs ounce ounces litre litres liter "
+    "liters gallon gallons mph km/h kph knots MW kW GW kV watts volts horsepower hp Hz kHz MHz GHz MB GB kB TB °C °F degrees "
+    "percent dollars euros cents people inhabitants residents households families members students votes seats soldiers men women "
+    "children year years month months week weeks day days hour hours minute minutes second seconds times copies species"
+)
+_NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?"
+# All that begins with a digit or a sign of money; tried where the scan below met one.
+_DATE_OR_QUANTITY = re.compile(
+    # 28 September 1990, 28 September, 3–5 May 1990
+    rf"(?P<date>(?:{_DAY}[–-])?{_DAY}(?: of)? {_ANY_MONTH}(?!\w)(?:,? {_YEAR}(?!\w))?"
+    rf"|\d{{1,2}}(?:st|nd|rd|th)[ -]century{_ERA}?"
+    r"|\d{4}-\d\d-\d\d(?!\w)"
+    # 1990, 1990s, 1990–95; not 1990,000 nor 1990.5 nor 1990 people
+    rf"|{_YEAR}(?:s|[–/-](?:{_YEAR}|\d\d))?(?!\w|[.,]\d|[ -](?:{_UNIT}|{_SCALE})(?!\w)| ?%){_ERA}?"
+    rf"|\d{{1,4}}{_ERA})"
+    rf"|(?P<number>[$€£¥] ?{_NUMBER}(?:[ -]?(?:{_SCALE}|[mbk]n?)(?!\w))?"
+    rf"|{_NUMBER}(?: ?%|(?:[ -]{_SCALE})?[ -]?(?:(?:square|cubic|sq) )?{_UNIT}(?!\w)|[ -]{_SCALE}(?!\w))"
+    r"|\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\w))"
+)
+_MONTH_DATE = re.compile(
+    rf"{_ANY_MONTH} {_DAY}(?:[–-]{_DAY})?(?:,? {_YEAR}(?!\w))?|{_ANY_MONTH},? {_YEAR}(?!\w)"
+    r"|(?:January|February|April|June|July|August|September|October|November|December)(?!\w)"
+)
+_MONTH_INITIALS = "JFMASOND"
+# One word of a name: O'Neill, Jean-Luc, AT&T, U.S., J. (before a name), St. (too: where a sentence ends, the text ends here);
+# a possessive 's stays outside.
+_REST_OF_WORD = (
+    rf"(?:(?:\.[{_UPPER}](?!\w))++\.?|\w*+(?:['’-](?!s(?!\w))\w+|&[{_UPPER}]\w*)*+(?:\.(?= [{_UPPER}]))?)"
+)
+_NAME_WORD = rf"[{_UPPER}]{_REST_OF_WORD}"
+# What may stand between two words of a name.
+_CONNECTOR = (
+    "(?:of the|of|de la|de las|de los|del|de|du|des|da|dos|do|di|della|la|le|van der|van den|van de|van|von der|von|zu|den|der|"
+    "bin|ibn|al|el|ad|y|e|for the|for|&) "
+)
+_PREFIX = "(?:[dl]['’]|[ae]l-)"
+_TRAILING_NUMBER = rf"(?: \d{{1,3}}(?![\w%]|[.,:/–-]\d|[ -](?:{_UNIT}|{_SCALE})(?!\w)))?"
+_REST_OF_NAME = (
+    rf"{_REST_OF_WORD}(?: (?:{_CONNECTOR})?(?!{_MONTH}(?!\w)){_PREFIX}?{_NAME_WORD})*+{_TRAILING_NUMBER}"
+)
+# The scan: it must begin with a set of characters, on which the search skips ahead (three times as fast as a group of
+# alternatives).  A name whole, of a number only its digits.
+_SCAN = re.compile(rf"[{_UPPER}0-9$€£¥](?:(?<=[0-9$€£¥])[\d.,]*+|{_REST_OF_NAME})")
+
+_LOWER_WORD = re.compile(r"(?<![\w'’])[a-zß-öø-ÿ]\w+")
+_INNER_CAPITALISED = re.compile(rf"(?<=[a-z,] )[{_UPPER}][\w'’-]+")
+_NEXT_CAPITAL = re.compile(rf"[\s-][{_UPPER}]")
+_OPENING = "\"'“‘«([-–—*•: "
+_FUNCTION_WORDS_TEXT = (
+    "a an the this that these those he she it they we you i his her its their our your my in on at by of to from with without for "
+    "after before during since until when while where whereas although though however as if because but and or nor so yet all some "
+    "any many most much more few several each every both either neither no not one two three four five six seven eight nine ten "
+    "first second third another other others such same then than there here now today also only even just once again still thus "
+    "therefore hence moreover furthermore meanwhile later early earlier initially originally currently recently finally "
+    "eventually additionally subsequently who whom whose which what why how under over between among through throughout within "
+    "upon against according due despite following prior like unlike near around about above below along across is are was were "
+    "be been being has have had do does did can could may might must shall should will would let see note born"
+)
+_FUNCTION_WORDS = frozenset(_FUNCTION_WORDS_TEXT.split())
+
+_OFFICES_TEXT = "Fellow Chair Chairman Chairwoman President Director Secretary Member Professor Governor Mayor Minister Dean Head"
+_OFFICES = frozenset(_OFFICES_TEXT.split())
+_TITLES_TEXT = (
+    "Mr Mrs Ms Dr Prof Rev Gen Col Lt Sgt Capt Major General Brigadier Colonel Captain Lieutenant Sergeant Corporal Private "
+    "Admiral Commander Commodore Marshal Senator Representative Congressman Congresswoman Judge Justice Bishop Archbishop "
+    "Reverend Coach Senior Junior Freshman Sophomore Deputy Vice Former"
+)
+_TITLES = frozenset(_TITLES_TEXT.split()) | _OFFICES
+
+
+class RuleTagger:
+    """Names, dates and quantities by rules; whether a capitalised first word is a name is decided by corpus statistics.
+
+    A word at the start of a sentence (or of a quotation) has a capital whether it is a name or not.  It is taken for a common
+    word, and left out of the span, if it occurs in lower case at least `lower_share` of the times that it occurs elsewhere.
+
+    >>> tagger = RuleTagger.fit(["a town in May. The town grew, a big town."])
+    >>> text = "Town officials met Ann of York on 3 May 1990."
+    >>> [text[start:end] for start, end in tagger.spans(text, [(0, len(text))])]
+    ['Ann of York', '3 May 1990']
+
+    Args:
+      words: counts by lower-cased word, from `fit`; None knows function words only.
+      lower_share: from 0 (any word seen in lower case is common) to 1.
+    """
+
+    def __init__(self, words: Mapping[str, WordCount] | None = None, lower_share: float = 0.25):
+        if not 0 <= lower_share <= 1:
+            raise ValueError(f"expected lower_share between 0 and 1, got {lower_share}")
+        self.words = dict(words or {})
+        self.lower_share = lower_share
+        self._common = _FUNCTION_WORDS | {
+            word
+            for word, count in self.words.items()
+            if count.lower and count.lower >= lower_share * (count.lower + count.capitalised)
+        }
+
+    @classmethod
+    def fit(cls, texts: Iterable[str], max_chars: int = 50_000_000, lower_share: float = 0.25) -> Self:
+        """Counts the words of the texts; past `max_chars` characters the rest is not read: the counts are good enough."""
+        lower: Counter[str] = Counter()
+        capitalised: Counter[str] = Counter()
+        num_chars = 0
+        for text in texts:
+            lower.update(_LOWER_WORD.findall(text))
+            capitalised.update(_INNER_CAPITALISED.findall(text))
+            num_chars += len(text)
+            if num_chars >= max_chars:
+                break
+        inner: Counter[str] = Counter()
+        for word, count in capitalised.items():
+            inner[_root(word)] += count
+        return cls({word: WordCount(count, inner[word]) for word, count in lower.items()}, lower_share)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the statistics as JSON, so that another corpus can be tagged alike."""
+        content = {"format": "realm_jax word counts 1", "lower_share": self.lower_share, "words": self.words}
+        Path(path).write_text(json.dumps(content, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Reads what `save` wrote; ValueError for any other file."""
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            words = {word: WordCount(int(lower), int(inner)) for word, (lower, inner) in content["words"].items()}
+            return cls(words, float(content["lower_share"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path}: expected word counts written by RuleTagger.save, got {error!r}; fit them again") from error
+
+    def spans(self, text: str, sentences: Sequence[tuple[int, int]]) -> Spans:
+        """Half-open character spans in the text, sorted and disjoint, each within one of the given sentences."""
+        return [(start, end) for start, end, _ in self._tag(text, sentences)]
+
+    def tagged_spans(self, text: str, sentences: Sequence[tuple[int, int]]) -> list[TaggedSpan]:
+        """The same spans with their kinds."""
+        return [TaggedSpan(*span) for span in self._tag(text, sentences)]
+
+    def _tag(self, text: str, sentences: Sequence[tuple[int, int]]) -> list[tuple[int, int, str]]:
+        found = []
+        done = 0  # the end of the last span: a date goes on after what the scan took for a name
+        for first, last in sentences:
+            for match in _SCAN.finditer(text, first, last):
+                start, end = match.span()
+                if start < done or (start > first and text[start - 1].isalnum()):
+                    continue
+                initial = text[start]
+                kind = "name"
+                if initial in "0123456789$€£¥":
+                    quantity = _DATE_OR_QUANTITY.match(text, start, last)
+                    if quantity is None:
+                        continue
+                    kind, end = str(quantity.lastgroup), quantity.end()
+                elif initial in _MONTH_INITIALS and (date := _MONTH_DATE.match(text, start, last)):
+                    kind, end = "date", date.end()
+                else:
+                    if start == first or (text[start - 1] in _OPENING and self._begins(text, start, first)):
+                        start = self._after_common_words(text, start, end)
+                    if start < end:
+                        start = self._after_titles(text, start, end)
+                    if " " not in text[start:end] and text[start:end].lower() in _FUNCTION_WORDS:
+                        continue
+                if start < end:
+                    found.append((start, end, kind))
+                    done = end
+        return found
+
+    def _begins(self, text: str, start: int, first: int) -> bool:
+        """Whether a sentence, a quotation or what a colon announces begins at `start`."""
+        before = text[max(first, start - 3) : start].rstrip()
+        return not before or before[-1] in "\"'“‘«([:–—*•" and text[start - 1] != "-"
+
+    def _after_common_words(self, text: str, start: int, end: int) -> int:
+        """Where the name begins once common words at its start are left out; `end` if nothing is left."""
+        while start < end:
+            word = _first_word(text, start, end)
+            if not self._is_common(word):
+                return start
+            following = _NEXT_CAPITAL.search(text, start + len(word), end)
+            if following is None:
+                return end
+            start = following.start() + 1
+        return end
+
+    def _is_common(self, word: str) -> bool:
+        if len(word) > 1 and word.isupper():
+            return False  # NASA
+        if word.lower() in self._common:
+            return True
+        root = _root(word)
+        return root in self._common
+
+    def _after_titles(self, text: str, start: int, end: int) -> int:
+        """Where the name begins after ranks and offices ("Major", "Dr."), unless they are part of it ("Major League")."""
+        while True:
+            word = _first_word(text, start, end)
+            following = start + len(word) + 1
+            if word.rstrip(".") not in _TITLES or following >= end:
+                return start
+            if not text[following].isupper():  # "Fellow of the Society"
+                following_capital = _NEXT_CAPITAL.search(text, following, end)
+                if word not in _OFFICES or following_capital is None:
+                    return start
+                following = following_capital.start() + 1
+            elif self._is_common(_first_word(text, following, end)) and _first_word(text, following, end) not in _TITLES:
+                return start
+            start = following
+
+
+def _first_word(text: str, start: int, end: int) -> str:
+    stop = text.find(" ", start, end)
+    return text[start : end if stop < 0 else stop]
+
+
+def _root(word: str) -> str:
+    """The lower-cased word without what follows an apostrophe or a hyphen."""
+    return re.split("['’-]", word, maxsplit=1)[0].lower()
+
+
+class SpacyTagger:
+    """Entities of a spaCy pipeline: better than rules where a trained pipeline is at hand, some ten times slower.
+
+    Args:
+      pipeline: the name of an installed pipeline ("en_core_web_sm"), or a loaded one.
+      labels: keep only entities with these labels; None keeps all.
+    """
+
+    def __init__(self, pipeline: object = "en_core_web_sm", labels: tuple[str, ...] | None = None):
+        try:
+            import spacy
+        except ImportError as error:
+            raise ImportError(
+                "SpacyTagger needs spaCy, which is not installed: pip install spacy, then python -m spacy download "
+                "en_core_web_sm; or use the RuleTagger, which needs nothing"
+            ) from error
+        if isinstance(pipeline, str):
+            try:
+                pipeline = spacy.load(pipeline)
+            except OSError as error:
+                raise ValueError(
+                    f"expected an installed spaCy pipeline, got {pipeline!r}; install it with: python -m spacy download {pipeline}"
+                ) from error
+        self._pipeline = pipeline
+        self._labels = labels
+
+    def spans(self, text: str, sentences: Sequence[tuple[int, int]]) -> Spans:
+        """Half-open character spans in the text, sorted and disjoint; entities that cross a sentence's end are left out."""
+        entities = [
+            (entity.start_char, entity.end_char)
+            for entity in self._pipeline(text).ents  # type: ignore[operator]
+            if self._labels is None or entity.label_ in self._labels
+        ]
+        kept, place = [], 0
+        for start, end in sorted(entities):
+            while place < len(sentences) and sentences[place][1] < end:
+                place += 1
+            if place < len(sentences) and sentences[place][0] <= start:
+                kept.append((start, end))
+        return kept
