@@ -1,0 +1,73 @@
+"""What make says and does before it installs anything."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+
+
+def make(repository, *arguments, **environment):
+    # this test may itself run under make, whose flags and variables must not reach the one tested
+    inherited = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PYTHON", "VENV", "RUN_DIR", "CORPUS"}
+    clean = {name: value for name, value in os.environ.items() if name not in inherited}
+    return subprocess.run(
+        ["make", "--no-print-directory", *arguments],
+        cwd=repository,
+        env=clean | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def stub(folder, name, says_yes):
+    """A program that answers `-c` like a Python that is in range, or not."""
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\nexit {0 if says_yes else 1}\n")
+    (folder / name).chmod(0o755)
+
+
+def test_alone_it_lists_the_targets(repository):
+    done = make(repository)
+    assert done.returncode == 0
+    for target in ("pretrain", "test", "check", "bench", "clean", "tpu-compile"):
+        assert f"  {target} " in done.stdout
+
+
+def test_it_picks_the_newest_python_that_runs(repository, tmp_path):
+    # a python3.13 that does not run, such as a version manager's placeholder, is passed over
+    stub(tmp_path / "bin", "python3.13", says_yes=False)
+    stub(tmp_path / "bin", "python3.12", says_yes=True)
+    stub(tmp_path / "bin", "python3.11", says_yes=True)
+    path = os.pathsep.join([str(tmp_path / "bin"), os.environ["PATH"]])
+    done = make(repository, "-n", "install", f"VENV={tmp_path / 'venv'}", PATH=path)
+    assert "python3.12 -m venv" in done.stdout
+
+
+def test_without_a_python_in_range_it_says_so(repository, tmp_path):
+    for name in ("python3.13", "python3.12", "python3.11", "python3", "python"):
+        stub(tmp_path / "bin", name, says_yes=False)
+    path = os.pathsep.join([str(tmp_path / "bin"), os.environ["PATH"]])
+    done = make(repository, "install", f"VENV={tmp_path / 'venv'}", PATH=path)
+    assert done.returncode != 0
+    assert "no Python 3.11, 3.12 or 3.13 that can make an environment was found" in done.stderr
+
+
+def test_a_given_python_out_of_range_is_refused(repository, tmp_path):
+    stub(tmp_path / "bin", "python3.9", says_yes=False)
+    python = str(tmp_path / "bin" / "python3.9")
+    done = make(repository, "install", f"PYTHON={python}", f"VENV={tmp_path / 'venv'}")
+    assert done.returncode != 0
+    assert f"{python} is not a Python 3.11, 3.12 or 3.13" in done.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+@pytest.mark.parametrize(("corpus", "expected"), [("", ""), ("my texts", "--corpus='my texts'")])
+def test_pretrain_hands_over_run_dir_and_corpus(repository, tmp_path, corpus, expected):
+    done = make(repository, "-n", "pretrain", "RUN_DIR=runs/x", f"CORPUS={corpus}", f"PYTHON={sys.executable}")
+    line = done.stdout.strip().splitlines()[-1]
+    assert line.split(" ", 1)[1].strip() == f"launch/local.py --run_dir='runs/x' {expected}".strip()
