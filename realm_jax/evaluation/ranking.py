@@ -52,7 +52,7 @@ def recall_at_k(relevant: Bool[np.ndarray, "batch num_results"], k: int) -> Floa
     [1.0, 0.0]
     """
     _check_k(k)
-    return relevant[:, :k].any(axis=1).astype(np.float64)
+    return np.asarray(relevant[:, :k].any(axis=1), np.float64)
 
 
 def reciprocal_rank(relevant: Bool[np.ndarray, "batch num_results"]) -> Float64[np.ndarray, "batch"]:
@@ -63,7 +63,8 @@ def reciprocal_rank(relevant: Bool[np.ndarray, "batch num_results"]) -> Float64[
     """
     if relevant.shape[1] == 0:
         return np.zeros(len(relevant))
-    return relevant.any(axis=1) / (relevant.argmax(axis=1) + 1.0)
+    first_ranks = relevant.argmax(axis=1) + 1.0
+    return np.divide(1.0, first_ranks, out=np.zeros(len(relevant)), where=relevant.any(axis=1))
 
 
 def ndcg_at_k(

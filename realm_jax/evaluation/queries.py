@@ -1,0 +1,178 @@
+"""What retrieval is measured with: masked sentences, or questions, each with what should be found."""
+
+import gzip
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int32
+
+from realm_jax.corpus.store import Corpus
+from realm_jax.evaluation.answers import normalise_answer
+from realm_jax.text.tokenizers import Tokenizer
+
+
+class RetrievalQuery(NamedTuple):
+    """A query in words and in pieces, and what should be found for it."""
+
+    text: str  # what BM25 sees: of a masked sentence the words outside the mask
+    pieces: Int32[np.ndarray, "length"]  # what a retriever sees between [CLS] and [SEP]; masked pieces are [MASK]
+    gold: frozenset[int]  # documents that should be found; empty if unknown
+    answers: tuple[str, ...]  # strings that a found document should contain; empty if unknown
+
+
+class QuerySet(NamedTuple):
+    """Queries, where they come from, and rows that could not become queries by cause."""
+
+    queries: list[RetrievalQuery]
+    source: str
+    dropped: dict[str, int]
+
+
+def masked_sentences(x_corpus: Corpus, max_queries: int | None = None, seed: int = 0) -> QuerySet:
+    """The rows of a sentence stream as queries, the span that is the answer masked piece by piece, as in training.
+
+    The masked span is the salient span that reads as one of the row's answers; where a row has no answer but a single
+    salient span, that one.
+
+    Args:
+      x_corpus: its `gold_documents` are rows of the knowledge corpus.
+      max_queries: that many rows, drawn without replacement; None for all.
+      seed: of the draw.
+    """
+    rows = np.arange(x_corpus.num_documents)
+    if max_queries is not None and max_queries < len(rows):
+        rows = np.sort(np.random.default_rng(seed).choice(rows, max_queries, replace=False))
+    queries, unmasked = [], 0
+    for row in rows.tolist():
+        query = _masked_sentence(x_corpus, row)
+        if query is None:
+            unmasked += 1
+        else:
+            queries.append(query)
+    return QuerySet(queries, str(x_corpus.directory), {"no span to mask": unmasked} if unmasked else {})
+
+
+def _masked_sentence(x_corpus: Corpus, row: int) -> RetrievalQuery | None:
+    tokenizer = x_corpus.tokenizer
+    pieces = np.asarray(x_corpus.bodies[row], np.int32)
+    spans = np.asarray(x_corpus.salient_spans[row], np.int32).reshape(-1, 2)
+    answers = x_corpus.answers(row)
+    span_texts = [tokenizer.decode(pieces[start:end]) for start, end in spans]
+    wanted = {normalise_answer(answer) for answer in answers} - {""}
+    matching = [i for i, text in enumerate(span_texts) if normalise_answer(text) in wanted]
+    if not matching and x_corpus.info.has_blocks:  # pieces that decode to [UNK] still have their characters
+        block = x_corpus.block(row)
+        if len(block.salient_spans) == len(spans):
+            span_texts = [block.text[start:end] for start, end in block.salient_spans]
+            matching = [i for i, text in enumerate(span_texts) if normalise_answer(text) in wanted]
+    if not matching and not answers and len(spans) == 1:
+        matching = [0]
+    if not matching:
+        return None
+    start, end = spans[matching[0]]
+    masked = pieces.copy()
+    masked[start:end] = tokenizer.mask_id
+    gold = -1 if x_corpus.gold_documents is None else int(x_corpus.gold_documents[row])
+    return RetrievalQuery(
+        text=f"{tokenizer.decode(pieces[:start])} {tokenizer.decode(pieces[end:])}",
+        pieces=masked,
+        gold=frozenset([gold] if gold >= 0 else []),
+        answers=answers or (span_texts[matching[0]],),
+    )
+
+
+def questions(
+    path: str | Path, corpus: Corpus, tokenizer: Tokenizer, max_queries: int | None = None, seed: int = 0
+) -> QuerySet:
+    """Questions from JSON lines: {"question", "answer": str or [str, …]}, and "gold_id" or "passage_id" if known.
+
+    A gold id is the id of an article or passage; every document cut from it counts as gold. Answers that are regular
+    expressions ("answer_is_regex") cannot be looked up here and are left out.
+
+    Raises:
+      ValueError: for a line that is not such an object, naming file and line.
+    """
+    path = Path(path)
+    found: list[RetrievalQuery] = []
+    dropped: dict[str, int] = {}
+    for number, row in _json_lines(path):
+        if row.get("answer_is_regex"):
+            dropped["answer is a regular expression"] = dropped.get("answer is a regular expression", 0) + 1
+            continue
+        answers = row.get("answer", [])
+        answers = [answers] if isinstance(answers, str) else answers
+        question = row.get("question")
+        if (
+            not isinstance(question, str)
+            or not isinstance(answers, list)
+            or not all(isinstance(a, str) for a in answers)
+        ):
+            raise ValueError(
+                f'{path}, line {number}: expected {{"question": str, "answer": str or [str, …]}}, got {row}'
+            )
+        gold_id = row.get("gold_id", row.get("passage_id"))
+        gold = corpus.documents_of(str(gold_id)).tolist() if gold_id not in (None, "") else []
+        if gold_id not in (None, "") and not gold:
+            dropped["gold passage not in the corpus, kept for its answers"] = (
+                dropped.get("gold passage not in the corpus, kept for its answers", 0) + 1
+            )
+        found.append(
+            RetrievalQuery(question, np.asarray(tokenizer.encode(question).ids), frozenset(gold), tuple(answers))
+        )
+    if max_queries is not None and max_queries < len(found):
+        chosen = np.sort(np.random.default_rng(seed).choice(len(found), max_queries, replace=False))
+        found = [found[i] for i in chosen]
+    return QuerySet(found, str(path), dropped)
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, line {number}: expected an object, got {row!r}")
+            yield number, row
+
+
+def window(pieces: Int32[np.ndarray, "length"], room: int, mask_id: int) -> Int32[np.ndarray, "kept"]:
+    """At most `room` pieces: of a longer query the part around its first mask, or its beginning if it has none."""
+    if len(pieces) <= room:
+        return pieces
+    masks = np.flatnonzero(pieces == mask_id)
+    start = max(0, min(int(masks[0]) - room // 2, len(pieces) - room)) if len(masks) else 0
+    return pieces[start : start + room]
+
+
+def document_text(corpus: Corpus, document: int) -> tuple[str, str]:
+    """Title and text of a document: as it was read if the corpus kept its text, else decoded from its pieces."""
+    if corpus.info.has_blocks:
+        block = corpus.block(document)
+        return block.title, block.text
+    return corpus.tokenizer.decode(corpus.titles[document]), corpus.tokenizer.decode(corpus.bodies[document])
+
+
+def texts_for_search(corpus: Corpus) -> Iterator[str]:
+    """Title and text of every document in order: what BM25 indexes."""
+    for document in range(corpus.num_documents):
+        yield "\n".join(document_text(corpus, document))
+
+
+def check_any(query_set: QuerySet) -> Sequence[RetrievalQuery]:
+    """The queries.
+
+    Raises:
+      ValueError: when there are none.
+    """
+    if not query_set.queries:
+        causes = "; ".join(f"{cause}: {count}" for cause, count in query_set.dropped.items()) or "it is empty"
+        raise ValueError(f"{query_set.source} gives no queries ({causes})")
+    return query_set.queries

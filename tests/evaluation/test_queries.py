@@ -1,0 +1,126 @@
+"""Masked sentences and questions become queries."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from realm_jax.corpus.blocks import Block
+from realm_jax.corpus.store import make_corpus
+from realm_jax.evaluation.queries import check_any, masked_sentences, questions, texts_for_search, window
+from realm_jax.text.tokenizers import SPECIAL_PIECES, WordPieceTokenizer
+
+WORDS = ["ann", "bob", "was", "born", "in", "oslo", "rome", "19", "##31", ".", "who", "river"]
+MASK = 4
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return WordPieceTokenizer([*SPECIAL_PIECES, *WORDS])
+
+
+def block(source, text, spans=(), title="", number=0):
+    whole = np.array([[0, len(text)]], np.int32)
+    return Block(f"{source}#{number}", source, title, text, whole, np.asarray(spans, np.int32).reshape(-1, 2))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory, tokenizer):
+    blocks = [block("a", "Ann was born in Oslo.", title="Ann"), block("b", "Bob.", title="Bob"), block("b", "In Rome.")]
+    return make_corpus(tmp_path_factory.mktemp("z") / "z", blocks, tokenizer)
+
+
+@pytest.mark.parametrize("with_text", [True, False])
+def test_the_answer_is_masked_piece_by_piece(tmp_path, tokenizer, with_text):
+    blocks = [
+        block("0", "Ann was born in 1931.", [(0, 3), (16, 20)]),
+        block("1", "Bob was in Oslo.", [(0, 3), (11, 15)]),
+        block("2", "Bob was in Rome.", [(0, 3)]),
+        block("3", "Bob was in Rome.", [(11, 15)]),
+        block("4", "Bob was."),
+    ]
+    answers = [["1931"], ["OSLO!", "x"], ["Rome"], [], []]
+    x = make_corpus(
+        tmp_path / "x", blocks, tokenizer, gold_documents=[7, -1, 2, 5, 6], answers=answers, with_text=with_text
+    )
+    found = masked_sentences(x)
+    assert found.dropped == {"no span to mask": 2}  # Rome is no span of row 2; row 4 has neither span nor answer
+    first, second, third = found.queries
+    assert first.pieces.tolist() == [5, 7, 8, 9, MASK, MASK, 14]
+    assert first.text == "ann was born in ."
+    assert first.gold == {7} and first.answers == ("1931",)
+    assert second.pieces.tolist() == [6, 7, 9, MASK, 14] and second.gold == frozenset()
+    assert third.pieces.tolist() == [6, 7, 9, MASK, 14] and third.gold == {5}
+    assert third.answers == (("Rome",) if with_text else ("rome",))
+    assert x.bodies[0].tolist() == [5, 7, 8, 9, 12, 13, 14]
+
+
+def test_answers_of_unknown_pieces_are_found_by_their_characters(tmp_path, tokenizer):
+    x = make_corpus(tmp_path / "x", [block("0", "Ann was in Zyx.", [(11, 14)])], tokenizer, answers=[["Zyx"]])
+    (query,) = masked_sentences(x).queries
+    assert query.pieces.tolist() == [5, 7, 9, MASK, 14] and query.answers == ("Zyx",)
+
+
+def test_a_draw_repeats(tmp_path, tokenizer):
+    blocks = [block(str(i), "Bob was in Oslo.", [(11, 15)]) for i in range(50)]
+    x = make_corpus(tmp_path / "x", blocks, tokenizer, gold_documents=range(50))
+    gold = [min(q.gold) for q in masked_sentences(x, max_queries=10, seed=3).queries]
+    assert len(gold) == 10 and gold == sorted(gold)
+    assert gold == [min(q.gold) for q in masked_sentences(x, max_queries=10, seed=3).queries]
+    assert gold != [min(q.gold) for q in masked_sentences(x, max_queries=10, seed=4).queries]
+
+
+def rows_to(path, rows):
+    text = "\n".join(json.dumps(row) for row in rows) + "\n"
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+@pytest.mark.parametrize("name", ["q.jsonl", "q.jsonl.gz"])
+def test_questions(tmp_path, corpus, tokenizer, name):
+    rows = [
+        {"question": "Who was born in Oslo", "answer": ["Ann", "ann b"], "passage_id": "a"},
+        {"question": "Who", "answer": "Bob", "gold_id": "b"},
+        {"question": "River", "answer": ["x"], "gold_id": "missing"},
+        {"question": "When", "answer": ["19.."], "answer_is_regex": True},
+        {"question": "Who"},
+    ]
+    found = questions(rows_to(tmp_path / name, rows), corpus, tokenizer)
+    assert [q.gold for q in found.queries] == [{0}, {1, 2}, frozenset(), frozenset()]
+    assert [q.answers for q in found.queries] == [("Ann", "ann b"), ("Bob",), ("x",), ()]
+    assert found.queries[0].pieces.tolist() == [15, 7, 8, 9, 10]
+    assert found.dropped == {
+        "answer is a regular expression": 1,
+        "gold passage not in the corpus, kept for its answers": 1,
+    }
+    assert len(questions(tmp_path / name, corpus, tokenizer, max_queries=2).queries) == 2
+
+
+@pytest.mark.parametrize("line", ['{"answer": "x"}', '{"question": "x", "answer": 3}', "[1]", "{"])
+def test_bad_questions_are_named(tmp_path, corpus, tokenizer, line):
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"question": "fine", "answer": "x"}\n\n' + line + "\n")
+    with pytest.raises(ValueError, match=r"q\.jsonl, line 3"):
+        questions(path, corpus, tokenizer)
+
+
+def test_no_queries_is_an_error(tmp_path, tokenizer):
+    x = make_corpus(tmp_path / "x", [block("0", "Bob was.")], tokenizer)
+    with pytest.raises(ValueError, match=r"gives no queries .*no span to mask: 1"):
+        check_any(masked_sentences(x))
+
+
+def test_a_long_query_keeps_its_masks():
+    pieces = np.arange(10, 30, dtype=np.int32)
+    assert window(pieces, 20, MASK).tolist() == pieces.tolist()
+    assert window(pieces, 5, MASK).tolist() == [10, 11, 12, 13, 14]
+    for place in range(20):
+        masked = pieces.copy()
+        masked[place] = MASK
+        cut = window(masked, 5, MASK)
+        assert len(cut) == 5 and MASK in cut
+
+
+def test_texts_hold_titles(corpus):
+    assert list(texts_for_search(corpus)) == ["Ann\nAnn was born in Oslo.", "Bob\nBob.", "\nIn Rome."]

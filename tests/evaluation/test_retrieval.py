@@ -1,0 +1,160 @@
+"""The evaluate job: figures by hand with a made-up search, then with models and files."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from realm_jax.corpus.blocks import Block
+from realm_jax.corpus.store import make_corpus
+from realm_jax.data.inputs import SpecialIds, document_inputs
+from realm_jax.evaluation.queries import RetrievalQuery
+from realm_jax.evaluation.retrieval import Judge, embed_corpus, evaluate, evaluate_rankings, retriever_params
+from realm_jax.models import Retriever, RetrieverConfig, TransformerConfig
+from realm_jax.retrieval.index import SearchResult
+from realm_jax.run_dir import RunDir
+from realm_jax.text.tokenizers import SPECIAL_PIECES, WordPieceTokenizer
+from realm_jax.training.checkpoint import save_snapshot
+
+NAMES = ["ann", "bob", "cem", "dan", "eva", "fay", "gus"]
+TOWNS = ["oslo", "rome", "bern", "kyiv", "lima", "cork", "nice"]
+WORDS = [*NAMES, *TOWNS, "was", "born", "in", ".", "lived"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return WordPieceTokenizer([*SPECIAL_PIECES, *WORDS])
+
+
+def block(source, text, spans=(), title=""):
+    whole = np.array([[0, len(text)]], np.int32)
+    return Block(f"{source}#0", source, title, text, whole, np.asarray(spans, np.int32).reshape(-1, 2))
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory, tokenizer):
+    place = tmp_path_factory.mktemp("corpora")
+    people = list(zip(NAMES, TOWNS, strict=True))
+    z = make_corpus(
+        place / "z",
+        [block(n, f"{n} was born in {t}. " + "was " * i, title=n) for i, (n, t) in enumerate(people)],
+        tokenizer,
+    )
+    x_blocks = [block(f"x-{n}", f"in {t} lived {n} .", [(3, 3 + len(t))]) for n, t in people]
+    make_corpus(place / "x", x_blocks, tokenizer, gold_documents=range(7), answers=[[t] for t in TOWNS])
+    return z, place
+
+
+@pytest.fixture(scope="module")
+def config():
+    encoder = TransformerConfig(
+        vocab_size=32, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32, max_length=64,
+        dropout_rate=0.0, attention_dropout_rate=0.0, initializer_range=0.5,
+    )  # fmt: skip
+    return RetrieverConfig(encoder=encoder, projection_size=8)
+
+
+def init(config, seed):
+    ids = jnp.ones((1, 4), jnp.int32)
+    return jax.tree.map(np.asarray, Retriever(config).init(jax.random.key(seed), ids, ids * 0, ids > 0)["params"])
+
+
+def query(gold, answers):
+    return RetrievalQuery("", np.zeros(1, np.int32), frozenset(gold), tuple(answers))
+
+
+def test_figures_by_hand(corpora):
+    # documents 0..6 state the towns; the last query has no gold document, the one before no answer
+    queries = [query({0}, ["Oslo"]), query({1}, ["nowhere"]), query({2}, []), query(set(), ["cork"])]
+    rankings = [[3, 0, 2], [1, 0, 2], [0, 1, 3], [5, 5, -1]]
+    asked = []
+
+    def search(part, num_results):
+        asked.append((len(part), num_results))
+        first = sum(count for count, _ in asked[:-1])
+        ids = np.array(rankings[first : first + len(part)])
+        return SearchResult(ids, np.zeros(ids.shape, np.float32))
+
+    figures = evaluate_rankings(queries, search, Judge(corpora[0]), recall_at=(1, 2, 3), batch_size=3)
+    assert asked == [(3, 3), (1, 3)]
+    assert figures == {
+        "queries_with_gold": 3,
+        "recall_at_1": pytest.approx(1 / 3),
+        "recall_at_2": pytest.approx(2 / 3),
+        "recall_at_3": pytest.approx(2 / 3),
+        "mrr": pytest.approx((1 / 2 + 1 + 0) / 3),
+        "queries_with_answers": 3,
+        "answer_recall_at_1": pytest.approx(1 / 3),  # cork alone
+        "answer_recall_at_2": pytest.approx(2 / 3),
+        "answer_recall_at_3": pytest.approx(2 / 3),
+        "answer_mrr": pytest.approx((1 / 2 + 0 + 1) / 3),
+    }
+    asked.clear()
+    by_gold = evaluate_rankings(queries, search, None, recall_at=(1,))
+    assert by_gold == {"queries_with_gold": 3, "recall_at_1": pytest.approx(1 / 3), "mrr": pytest.approx(1 / 2)}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_every_document_is_embedded_as_if_alone(corpora, config, batch_size):
+    corpus, params = corpora[0], init(config, 0)
+    special = SpecialIds.of(corpus.tokenizer)
+    embeddings = embed_corpus(params, config, corpus, 64, batch_size, special)
+    assert embeddings.shape == (7, 8)
+    for document in range(7):
+        one = document_inputs(corpus, np.array([document]), 40, special)
+        alone = Retriever(config).apply(
+            {"params": params}, *map(jnp.asarray, (one.ids, one.segment_ids, one.ids != 0)), method="embed_documents"
+        )
+        np.testing.assert_allclose(embeddings[document], alone[0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_job_measures_bm25_stage_and_checkpoint(corpora, config, tmp_path, capsys):
+    place = corpora[1]
+    run = RunDir(tmp_path)
+    save_snapshot(run, 300, init(config, 1))
+    save_snapshot(run.stage("ict"), 100, init(config, 2))
+    result = evaluate(
+        run_dir=str(run.path), corpus=str(place / "z"), x_corpus=str(place / "x"), retriever=config,
+        query_len=16, document_len=32, name="heldout",
+    )  # fmt: skip
+    assert json.loads(run.evaluation("heldout").read_text()) == result
+    assert list(result["rows"]) == ["bm25", "ict", "checkpoint"]
+    bm25 = result["rows"]["bm25"]
+    assert bm25["recall_at_1"] == bm25["mrr"] == bm25["answer_recall_at_1"] == 1.0  # the name tells it all
+    assert result["rows"]["ict"]["step"] == 100 and result["rows"]["checkpoint"]["step"] == 300
+    for row in result["rows"].values():
+        assert row["recall_at_100"] == 1.0  # seven documents
+        assert row["recall_at_1"] <= row["recall_at_5"] <= row["recall_at_20"]
+        assert row["queries_with_gold"] == row["queries_with_answers"] == 7
+    assert result["rows"]["checkpoint"]["recall_at_1"] < 1.0
+    shown = capsys.readouterr().out
+    assert "7 queries of" in shown and "checkpoint 300" in shown and "100.0" in shown
+
+
+def test_bm25_alone_needs_no_model(corpora, tmp_path):
+    place = corpora[1]
+    rows = tmp_path / "q.jsonl"
+    rows.write_text('{"question": "bob lived", "answer": "rome", "gold_id": "bob"}\n')
+    result = evaluate(run_dir=str(tmp_path), corpus=str(place / "z"), questions=str(rows))
+    assert result["rows"]["bm25"]["recall_at_1"] == 1.0
+
+
+def test_what_does_not_fit_is_refused(corpora, config, tmp_path):
+    place = corpora[1]
+    z, x = str(place / "z"), str(place / "x")
+    with pytest.raises(ValueError, match=r"either x_corpus .* or questions"):
+        evaluate(run_dir=str(tmp_path), corpus=z)
+    with pytest.raises(ValueError, match=r"either x_corpus .* or questions"):
+        evaluate(run_dir=str(tmp_path), corpus=z, x_corpus=x, questions=x)
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        evaluate(run_dir=str(tmp_path), corpus=z, x_corpus=x, retriever=config)
+    small = RetrieverConfig(TransformerConfig(vocab_size=8, hidden_size=16, num_heads=2))
+    with pytest.raises(ValueError, match="vocab_size=8"):
+        evaluate(run_dir=str(tmp_path), corpus=z, x_corpus=x, retriever=small)
+    save_snapshot(RunDir(tmp_path), 5, init(config, 0))
+    with pytest.raises(ValueError, match="has no version 7; it has none"):
+        evaluate(run_dir=str(tmp_path), corpus=z, x_corpus=x, retriever=config, index_version=7)
+    with pytest.raises(FileNotFoundError, match="no checkpoint of step 6"):
+        retriever_params(RunDir(tmp_path), 6)
