@@ -21,25 +21,15 @@ class WeightedSum(NamedTuple):
     weight: Float[Array, ""]
 
 
-def in_batch_log_probs(
-    query_embeds: Float[Array, "batch embed"],
-    document_embeds: Float[Array, "batch embed"],
-) -> Float[Array, "batch batch"]:
-    """log p(z | x) of every document of the global batch for every query (ORQA, arXiv:1906.00300, eq. of section 5).
-
-    Row i's own document is column i. Written over global arrays: with the batch sharded over devices the compiler gathers
-    the documents, so a query's negatives are those of all devices and its label needs no offset.
-    """
-    scores = jnp.einsum("qe,de->qd", query_embeds, document_embeds).astype(jnp.float32)
-    return jax.nn.log_softmax(scores, axis=-1)
-
-
 def inverse_cloze(
     query_embeds: Float[Array, "batch embed"],
     document_embeds: Float[Array, "batch embed"],
     document_ids: Int32[Array, "batch"],
 ) -> tuple[WeightedSum, Float[Array, "batch"]]:
     """Inverse Cloze Task: −log p(own document | query), negatives from the whole batch (arXiv:1906.00300, section 5).
+
+    Row i's own document is column i. Written over global arrays: with the batch sharded over devices the compiler gathers
+    the documents, so a query's negatives are those of all devices and its label needs no offset.
 
     A block drawn twice into one batch would be its own negative; such columns are left out of the softmax (the paper's
     batches of 4096 out of 13M blocks hardly ever meet one, small corpora do).

@@ -103,7 +103,9 @@ class MaskedSpanEvaluation:
 
         return search
 
-    def recall(self, params: Mapping[str, Any], index: Index, recall_at: tuple[int, ...] = (1, 5, 20)) -> dict[str, float]:
+    def recall(
+        self, params: Mapping[str, Any], index: Index, recall_at: tuple[int, ...] = (1, 5, 20)
+    ) -> dict[str, float]:
         """Share of sentences whose gold document is among the first k: cheap enough for the training loop."""
         search, ids, gold = self.search_in(params, index), [], []
         for batch in self.batches():

@@ -2,6 +2,6 @@
 
 from realm_jax.models.knowledge_encoder import KnowledgeEncoder
 from realm_jax.models.retriever import Retriever, RetrieverConfig
-from realm_jax.models.transformer import Transformer, TransformerConfig
+from realm_jax.models.transformer import Transformer, TransformerConfig, forward_flops
 
-__all__ = ["KnowledgeEncoder", "Retriever", "RetrieverConfig", "Transformer", "TransformerConfig"]
+__all__ = ["KnowledgeEncoder", "Retriever", "RetrieverConfig", "Transformer", "TransformerConfig", "forward_flops"]

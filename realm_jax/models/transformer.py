@@ -53,13 +53,19 @@ class TransformerConfig:
                 f"got {self.hidden_size}; change one of them"
             )
         if self.activation not in ACTIVATIONS:
-            raise ValueError(
-                f"TransformerConfig.activation: got {self.activation!r}, valid: {', '.join(ACTIVATIONS)}"
-            )
+            raise ValueError(f"TransformerConfig.activation: got {self.activation!r}, valid: {', '.join(ACTIVATIONS)}")
         if self.positions == "rotary" and (self.hidden_size // self.num_heads) % 2:
             raise ValueError("TransformerConfig.positions='rotary' needs an even hidden_size / num_heads")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"TransformerConfig.dtype: expected 'float32' or 'bfloat16', got {self.dtype!r}")
+
+
+def forward_flops(config: TransformerConfig, length: int) -> float:
+    """Multiply-adds, times two, of one forward pass over one sequence: the matrices and the attention of every layer."""
+    hidden = config.hidden_size
+    matrices = 2 * length * (4 * hidden * hidden + 2 * hidden * config.intermediate_size)
+    attention = 4 * length * length * hidden
+    return float(config.num_layers * (matrices + attention))
 
 
 def _dense(config: TransformerConfig, features: int | tuple[int, ...], name: str, axis: int | tuple[int, ...] = -1):

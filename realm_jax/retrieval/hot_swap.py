@@ -1,0 +1,256 @@
+"""The trainer's side of the index: new versions are loaded beside the old one and swapped in between two steps."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from realm_jax.retrieval.agreement import Agreement, SingleHost
+from realm_jax.retrieval.index import Index
+from realm_jax.retrieval.stall import StallMeter
+
+logger = logging.getLogger(__name__)
+
+NO_VERSION = -1
+
+
+class LoadedVersion(NamedTuple):
+    """An index in memory, and where it comes from."""
+
+    version: int
+    index: Index
+    built_at: float  # unix seconds
+    load_secs: float
+    load_stall_ms: float  # the longest that other threads stood still while it was loaded
+
+
+class Swap(NamedTuple):
+    """One hot swap: at which step, to what, and how long the training thread was held up."""
+
+    step: int
+    version: int
+    pause_ms: (
+        float  # of the exchange of references and the agreement, or the worst stall while loading, if that is longer
+    )
+    load_secs: float
+
+
+class VersionSource(NamedTuple):
+    """Where versions come from: list, then verify and load. Refused versions raise ValueError."""
+
+    list_versions: Callable[[], list[int]]
+    load: Callable[[int], tuple[Index, float]]  # version -> (index, built_at)
+
+
+class HotSwap:
+    """Serves one index version and prepares the next in a background thread.
+
+    Swaps happen in `begin_step` alone, at multiples of `swap_every_steps`, so a step never sees its index change. With
+    several hosts, host 0 decides which version is next, every host loads it, and all swap at the first multiple at which
+    every one of them reports it loaded.
+    """
+
+    def __init__(
+        self,
+        source: VersionSource,
+        agreement: Agreement,
+        *,
+        swap_every_steps: int,
+        timeout_secs: float,
+        poll_secs: float = 0.5,
+        is_leader: bool = True,
+        on_pending: Callable[[int], None] = lambda version: None,
+    ):
+        """Args:
+        source: lists and loads versions.
+        agreement: between the hosts of the run.
+        swap_every_steps: swaps happen at multiples of this.
+        timeout_secs: how long to wait for a version that a step cannot do without.
+        poll_secs: pause between two looks for a new version.
+        is_leader: this is host 0.
+        on_pending: told each version before it is loaded, so that it can be kept from being retired.
+        """
+        self._source, self._agreement = source, agreement
+        self._swap_every_steps, self._timeout_secs, self._poll_secs = swap_every_steps, timeout_secs, poll_secs
+        self._is_leader, self._on_pending = is_leader, on_pending
+        self._current: LoadedVersion | None = None
+        self._pending: LoadedVersion | None = None
+        self._target = NO_VERSION  # what a follower is to load
+        self._refused: set[int] = set()
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._failure: BaseException | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def version(self) -> int:
+        return self._current.version if self._current else NO_VERSION
+
+    @property
+    def built_at(self) -> float:
+        return self._current.built_at if self._current else 0.0
+
+    @property
+    def index(self) -> Index:
+        """The index being served; hold on to it for one search, not for longer."""
+        assert self._current is not None, "serve() comes first"
+        return self._current.index
+
+    def serve(self, version: int | None) -> Swap:
+        """Blocks until a version is published and loaded, and serves it: the first index of a run, or a resumed one's.
+
+        Args:
+          version: which one; none takes the newest there is.
+
+        Raises:
+          TimeoutError: when it does not appear in time.
+        """
+        start = time.monotonic()
+        while True:
+            published = [v for v in self._source.list_versions() if v not in self._refused]
+            wanted = version if version is not None else max(published, default=NO_VERSION)
+            if wanted in published:
+                loaded = self._load(wanted)
+                if loaded is not None:
+                    break
+            if version is not None and version in self._refused:
+                raise ValueError(f"index version {version:08d} is needed to go on, but it is damaged (see the log)")
+            if time.monotonic() - start > self._timeout_secs:
+                name = "first index version" if version is None else f"index version {version:08d}"
+                raise TimeoutError(
+                    f"no {name} was published within {self._timeout_secs:.0f} s; is the embed job running on this run directory "
+                    f"(there: {', '.join(map(str, published)) or 'none'})?"
+                )
+            time.sleep(self._poll_secs)
+        self._current = loaded
+        return Swap(0, loaded.version, (time.monotonic() - start) * 1e3, loaded.load_secs)
+
+    def watch(self) -> None:
+        """Starts looking for newer versions in the background."""
+        self._thread = threading.Thread(target=self._watch, name="hot-swap", daemon=True)
+        self._thread.start()
+
+    def begin_step(self, step: int, wait_for: int | None = None) -> Swap | None:
+        """Swaps if a newer version is loaded on every host and `step` is a multiple of `swap_every_steps`.
+
+        Args:
+          step: the step about to begin.
+          wait_for: a version that must be served from this step on (synchronous refresh, replay): blocks for it.
+
+        Returns:
+          The swap, or None.
+
+        Raises:
+          TimeoutError: a version waited for did not come, or another host did not answer.
+        """
+        if wait_for is not None and wait_for != self.version:
+            start = time.monotonic()
+            self.serve(wait_for)
+            self._agreement.exchange(f"realm_jax/swap/{step}", self.version)
+            assert self._current is not None
+            return Swap(step, self.version, (time.monotonic() - start) * 1e3, self._current.load_secs)
+        if self._thread is None or step % self._swap_every_steps:
+            return None
+        if self._failure is not None:
+            raise self._failure
+        start = time.monotonic()
+        pending = self._pending
+        said = self._agreement.exchange(f"realm_jax/swap/{step}", pending.version if pending else NO_VERSION)
+        proposed = said[0]
+        with self._changed:
+            if proposed > self.version and all(version == proposed for version in said):
+                assert pending is not None
+                self._current, self._pending = pending, None
+                swapped = True
+            else:
+                self._target, swapped = proposed, False
+            self._changed.notify_all()
+        if not swapped:
+            return None
+        assert self._current is not None
+        pause_ms = max((time.monotonic() - start) * 1e3, self._current.load_stall_ms)
+        logger.info("step %d: index %08d swapped in, pause %.1f ms", step, self.version, pause_ms)
+        return Swap(step, self.version, pause_ms, self._current.load_secs)
+
+    def wait_for_newer(self, step: int) -> Swap:
+        """Blocks until a newer version is loaded on every host: the index has grown too old to go on.
+
+        Raises:
+          TimeoutError: when none comes.
+        """
+        deadline = time.monotonic() + self._timeout_secs
+        attempt = 0
+        while time.monotonic() < deadline:
+            attempt += 1
+            said = self._agreement.exchange(f"realm_jax/stale/{step}/{attempt}", self._pending_version())
+            if said[0] > self.version and all(version == said[0] for version in said):
+                with self._changed:
+                    assert self._pending is not None
+                    self._current, self._pending = self._pending, None
+                    self._changed.notify_all()
+                waited_ms = (self._timeout_secs - (deadline - time.monotonic())) * 1e3
+                return Swap(step, self.version, waited_ms, self._current.load_secs)
+            self._target = said[0]
+            if self._failure is not None:
+                raise self._failure
+            time.sleep(self._poll_secs)
+        raise TimeoutError(
+            f"step {step}: index {self.version:08d} is too old and no newer one came within {self._timeout_secs:.0f} s; "
+            "look at the embed job's log, or raise max_index_age_steps"
+        )
+
+    def close(self) -> None:
+        """Ends the background thread."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join(timeout=60)
+
+    def _pending_version(self) -> int:
+        pending = self._pending
+        return pending.version if pending else NO_VERSION
+
+    def _watch(self) -> None:
+        while not self._stopping:
+            try:
+                wanted = self._next_version()
+                if wanted is not None:
+                    loaded = self._load(wanted)
+                    with self._changed:
+                        if loaded is not None and loaded.version > self.version:
+                            self._pending = loaded
+            except OSError as error:  # a shared file system that stumbles: the old version goes on serving
+                logger.error("looking for a new index version failed, trying again: %s", error)
+            except BaseException as error:
+                self._failure = error
+                return
+            with self._changed:
+                if not self._stopping:
+                    self._changed.wait(self._poll_secs)
+
+    def _next_version(self) -> int | None:
+        """The version to load now: the newest for host 0 (and not while one waits to be agreed on), the target for others."""
+        held = max(self.version, self._pending_version())
+        if self._is_leader:
+            newest = max((v for v in self._source.list_versions() if v not in self._refused), default=NO_VERSION)
+            agreed_needed = self._pending is not None and not isinstance(self._agreement, SingleHost)
+            return newest if newest > held and not agreed_needed else None
+        return self._target if self._target > held and self._target not in self._refused else None
+
+    def _load(self, version: int) -> LoadedVersion | None:
+        """Loads a version; one that is damaged is reported, remembered and not tried again."""
+        self._on_pending(version)
+        start = time.monotonic()
+        try:
+            with StallMeter() as stall:
+                index, built_at = self._source.load(version)
+        except ValueError as error:
+            logger.error("index version %08d refused, version %08d keeps serving: %s", version, self.version, error)
+            self._refused.add(version)
+            return None
+        except FileNotFoundError as error:  # retired between listing and loading: a newer one is there
+            logger.warning("index version %08d disappeared while it was loaded: %s", version, error)
+            return None
+        return LoadedVersion(version, index, built_at, time.monotonic() - start, stall.worst_ms)

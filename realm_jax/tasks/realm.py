@@ -1,0 +1,312 @@
+"""REALM pre-training: retrieve, read, marginalize (Guu, Lee, Tung, Pasupat and Chang 2020, arXiv:2002.08909).
+
+A masked sentence x retrieves its top documents from an index that may be stale. For those documents p(z|x) is computed
+afresh with today's parameters, the reader predicts the masked pieces y from each [x; z], and the likelihood of y is
+marginalized over z. Its gradient reaches the retriever through p(z|x): a document that predicts y better than average
+gains score.
+"""
+
+import dataclasses
+import functools
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Int32, Int64
+
+from realm_jax import losses
+from realm_jax.corpus.store import Corpus
+from realm_jax.data.inputs import NO_CANDIDATE, Inputs, SpecialIds, document_inputs, joint_inputs
+from realm_jax.data.masked_lm import MaskedBatch, MaskedSentences
+from realm_jax.data.masking import MaskingConfig
+from realm_jax.losses import WeightedSum
+from realm_jax.models import KnowledgeEncoder, Retriever, RetrieverConfig, TransformerConfig, forward_flops
+from realm_jax.retrieval.candidates import select_candidates
+from realm_jax.retrieval.index import SearchResult
+from realm_jax.tasks.ict import check_vocabulary
+from realm_jax.tasks.task import Metrics, Params, Retrieval, Task
+from realm_jax.training.rng import dropout_rngs
+from realm_jax.typed import check_fields
+
+
+class RealmBatch(NamedTuple):
+    """Examples joined with their candidates. Candidate 0 is the null document; it has no row in `documents` and `joint`:
+    its embedding is one row for the whole batch, and what is read with it is the query alone."""
+
+    query: Inputs  # [batch, query_len]
+    documents: Inputs  # [batch, num_documents, document_len]
+    joint: Inputs  # [batch, num_documents, joint_len]
+    mask_positions: Int32[np.ndarray, "batch num_masks"]
+    mask_targets: Int32[np.ndarray, "batch num_masks"]
+    mask_weights: Float32[np.ndarray, "batch num_masks"]
+    candidate_mask: Bool[np.ndarray, "batch num_candidates"]
+    is_gold: Bool[np.ndarray, "batch num_candidates"]  # states the answer, where that is known; only measured
+
+
+class RealmModel(NamedTuple):
+    """The two learners and the null document's input."""
+
+    retriever: RetrieverConfig
+    reader: TransformerConfig
+    null_document: bool
+    special: SpecialIds
+
+
+def retrieval_scores(
+    params: Params, batch: RealmBatch, rng: jax.Array | None, model: RealmModel
+) -> Float[Array, "batch num_candidates"]:
+    """f(x, z) = Embed_input(x)ᵀ Embed_doc(z) for every candidate, with the current parameters (REALM, section 3.2)."""
+    retriever = Retriever(model.retriever)
+
+    def embed(ids: Int32[Array, "rows length"], segment_ids: Int32[Array, "rows length"], method: str, stream: int):
+        return retriever.apply(
+            {"params": params["retriever"]}, ids, segment_ids, ids != 0, rng is None,
+            method=method, rngs=dropout_rngs(rng, stream),
+        )  # fmt: skip
+
+    batch_size, num_documents, document_len = batch.documents.ids.shape
+    query_embeds = embed(batch.query.ids, batch.query.segment_ids, "embed_queries", 0)
+    document_embeds = embed(
+        batch.documents.ids.reshape(-1, document_len),
+        batch.documents.segment_ids.reshape(-1, document_len),
+        "embed_documents",
+        1,
+    ).reshape(batch_size, num_documents, -1)
+    scores = jnp.einsum("be,bke->bk", query_embeds, document_embeds)
+    if model.null_document:
+        null_ids = jnp.array([[model.special.cls, model.special.sep, model.special.sep]], jnp.int32)
+        null_embed = embed(null_ids, jnp.array([[0, 0, 1]], jnp.int32), "embed_documents", 2)[0]
+        scores = jnp.concatenate([jnp.einsum("be,e->b", query_embeds, null_embed)[:, None], scores], axis=1)
+    return scores
+
+
+def read(
+    params: Params, batch: RealmBatch, rng: jax.Array | None, model: RealmModel
+) -> Float[Array, "batch num_candidates num_masks vocab"]:
+    """Vocabulary logits at the masks for every candidate: the reader over [CLS] x [SEP] z [SEP] (REALM, section 3.2)."""
+    reader = KnowledgeEncoder(model.reader)
+
+    def logits(ids, segment_ids, mask_positions, stream: int):
+        return reader.apply(
+            {"params": params["knowledge_encoder"]}, ids, segment_ids, ids != 0, mask_positions, rng is None,
+            rngs=dropout_rngs(rng, stream),
+        )  # fmt: skip
+
+    batch_size, num_documents, joint_len = batch.joint.ids.shape
+    num_masks = batch.mask_positions.shape[1]
+    read_logits = logits(
+        batch.joint.ids.reshape(-1, joint_len),
+        batch.joint.segment_ids.reshape(-1, joint_len),
+        jnp.repeat(batch.mask_positions, num_documents, axis=0),
+        3,
+    ).reshape(batch_size, num_documents, num_masks, -1)
+    if model.null_document:
+        null_joint = null_joint_inputs(batch.query.ids, model.special)
+        null_logits = logits(null_joint.ids, null_joint.segment_ids, batch.mask_positions, 4)
+        read_logits = jnp.concatenate([null_logits[:, None], read_logits], axis=1)
+    return read_logits
+
+
+def null_joint_inputs(query_ids: Int32[Array, "batch query_len"], special: SpecialIds) -> Inputs:
+    """`[CLS] x [SEP] [SEP]`: the query read with an empty body, one position longer than the query input."""
+    padded = jnp.pad(query_ids, ((0, 0), (0, 1)))
+    is_end = jnp.arange(padded.shape[1])[None, :] == (query_ids != 0).sum(axis=1)[:, None]
+    return Inputs(jnp.where(is_end, special.sep, padded), is_end.astype(jnp.int32))
+
+
+def realm_loss(
+    params: Params,
+    batch: RealmBatch,
+    rng: jax.Array | None,
+    *,
+    model: RealmModel,
+    marginal: Literal["per_token", "per_span"],
+) -> tuple[WeightedSum, Metrics]:
+    """−log p(y|x), marginalized over the candidates per masked token (released code) or per span (paper)."""
+    log_retrieval_probs = losses.candidate_log_probs(retrieval_scores(params, batch, rng, model), batch.candidate_mask)
+    gold_log_probs = losses.gold_log_probs(
+        read(params, batch, rng, model),
+        jnp.broadcast_to(batch.mask_targets[:, None, :], (*log_retrieval_probs.shape, batch.mask_targets.shape[1])),
+    )  # [batch, num_candidates, num_masks]
+    marginal_log_probs = losses.marginal_per_token(log_retrieval_probs, gold_log_probs)
+    if marginal == "per_token":
+        loss = losses.per_token_loss(marginal_log_probs, batch.mask_weights)
+    else:
+        span_log_probs = losses.marginal_per_span(log_retrieval_probs, gold_log_probs, batch.mask_weights)
+        loss = losses.per_span_loss(span_log_probs, batch.mask_weights)
+
+    retrieval_probs = jnp.exp(log_retrieval_probs)
+    examples = jnp.float32(retrieval_probs.shape[0])
+    metrics: Metrics = {
+        "retrieval_entropy": WeightedSum(losses.retrieval_entropy(log_retrieval_probs).sum(), examples),
+        "gold_selected": WeightedSum(batch.is_gold.any(axis=1).sum().astype(jnp.float32), examples),
+        "gold_prob": WeightedSum((retrieval_probs * batch.is_gold).sum(), examples),
+    }
+    if model.null_document:
+        metrics["null_document_prob"] = WeightedSum(retrieval_probs[:, 0].sum(), examples)
+        metrics["retrieval_utility"] = losses.marginal_utility(marginal_log_probs, gold_log_probs, batch.mask_weights)
+    return loss, metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Realm:
+    """Settings of REALM pre-training; the defaults are the paper's."""
+
+    corpus: str  # Z, the knowledge corpus
+    retriever: RetrieverConfig
+    reader: TransformerConfig
+    x_corpus: str | None = None  # X, the sentences to mask; none: X = Z
+    num_candidates: int = 8  # the null document included
+    null_document: bool = True
+    marginal: Literal["per_token", "per_span"] = "per_token"
+    masking: MaskingConfig = MaskingConfig()
+    query_len: int = 96
+    document_len: int = 288
+    joint_len: int = 384
+    extra_results: int = 8  # searched beyond num_candidates, to replace excluded documents
+    heldout_corpus: str | None = None  # sentences with gold documents, on which the loop measures recall
+    num_heldout: int = 500
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.num_candidates < 2:
+            raise ValueError(
+                f"Realm.num_candidates must be at least 2 (null document included), got {self.num_candidates}"
+            )
+        if self.joint_len <= self.query_len:
+            raise ValueError(f"Realm.joint_len must exceed query_len={self.query_len}, got {self.joint_len}")
+
+    def build(self, seed: int) -> Task:
+        corpus = Corpus.open(self.corpus)
+        x_corpus = Corpus.open(self.x_corpus) if self.x_corpus else corpus
+        check_same_tokenizer(corpus, x_corpus)
+        check_vocabulary(corpus, self.retriever.encoder.vocab_size, "retriever")
+        check_vocabulary(corpus, self.reader.vocab_size, "reader")
+        sentences = MaskedSentences(
+            x_corpus,
+            query_len=self.query_len,
+            masking=self.masking,
+            seed=seed,
+            is_knowledge_corpus=self.x_corpus is None,
+        )
+        model = self.model(corpus)
+        evaluate = None
+        if self.heldout_corpus is not None:
+            from realm_jax.evaluation.masked_spans import (
+                MaskedSpanEvaluation,
+            )  # it evaluates this task: a cycle otherwise
+
+            evaluate = MaskedSpanEvaluation(self, self.heldout_corpus, self.num_heldout).recall
+        return Task(
+            name="realm",
+            init=functools.partial(init_params, model=model),
+            loss=functools.partial(realm_loss, model=model, marginal=self.marginal),
+            examples=sentences.batch,
+            batch=_refuse_without_candidates,
+            tokens_per_example=self.query_len + self.num_candidates * (self.document_len + self.joint_len),
+            flops_per_example=self._flops_per_example(),
+            can_accumulate=True,
+            retrieval=Retrieval(
+                config=self.retriever,
+                corpus=corpus,
+                document_len=self.document_len,
+                num_results=self.num_candidates + self.extra_results,
+                queries=lambda examples: examples.query,
+                embed_queries=functools.partial(embed_queries, config=self.retriever),
+                retriever_params=lambda params: params["retriever"],
+                select=functools.partial(self.select, corpus=corpus),
+                join=functools.partial(self.join, corpus=corpus, special=model.special),
+                evaluate=evaluate,
+            ),
+        )
+
+    def evaluation_masking(self) -> MaskingConfig:
+        """Held-out sentences always have one salient span masked, whatever the run trains on, so that runs compare."""
+        return dataclasses.replace(self.masking, kind="salient", spans_per_sentence=1)
+
+    def model(self, corpus: Corpus) -> RealmModel:
+        return RealmModel(self.retriever, self.reader, self.null_document, SpecialIds.of(corpus.tokenizer))
+
+    def _flops_per_example(self) -> float:
+        """Forward and backward: query, documents and joint inputs; the null document is the query read once more."""
+        num_documents = self.num_candidates - int(self.null_document)
+        retriever, reader = self.retriever.encoder, self.reader
+        forward = forward_flops(retriever, self.query_len) + num_documents * forward_flops(retriever, self.document_len)
+        forward += num_documents * forward_flops(reader, self.joint_len)
+        forward += int(self.null_document) * forward_flops(reader, self.query_len + 1)
+        forward += 2.0 * self.num_candidates * self.masking.max_masks * reader.hidden_size * reader.vocab_size
+        return 3.0 * forward
+
+    def select(
+        self, examples: MaskedBatch, results: SearchResult, *, corpus: Corpus
+    ) -> Int64[np.ndarray, "batch num_candidates"]:
+        """Candidates of each example: the null document, then the best documents that do not give x away."""
+        return select_candidates(
+            results,
+            self.num_candidates,
+            corpus=corpus,
+            source_documents=examples.source_documents,
+            sentences=examples.sentences,
+            null_document=self.null_document,
+        )
+
+    def join(
+        self,
+        examples: MaskedBatch,
+        candidate_ids: Int64[np.ndarray, "batch num_candidates"],
+        *,
+        corpus: Corpus,
+        special: SpecialIds,
+    ) -> RealmBatch:
+        """Gathers the candidates' pieces by id and lays out what retriever and reader see."""
+        document_ids = candidate_ids[:, 1:] if self.null_document else candidate_ids
+        batch_size, num_documents = document_ids.shape
+        documents = document_inputs(corpus, document_ids.reshape(-1), self.document_len, special)
+        shape = (batch_size, num_documents, self.document_len)
+        return RealmBatch(
+            query=examples.query,
+            documents=Inputs(documents.ids.reshape(shape), documents.segment_ids.reshape(shape)),
+            joint=joint_inputs(examples.query.ids, corpus, document_ids, self.joint_len, special),
+            mask_positions=examples.mask_positions,
+            mask_targets=examples.mask_targets,
+            mask_weights=examples.mask_weights,
+            candidate_mask=candidate_ids != NO_CANDIDATE,
+            is_gold=(candidate_ids == examples.gold_documents[:, None]) & (candidate_ids >= 0),
+        )
+
+
+def init_params(rng: jax.Array, *, model: RealmModel) -> Params:
+    """Random parameters of both learners."""
+    retriever_rng, reader_rng = jax.random.split(rng)
+    ids = jnp.ones((1, 8), jnp.int32)
+    inputs = (ids, ids * 0, ids > 0)
+    return {
+        "retriever": Retriever(model.retriever).init(retriever_rng, *inputs)["params"],
+        "knowledge_encoder": KnowledgeEncoder(model.reader).init(reader_rng, *inputs, ids[:, :1])["params"],
+    }
+
+
+def embed_queries(params: Params, queries: Inputs, *, config: RetrieverConfig) -> Float[Array, "batch embed"]:
+    """Embed_input(x), without dropout: what the index is searched with."""
+    return Retriever(config).apply(
+        {"params": params["retriever"]}, queries.ids, queries.segment_ids, queries.ids != 0, method="embed_queries"
+    )
+
+
+def check_same_tokenizer(corpus: Corpus, x_corpus: Corpus) -> None:
+    """Refuses X and Z cut into different pieces.
+
+    Raises:
+      ValueError: with both fingerprints and the remedy.
+    """
+    expected, got = corpus.info.tokenizer_fingerprint, x_corpus.info.tokenizer_fingerprint
+    if expected != got:
+        raise ValueError(
+            f"x_corpus was cut with tokenizer {got[:12]}, the knowledge corpus with {expected[:12]}; "
+            "build x_corpus again with the knowledge corpus's tokenizer directory"
+        )
+
+
+def _refuse_without_candidates(examples: MaskedBatch) -> RealmBatch:
+    raise AssertionError("REALM joins its examples with candidates; the loop must use Task.retrieval")

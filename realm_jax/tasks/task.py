@@ -1,0 +1,53 @@
+"""What the training loop knows of a method."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int64
+
+from realm_jax.corpus.store import Corpus
+from realm_jax.data.inputs import Inputs
+from realm_jax.losses import WeightedSum
+from realm_jax.models import RetrieverConfig
+from realm_jax.retrieval.index import Index, SearchResult
+
+Params = Mapping[str, Any]  # nested dict of arrays; the top-level names are the task's learners
+Batch = Any  # a NamedTuple of arrays, every one with the batch as leading axis
+Metrics = dict[str, WeightedSum]
+
+
+class Retrieval(NamedTuple):
+    """How examples get their candidates. Absent from tasks that retrieve nothing."""
+
+    config: RetrieverConfig
+    corpus: Corpus
+    document_len: int
+    num_results: int  # documents asked of the index for each query: candidates plus a margin for exclusions
+    queries: Callable[[Any], Inputs]  # of examples: what is embedded to search with
+    embed_queries: Callable[[Params, Inputs], Float[Array, "batch embed"]]  # pure
+    retriever_params: Callable[[Params], Params]  # what a snapshot holds
+    select: Callable[[Any, SearchResult], Int64[np.ndarray, "batch num_candidates"]]
+    join: Callable[[Any, Int64[np.ndarray, "batch num_candidates"]], Batch]
+    evaluate: Callable[[Params, Index], dict[str, float]] | None = None  # on held-out queries, with the served index
+
+
+class Task(NamedTuple):
+    """A method: pure functions of parameters and arrays, and batches that are pure functions of (seed, step, row)."""
+
+    name: str
+    init: Callable[[jax.Array], Params]
+    loss: Callable[[Params, Batch, jax.Array | None], tuple[WeightedSum, Metrics]]  # no rng: no dropout
+    examples: Callable[[int, int, slice], Any]  # (step, batch_size, rows) -> examples, on the host
+    batch: Callable[[Any], Batch]  # of examples, for tasks without retrieval
+    tokens_per_example: int  # pieces that the models read for one example, padding included
+    flops_per_example: float  # of forward and backward, by the models' shapes, without rematerialisation
+    can_accumulate: bool  # false where the loss couples the examples of a batch
+    retrieval: Retrieval | None = None
+
+
+class TaskConfig(Protocol):
+    """The settings of a task, made by gin or by hand; `build` opens its corpora and returns the task."""
+
+    def build(self, seed: int) -> Task: ...

@@ -1,0 +1,281 @@
+"""What a run keeps: checkpoints (the resume unit) and snapshots (the retriever alone, for the embed job)."""
+
+import concurrent.futures
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import safetensors.numpy
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from realm_jax.run_dir import RunDir, read_json, write_json_atomically
+from realm_jax.training.sharding import BATCH
+from realm_jax.training.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+PARAMS_FILE = "params.safetensors"
+SNAPSHOT_FILE = "snapshot.json"
+NO_VERSION = -1
+
+
+class ResumeUnit(NamedTuple):
+    """All that a run needs to go on as if it had not stopped. Data and rng are functions of (seed, step)."""
+
+    state: TrainState
+    index_version: int  # served when the step began; NO_VERSION for tasks without retrieval
+    candidate_ids: Any  # [batch, num_candidates] of the next step, selected with the parameters of the step before it
+
+
+class Checkpoints:
+    """Orbax checkpoints of one run: asynchronous, atomic, resumable on any number of devices and hosts."""
+
+    def __init__(self, run: RunDir, max_to_keep: int = 2):
+        self._directory = run.checkpoints.absolute()
+        self._directory.mkdir(parents=True, exist_ok=True)
+        options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, save_interval_steps=1)
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        self._versions: dict[int, int] = {}
+
+    def save(self, step: int, unit: ResumeUnit) -> None:
+        """Starts writing; the arrays may be donated as soon as this returns."""
+        items: dict[str, Any] = {
+            "state": ocp.args.StandardSave(unit.state),
+            "meta": ocp.args.JsonSave({"index_version": unit.index_version}),
+        }
+        if unit.candidate_ids is not None:
+            items["candidates"] = ocp.args.StandardSave({"ids": unit.candidate_ids})
+        self._versions[step] = unit.index_version
+        self._manager.save(step, args=ocp.args.Composite(**items))
+
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    def restore(self, abstract_state: TrainState, mesh: Mesh, batch_size: int | None) -> ResumeUnit:
+        """The newest checkpoint that can be read; a damaged one is named in the log and the one before it is used.
+
+        Args:
+          abstract_state: shapes, dtypes and shardings to restore to, whatever they were when saved.
+          mesh: where the candidate ids go.
+          batch_size: rows of the candidate ids, for tasks with retrieval.
+
+        Raises:
+          ValueError: when no checkpoint can be read.
+        """
+        failures = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                return self._restore(step, abstract_state, mesh, batch_size)
+            except (ValueError, OSError, KeyError, TypeError) as error:
+                logger.error(
+                    "checkpoint %s cannot be read (%s); trying the one before it", self._directory / str(step), error
+                )
+                failures.append(f"{step}: {str(error).splitlines()[0][:200]}")
+        raise ValueError(
+            f"no checkpoint under {self._directory} can be read ({'; '.join(failures)}); was it written with another "
+            "configuration? Otherwise remove the directory to start afresh"
+        )
+
+    def _restore(self, step: int, abstract_state: TrainState, mesh: Mesh, batch_size: int | None) -> ResumeUnit:
+        items: dict[str, Any] = {
+            "state": ocp.args.StandardRestore(abstract_state),
+            "meta": ocp.args.JsonRestore(),
+        }
+        if batch_size is not None:
+            shape = tuple(self._manager.item_metadata(step)["candidates"]["ids"].shape)
+            if shape[0] != batch_size:
+                raise ValueError(f"it was written with batch_size={shape[0]}, this run has batch_size={batch_size}")
+            wanted = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=NamedSharding(mesh, BATCH))
+            items["candidates"] = ocp.args.StandardRestore({"ids": wanted})
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        version = int(restored.meta["index_version"])
+        self._versions[step] = version
+        ids = restored.candidates["ids"] if batch_size is not None else None
+        return ResumeUnit(restored.state, version, ids)
+
+    def kept_versions(self) -> list[int]:
+        """Index versions that a resume from a kept checkpoint would need."""
+        versions = set()
+        for step in self._manager.all_steps():
+            if step not in self._versions:
+                self._versions[step] = int(
+                    read_json(self._directory / str(step) / "meta" / "metadata")["index_version"]
+                )
+            versions.add(self._versions[step])
+        if self._versions:  # the newest may still be on its way to the disk
+            versions.add(self._versions[max(self._versions)])
+        return sorted(versions - {NO_VERSION})
+
+    def wait(self) -> None:
+        """Blocks until what was saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def load_params(run: RunDir, step: int | None = None) -> tuple[int, dict[str, Any]]:
+    """Parameters of a run's checkpoint, as host arrays: for warm starts and evaluation.
+
+    Args:
+      run: the run.
+      step: which checkpoint; none takes the newest.
+
+    Returns:
+      (step, params).
+
+    Raises:
+      FileNotFoundError: when the run has no such checkpoint.
+    """
+    steps: list[int] = []
+    if run.checkpoints.is_dir():
+        manager = ocp.CheckpointManager(
+            run.checkpoints.absolute(), options=ocp.CheckpointManagerOptions(read_only=True)
+        )
+        steps = sorted(manager.all_steps())
+    if not steps or (step is not None and step not in steps):
+        have = ", ".join(map(str, steps)) or "none"
+        raise FileNotFoundError(
+            f"no checkpoint {'' if step is None else f'of step {step} '}under {run.checkpoints} (there: {have}); "
+            "train that run first or name another"
+        )
+    step = steps[-1] if step is None else step
+    state_dir = run.checkpoints.absolute() / str(step) / "state"
+    with ocp.PyTreeCheckpointer() as reader:
+        tree = reader.metadata(state_dir).item_metadata.tree["params"]
+        wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+        restored = reader.restore(
+            state_dir,
+            args=ocp.args.PyTreeRestore(
+                item={"params": wanted}, restore_args={"params": restore_args}, partial_restore=True
+            ),
+        )
+    return step, restored["params"]
+
+
+def flatten_params(params: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
+    """Nested parameters to names joined by "/"."""
+    flat: dict[str, np.ndarray] = {}
+    for name, value in params.items():
+        if isinstance(value, Mapping):
+            flat |= flatten_params(value, f"{prefix}{name}/")
+        else:
+            flat[prefix + name] = np.asarray(value)
+    return flat
+
+
+def nest_params(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The inverse of `flatten_params`."""
+    nested: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, name = path.split("/")
+        place = nested
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[name] = value
+    return nested
+
+
+def save_snapshot(run: RunDir, step: int, retriever_params: Mapping[str, Any], max_to_keep: int = 3) -> Path:
+    """Writes the retriever's parameters for the embed job; visible at once and whole, by a rename.
+
+    A snapshot that is already there with the same content is left as it is (a resumed run writes it again).
+
+    Raises:
+      ValueError: when another content was published under the same step.
+    """
+    content = safetensors.numpy.save(
+        {name: np.ascontiguousarray(value) for name, value in sorted(flatten_params(retriever_params).items())}
+    )
+    checksum = hashlib.sha256(content).hexdigest()
+    place = run.snapshot(step)
+    if (place / SNAPSHOT_FILE).exists():
+        if read_json(place / SNAPSHOT_FILE)["sha256"] == checksum:
+            return place
+        raise ValueError(
+            f"{place} already holds another snapshot of step {step}; this run directory belongs to another run: "
+            "choose another --run_dir, or remove it to start afresh"
+        )
+    temporary = place.with_name(f".{place.name}.{os.getpid()}")
+    temporary.mkdir(parents=True, exist_ok=True)
+    (temporary / PARAMS_FILE).write_bytes(content)
+    write_json_atomically(temporary / SNAPSHOT_FILE, {"step": step, "sha256": checksum, "bytes": len(content)})
+    shutil.rmtree(place, ignore_errors=True)  # a torn one, without snapshot.json
+    temporary.rename(place)
+    for old in list_snapshots(run)[:-max_to_keep]:
+        shutil.rmtree(run.snapshot(old), ignore_errors=True)
+    return place
+
+
+def list_snapshots(run: RunDir) -> list[int]:
+    """Steps of the finished snapshots, ascending."""
+    found = run.snapshots.glob(f"[0-9]*/{SNAPSHOT_FILE}") if run.snapshots.is_dir() else ()
+    return sorted(int(path.parent.name) for path in found)
+
+
+def load_snapshot(run: RunDir, step: int) -> dict[str, Any]:
+    """The retriever's parameters of a snapshot, as host arrays.
+
+    Raises:
+      FileNotFoundError: when there is none of that step (any more).
+      ValueError: when the file is damaged.
+    """
+    place = run.snapshot(step)
+    expected = snapshot_checksum(run, step)
+    content = (place / PARAMS_FILE).read_bytes()
+    if hashlib.sha256(content).hexdigest() != expected:
+        raise ValueError(f"{place / PARAMS_FILE} does not have the checksum of {SNAPSHOT_FILE}; remove the snapshot")
+    return nest_params(safetensors.numpy.load(content))
+
+
+def snapshot_checksum(run: RunDir, step: int) -> str:
+    """sha256 of a snapshot's parameters."""
+    try:
+        return str(read_json(run.snapshot(step) / SNAPSHOT_FILE)["sha256"])
+    except (json.JSONDecodeError, KeyError) as error:
+        raise ValueError(f"{run.snapshot(step) / SNAPSHOT_FILE} is damaged ({error}); remove the snapshot") from error
+
+
+class SnapshotWriter:
+    """Writes snapshots in the background, so that a step waits only for a copy on the device."""
+
+    def __init__(self, run: RunDir, mesh: Mesh):
+        self._run = run
+        self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=NamedSharding(mesh, P()))
+        self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="snapshot")
+        self._pending: concurrent.futures.Future[None] | None = None
+
+    def write(self, step: int, retriever_params: Mapping[str, Any], wait: bool = False) -> None:
+        """Copies the parameters now, writes them later (host 0 only).
+
+        Raises:
+          OSError, ValueError: what kept the snapshot before this one, or with `wait` this one, from being written.
+        """
+        self.wait()
+        copied = self._copy(retriever_params)
+        if jax.process_index() == 0:
+            self._pending = self._executor.submit(self._write, step, copied)
+        if wait:
+            self.wait()
+
+    def _write(self, step: int, copied: Mapping[str, Any]) -> None:
+        save_snapshot(self._run, step, jax.device_get(copied))
+
+    def wait(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=True)

@@ -1,0 +1,179 @@
+"""Follows the steps in flight: their metrics, their times, what they waited for, and when a swap happened."""
+
+import collections
+import concurrent.futures
+import json
+import logging
+import time
+from typing import Any, Literal, NamedTuple
+
+import jax
+
+from realm_jax.retrieval.hot_swap import HotSwap, Swap
+from realm_jax.retrieval.look_ahead import Prepared
+from realm_jax.run_dir import RunDir, write_text_atomically
+from realm_jax.tasks.task import Task
+from realm_jax.training.metrics import MetricWriter, ProgressBar, StepTimer, peak_flops_per_sec
+
+logger = logging.getLogger(__name__)
+
+LAST_OF_WINDOW = ("index_version", "index_age_steps", "index_age_secs", "skipped_updates")
+WORST_OF_WINDOW = ("swap_pause_ms",)
+
+
+class NonFiniteUpdate(ValueError):
+    """A loss or gradient that is not finite."""
+
+
+class _InFlight(NamedTuple):
+    step: int
+    done: concurrent.futures.Future[tuple[dict[str, float], float]]  # figures, time.perf_counter() when computed
+    ready_at: float
+    host_figures: dict[str, float]
+
+
+class Recorder:
+    """Turns dispatched steps into lines of metrics.
+
+    A thread waits for each step's figures, so the time at which the device finished is known even while the training
+    thread is busy. `retrieval_wait_ms` is the time between that and the moment when the next batch, with its candidates,
+    was ready: how long the device had nothing to do for lack of candidates.
+    """
+
+    def __init__(
+        self,
+        run: RunDir,
+        task: Task,
+        *,
+        batch_size: int,
+        first_step: int,
+        num_steps: int,
+        log_every_steps: int,
+        non_finite: Literal["stop", "skip"],
+        max_skipped_updates: int,
+    ):
+        self.last_figures: dict[str, float] = {}
+        self._run, self._log_every_steps = run, log_every_steps
+        self._non_finite, self._max_skipped_updates = non_finite, max_skipped_updates
+        self._writer = MetricWriter(run, jax.process_index())
+        self._writer.resume_from(first_step + 1)
+        self._swaps_path = run.metrics / "swaps.jsonl"
+        self._forget_swaps_from(first_step)
+        self._bar = ProgressBar(num_steps, first_step, task.name) if jax.process_index() == 0 else None
+        self._now = time.perf_counter()
+        self._timer = StepTimer(
+            batch_size,
+            batch_size * task.tokens_per_example,
+            batch_size * task.flops_per_example,
+            peak_flops_per_sec(),
+            clock=lambda: self._now,
+        )
+        self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="recorder")
+        self._in_flight: collections.deque[_InFlight] = collections.deque()
+        self._window: list[dict[str, float]] = []
+        self._pause_ms = 0.0
+        self._timed_from = first_step + 1  # the first step compiles
+        self._num_steps = num_steps
+
+    def swapped(self, swap: Swap | None, step: int) -> None:
+        """Notes a swap before `step`: in swaps.jsonl, from which it can be replayed, and in the step's metrics."""
+        if swap is None:
+            return
+        self._pause_ms = max(self._pause_ms, swap.pause_ms)
+        if jax.process_index() == 0:
+            self._swaps_path.parent.mkdir(parents=True, exist_ok=True)
+            with self._swaps_path.open("a") as file:
+                file.write(json.dumps({**swap._asdict(), "step": step, "time": time.time()}) + "\n")
+
+    def dispatched(
+        self, step: int, figures: dict[str, jax.Array], prepared: Prepared, hot_swap: HotSwap | None
+    ) -> None:
+        """Notes a step that was handed to the device."""
+        host_figures = {}
+        if hot_swap is not None:
+            host_figures = {
+                "index_version": float(hot_swap.version),
+                "index_age_steps": float(step - hot_swap.version),
+                "index_age_secs": max(0.0, time.time() - hot_swap.built_at),
+                "swap_pause_ms": self._pause_ms,
+                "search_ms": prepared.search_ms,
+            }
+            self._pause_ms = 0.0
+        done = self._executor.submit(_wait, figures)
+        self._in_flight.append(_InFlight(step, done, prepared.ready_at, host_figures))
+
+    def drain(self, keep: int) -> None:
+        """Waits for all but the last `keep` steps and records them.
+
+        Raises:
+          NonFiniteUpdate: naming the step.
+        """
+        while len(self._in_flight) > keep:
+            flight = self._in_flight.popleft()
+            figures, done_at = flight.done.result()
+            previous_done_at, self._now = self._now, done_at
+            figures |= flight.host_figures
+            if flight.step >= self._timed_from:
+                self._timer.step_done()
+                if flight.host_figures:
+                    figures["retrieval_wait_ms"] = max(0.0, flight.ready_at - previous_done_at) * 1e3
+            else:
+                self._timer.skip()
+            self._check_finite(flight.step, figures)
+            self._window.append(figures)
+            if (flight.step + 1) % self._log_every_steps == 0 or flight.step + 1 == self._num_steps:
+                self._log(flight.step + 1)
+
+    def evaluated(self, step: int, figures: dict[str, float]) -> None:
+        """Writes the figures of an evaluation after `step`; its time is not counted as a step's."""
+        self._writer.write(step + 1, figures)
+        self._now = time.perf_counter()
+        self._timer.skip()
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=True, cancel_futures=True)
+        self._writer.close()
+        if self._bar is not None:
+            self._bar.close()
+
+    def _log(self, step: int) -> None:
+        merged: dict[str, float] = {}
+        for name in {name for figures in self._window for name in figures}:
+            values = [figures[name] for figures in self._window if name in figures]
+            if name in LAST_OF_WINDOW:
+                merged[name] = values[-1]
+            else:
+                merged[name] = max(values) if name in WORST_OF_WINDOW else sum(values) / len(values)
+        merged |= self._timer.figures()
+        self._window = []
+        self.last_figures = merged
+        self._writer.write(step, dict(sorted(merged.items())))
+        if self._bar is not None:
+            self._bar.update(step, merged)
+
+    def _check_finite(self, step: int, figures: dict[str, float]) -> None:
+        if figures.pop("finite"):
+            return
+        what = f"step {step}: loss {figures['loss']}, gradient norm {figures['grad_norm']}"
+        if self._non_finite == "stop":
+            raise NonFiniteUpdate(
+                f"{what}: the update was not applied and the run stops; look at the data of that step, lower the learning rate, "
+                "or set non_finite='skip'"
+            )
+        logger.warning("%s: update skipped", what)
+        if figures["skipped_updates"] > self._max_skipped_updates:
+            raise NonFiniteUpdate(
+                f"{what}: more than max_skipped_updates={self._max_skipped_updates} updates were skipped"
+            )
+
+    def _forget_swaps_from(self, step: int) -> None:
+        """Drops what a resumed run will do again."""
+        if jax.process_index() == 0 and self._swaps_path.exists():
+            lines = self._swaps_path.read_text().splitlines()
+            kept = [line for line in lines if line and json.loads(line)["step"] < step]
+            write_text_atomically(self._swaps_path, "".join(line + "\n" for line in kept))
+
+
+def _wait(figures: dict[str, Any]) -> tuple[dict[str, float], float]:
+    host = {name: float(value) for name, value in jax.device_get(figures).items()}
+    return host, time.perf_counter()

@@ -1,0 +1,114 @@
+"""Meshes and where each array lies on them. "pjit" is `jax.jit` with these shardings."""
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from realm_jax.typed import check_fields
+
+BATCH = P(("data", "fsdp"))  # the leading axis of every batch array
+
+# The first rule whose pattern ends the parameter's path decides. Layers are stacked on a leading axis, never sharded.
+# Adam's moments have the same paths behind their own prefix, so they follow their parameters.
+RULES: tuple[tuple[str, P], ...] = (
+    (r"layers/attention/qkv/kernel$", P(None, "fsdp", None, "tensor", None)),
+    (r"layers/attention/qkv/bias$", P(None, None, "tensor", None)),
+    (r"layers/attention/out/kernel$", P(None, "tensor", None, "fsdp")),
+    (r"layers/feed_forward/wi/kernel$", P(None, "fsdp", "tensor")),
+    (r"layers/feed_forward/wi/bias$", P(None, "tensor")),
+    (r"layers/feed_forward/wo/kernel$", P(None, "tensor", "fsdp")),
+    (r"(token|position)_embedding/embedding$", P(None, "fsdp")),
+    (r"(transform|projection)/kernel$", P("fsdp", None)),
+    (r"", P()),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; -1 (once) takes what is left."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def build(self, devices: list[jax.Device] | None = None) -> Mesh:
+        """Lays the devices out as [data, fsdp, tensor].
+
+        Raises:
+          ValueError: when the axes do not multiply to the number of devices.
+        """
+        devices = jax.devices() if devices is None else devices
+        sizes = [self.data, self.fsdp, self.tensor]
+        known = int(np.prod([size for size in sizes if size != -1]))
+        if sizes.count(-1) == 1 and len(devices) % known == 0:
+            sizes[sizes.index(-1)] = len(devices) // known
+        if any(size < 1 for size in sizes) or np.prod(sizes) != len(devices):
+            raise ValueError(
+                f"mesh data={self.data} × fsdp={self.fsdp} × tensor={self.tensor} does not cover {len(devices)} devices; "
+                "set one axis to -1 to take what is left"
+            )
+        return jax.make_mesh(tuple(sizes), ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3, devices=devices)
+
+
+def spec_of(path: tuple[Any, ...]) -> P:
+    """The partition of the array at a path of the state."""
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    return next(spec for pattern, spec in RULES if re.search(pattern, name))
+
+
+def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
+    """Shardings of a whole training state, by the table of rules.
+
+    An axis that a dimension does not divide into is dropped for that array: a 30522-row table on 4 devices is replicated
+    rather than refused.
+    """
+
+    def sharding(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        spec = spec_of(path)
+        axes = [
+            axis if axis is None or leaf.shape[dimension] % mesh.shape[axis] == 0 else None
+            for dimension, axis in enumerate(spec)
+        ]
+        return NamedSharding(mesh, P(*axes) if len(leaf.shape) >= len(axes) else P())
+
+    return jax.tree_util.tree_map_with_path(sharding, abstract_state)
+
+
+def process_rows(mesh: Mesh, batch_size: int) -> slice:
+    """The rows of a global batch that this process feeds.
+
+    Raises:
+      ValueError: when the batch does not divide over the devices of the batch axes.
+    """
+    batch_devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % batch_devices:
+        raise ValueError(
+            f"batch_size={batch_size} does not divide over {batch_devices} devices (data × fsdp); "
+            f"use a multiple of {batch_devices}"
+        )
+    index_map = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch_size,))
+    starts = [index[0].start or 0 for index in index_map.values() if index is not None]
+    stops = [
+        batch_size if index[0].stop is None else index[0].stop for index in index_map.values() if index is not None
+    ]
+    return slice(min(starts), max(stops))
+
+
+def put_batch(mesh: Mesh, batch: Any) -> Any:
+    """Host arrays of this process's rows to arrays of the global batch, sharded by rows."""
+    sharding = NamedSharding(mesh, BATCH)
+    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
+
+
+def local_rows(array: jax.Array) -> np.ndarray:
+    """This process's rows of an array sharded by rows, in order."""
+    shards = {(shard.index[0].start or 0): shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])

@@ -1,0 +1,50 @@
+"""What a trainer says of itself in the run directory: the embed job and the progress display read it."""
+
+import os
+import threading
+import time
+from typing import Any, Literal
+
+from realm_jax.run_dir import RunDir, write_json_atomically
+
+
+class TrainerStatus:
+    """This process's RUN/status/trainer-NNNNN.json. Index versions that it names must not be retired.
+
+    May be used from several threads: the training thread and the one that loads indexes.
+    """
+
+    def __init__(self, run: RunDir, *, process: int, num_steps: int, step: int, write_every_secs: float = 2.0):
+        self._path = run.trainer_status(process)
+        self._write_every_secs = write_every_secs
+        self._lock = threading.Lock()
+        self._written_at = 0.0
+        self._fields: dict[str, Any] = {
+            "state": "running",
+            "step": step,
+            "num_steps": num_steps,
+            "index_version": -1,
+            "pending_version": -1,
+            "kept_versions": [],
+            "pid": os.getpid(),
+        }
+        self.update()
+
+    def update(self, **changes: Any) -> None:
+        """Changes fields; written at once, except that a mere change of step waits until the file is a little old."""
+        with self._lock:
+            changed = {name for name, value in changes.items() if self._fields[name] != value}
+            self._fields |= changes
+            if changes and changed <= {"step"} and time.monotonic() - self._written_at < self._write_every_secs:
+                return
+            self._write()
+
+    def finish(self, state: Literal["finished", "failed"]) -> None:
+        """The last word."""
+        with self._lock:
+            self._fields["state"] = state
+            self._write()
+
+    def _write(self) -> None:
+        write_json_atomically(self._path, {**self._fields, "updated_at": time.time()})
+        self._written_at = time.monotonic()
