@@ -7,7 +7,9 @@ of ours shows a traceback (`--debug` shows it always).
 import inspect
 import logging
 import os
+import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -103,20 +105,22 @@ def job_help(name: str, jobs: Mapping[str, Job] = JOBS) -> str:
     job = jobs[name]
     function = job.function()
     annotations = typed.resolved_annotations(function)
-    paragraph = (inspect.getdoc(function) or job.summary).split("\n\n")[0]
+    doc = inspect.getdoc(function) or job.summary
+    meanings = parameter_meanings(doc)
     parameters = [p for p in inspect.signature(function).parameters.values() if p.name != "run_dir"]
     rows = []
     for parameter in parameters:
         default = "required" if parameter.default is inspect.Parameter.empty else f"= {parameter.default!r}"
         row = f"{parameter.name}: {typed.describe(annotations.get(parameter.name, Any))}  {default}"
-        rows.append(f"  {row if len(row) <= 150 else row[:146] + ' ...'}")
+        rows.append(f"  {row if len(row) <= 116 else row[:112] + ' ...'}")
+        rows += textwrap.wrap(meanings.get(parameter.name, ""), 116, initial_indent=" " * 6, subsequent_indent=" " * 6)
     number = next((p for p in parameters if type(p.default) is int), None)
     override = f" --gin.{name}.{number.name}={number.default}" if number else ""
     return "\n".join(
         [
             f"usage: {USAGE.replace('JOB', name)}",
             "",
-            paragraph,
+            doc.split("\n\n")[0],
             "",
             f"parameters, set as --gin.{name}.PARAM=VALUE, or as {job.short_name}.PARAM = VALUE in a gin file:",
             *rows,
@@ -124,6 +128,20 @@ def job_help(name: str, jobs: Mapping[str, Job] = JOBS) -> str:
             f"example: python -m realm_jax {name} --run_dir=runs/tiny --gin_file=runs/realm_tiny.gin{override}",
         ]
     )
+
+
+def parameter_meanings(doc: str) -> dict[str, str]:
+    """What the `Args:` part of a docstring says of each parameter."""
+    section = re.search(r"^Args:\n((?:[ \t].*\n?|\n)*)", doc, re.MULTILINE)
+    meanings: dict[str, str] = {}
+    name = ""
+    for line in textwrap.dedent(section[1]).splitlines() if section else []:
+        entry = re.match(r"(\w+): *(.*)", line)
+        if entry:
+            name = entry[1]
+        text = entry[2] if entry else line.strip()
+        meanings[name] = f"{meanings.get(name, '')} {text}".strip()
+    return meanings
 
 
 def run(command: CommandLine, jobs: Mapping[str, Job] = JOBS) -> Any:

@@ -53,6 +53,15 @@ def teach(
     """Trains nothing at all.
 
     More about it.
+
+    Args:
+      run_dir: where it would write.
+      corpus: a folder of texts, which may need
+        more than a line to explain.
+      num_steps: how often nothing is done.
+
+    Returns:
+      num_steps: its arguments.
     """
     arguments = dict(locals())
     if corpus == "interrupt":

@@ -139,7 +139,8 @@ def test_help_of_a_job(capsys):
     assert "Trains nothing at all." in text
     assert "More about it" not in text
     assert "run_dir:" not in text
-    assert "  corpus: str  required" in text
+    assert "  corpus: str  required\n      a folder of texts, which may need more than a line to explain.\n" in text
+    assert "its arguments" not in text
     assert "  num_steps: int  = 10" in text
     assert "  mode: 'asynchronous' or 'frozen'  = 'frozen'" in text
     assert "example: python -m realm_jax train --run_dir=runs/tiny" in text
