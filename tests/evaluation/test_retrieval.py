@@ -1,5 +1,6 @@
 """The evaluate job: figures by hand with a made-up search, then with models and files."""
 
+import functools
 import json
 
 import jax
@@ -13,8 +14,9 @@ from realm_jax.data.inputs import SpecialIds, document_inputs
 from realm_jax.evaluation.queries import RetrievalQuery
 from realm_jax.evaluation.retrieval import Judge, embed_corpus, evaluate, evaluate_rankings, retriever_params
 from realm_jax.models import Retriever, RetrieverConfig, TransformerConfig
+from realm_jax.retrieval.build_version import BatchSettings, IndexSettings, build_version
 from realm_jax.retrieval.index import SearchResult
-from realm_jax.run_dir import RunDir
+from realm_jax.run_dir import RunDir, write_json_atomically
 from realm_jax.text.tokenizers import SPECIAL_PIECES, WordPieceTokenizer
 from realm_jax.training.checkpoint import save_snapshot
 
@@ -58,7 +60,8 @@ def config():
 
 def init(config, seed):
     ids = jnp.ones((1, 4), jnp.int32)
-    return jax.tree.map(np.asarray, Retriever(config).init(jax.random.key(seed), ids, ids * 0, ids > 0)["params"])
+    variables = jax.jit(Retriever(config).init)(jax.random.key(seed), ids, ids * 0, ids > 0)
+    return jax.tree.map(np.asarray, variables["params"])
 
 
 def query(gold, answers):
@@ -96,17 +99,16 @@ def test_figures_by_hand(corpora):
     assert by_gold == {"queries_with_gold": 3, "recall_at_1": pytest.approx(1 / 3), "mrr": pytest.approx(1 / 2)}
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 16])
+@pytest.mark.parametrize("batch_size", [3, 16])
 def test_every_document_is_embedded_as_if_alone(corpora, config, batch_size):
     corpus, params = corpora[0], init(config, 0)
     special = SpecialIds.of(corpus.tokenizer)
     embeddings = embed_corpus(params, config, corpus, 64, batch_size, special)
     assert embeddings.shape == (7, 8)
+    embed = jax.jit(functools.partial(Retriever(config).apply, method="embed_documents"))
     for document in range(7):
         one = document_inputs(corpus, np.array([document]), 40, special)
-        alone = Retriever(config).apply(
-            {"params": params}, *map(jnp.asarray, (one.ids, one.segment_ids, one.ids != 0)), method="embed_documents"
-        )
+        alone = embed({"params": params}, one.ids, one.segment_ids, one.ids != 0)
         np.testing.assert_allclose(embeddings[document], alone[0], rtol=1e-4, atol=1e-5)
 
 
@@ -131,6 +133,37 @@ def test_the_job_measures_bm25_stage_and_checkpoint(corpora, config, tmp_path, c
     assert result["rows"]["checkpoint"]["recall_at_1"] < 1.0
     shown = capsys.readouterr().out
     assert "7 queries of" in shown and "checkpoint 300" in shown and "100.0" in shown
+
+
+def test_the_served_index_stands_in_the_same_table(corpora, config, tmp_path):
+    corpus, place = corpora
+    run, params = RunDir(tmp_path), init(config, 1)
+    save_snapshot(run, 300, params)
+    special = SpecialIds.of(corpus.tokenizer)
+    embeddings = {300: embed_corpus(params, config, corpus, 32, 4, special)}
+    embeddings[200] = -embeddings[300]  # a stale version that ranks the wrong way round
+    for version, rows in embeddings.items():
+        inputs = document_inputs(corpus, np.arange(7), 32, special).ids
+        by_ids = {tuple(ids[ids > 0]): row for ids, row in zip(inputs, rows, strict=True)}
+        build_version(
+            run.index, version, lambda ids, _, by_ids=by_ids: np.stack([by_ids[tuple(row[row > 0])] for row in ids]),
+            corpus, IndexSettings(backend="exact"), embed_dim=8, snapshot_checksum="0" * 64,
+            batches=BatchSettings(document_len=32, batch_size=1),
+        )  # fmt: skip
+    evaluate_here = functools.partial(
+        evaluate, run_dir=str(run.path), corpus=str(place / "z"), x_corpus=str(place / "x"), retriever=config,
+        query_len=16, document_len=32, bm25=False,
+    )  # fmt: skip
+    checkpoint, served = evaluate_here()["rows"].values()
+    assert served.pop("version") == 300 and served.pop("search_recall") == 1.0
+    assert served == checkpoint
+    old = evaluate_here(index_version=200)["rows"]["served_index"]
+    assert old["version"] == 200 and old["mrr"] != checkpoint["mrr"]
+    write_json_atomically(run.trainer_status(0), {"state": "running", "index_version": 200})
+    assert evaluate_here()["rows"]["served_index"]["version"] == 200  # what the trainer uses, not the newest
+    stray = RetrieverConfig(config.encoder, projection_size=4)
+    with pytest.raises(ValueError, match="expected embed_dim 4, got 8"):
+        evaluate_here(retriever=stray)
 
 
 def test_bm25_alone_needs_no_model(corpora, tmp_path):
