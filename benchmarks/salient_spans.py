@@ -3,14 +3,14 @@
     python benchmarks/salient_spans.py --statistics=WIKI_SLICE --wikigold=wikigold.conll.txt.gz \
         --panx=panx_en/dev.tsv.gz [--panx=panx_en/train.tsv.gz] [--errors=20]
 
-The annotations hold names only (persons, places, organisations; in wikigold also miscellaneous), no dates and no quantities.
+The annotations hold names only (persons, places, organisations; in wikigold also others), no dates or quantities.
 So only the tagger's spans of the kind "name" are counted; its dates and numbers count neither for nor against it.
 
   exact     a span is right if it covers the very tokens of an annotated name.
-  overlap   a span is right if it shares a token with an annotated name; a name is found if it shares a token with a span.
+  overlap   a span is right if it shares a token with a name, and a name is found if it shares one with a span.
 
-Tokens are joined to text without spaces before , . ; : ! ? ) ] % 's n't and after ( [; a character span covers the tokens that it
-touches.  Each row of a file is one sentence.
+Tokens are joined to text without spaces before , . ; : ! ? ) ] % 's n't and after ( [; a span of characters covers
+the tokens that it touches.  Each sentence of a file is tagged on its own.
 """
 
 import argparse
@@ -125,7 +125,7 @@ def words(sentence: Sentence, tokens: tuple[int, int]) -> str:
 
 
 def measure_speed(tagger: RuleTagger, texts: list[str]) -> tuple[float, float, float]:
-    """MB of UTF-8 a second of processor time of the fitting, of the sentence splitter and of the tagger: best of three."""
+    """MB of UTF-8 a second of processor time: the fitting, the sentence splitter, the tagger; best of three."""
     num_bytes = sum(len(text.encode()) for text in texts)
     best = [float("inf")] * 3
     for _ in range(3):
@@ -145,7 +145,7 @@ def measure_speed(tagger: RuleTagger, texts: list[str]) -> tuple[float, float, f
 def main() -> None:
     """Prints one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--statistics", required=True, help="unannotated text for the word counts: anything `corpus` reads")
+    parser.add_argument("--statistics", required=True, help="unannotated text for word counts, in any format")
     parser.add_argument("--wikigold", type=Path, action="append", default=[])
     parser.add_argument("--panx", type=Path, action="append", default=[])
     parser.add_argument("--lower_share", type=float, default=None, help="instead of the tagger's default")

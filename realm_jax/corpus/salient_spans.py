@@ -1,8 +1,8 @@
 """Finds the spans worth masking: names, dates and quantities, whose recovery asks for knowledge of the world.
 
-Salient span masking (REALM, arXiv:2002.08909, section 3.4) masks named entities and dates.  The paper tags entities with a
-BERT trained on CoNLL-2003; the default here is a set of rules and the corpus's own statistics: no model file, no download,
-and fast enough to tag a corpus while it is tokenised.  How good it is: docs/results/salient_spans.md.
+Salient span masking (REALM, arXiv:2002.08909, section 3.4) masks named entities and dates.  The paper tags entities
+with a BERT trained on CoNLL-2003; the default here is a set of rules and the corpus's own statistics: no model file, no
+download, and fast enough to tag a corpus while it is tokenised.  How good it is: docs/results/salient_spans.md.
 """
 
 import json
@@ -10,11 +10,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Protocol, runtime_checkable
 
 Spans = list[tuple[int, int]]
 
 
+@runtime_checkable
 class SalientSpanTagger(Protocol):
     """Anything that finds salient spans."""
 
@@ -51,11 +52,12 @@ _YEAR = r"(?:1\d{3}|20\d\d)"
 _ERA = r"(?: (?:BCE?|CE|AD|B\.C\.|A\.D\.)(?!\w))"
 _SCALE = _any("hundred thousand million billion trillion")
 _UNIT = _any(
-    "km m cm mm nm mi mile miles metre metres meter meters kilometre kilometres kilometer kilometers feet foot ft inch inches "
-    "yard yards acre acres hectare hectares ha kg g mg ton tons tonne tonnes pound pounds lb lbs ounce ounces litre litres liter "
-    "liters gallon gallons mph km/h kph knots MW kW GW kV watts volts horsepower hp Hz kHz MHz GHz MB GB kB TB °C °F degrees "
-    "percent dollars euros cents people inhabitants residents households families members students votes seats soldiers men women "
-    "children year years month months week weeks day days hour hours minute minutes second seconds times copies species"
+    "km m cm mm nm mi mile miles metre metres meter meters kilometre kilometres kilometer kilometers feet foot ft "
+    "inch inches yard yards acre acres hectare hectares ha kg g mg ton tons tonne tonnes pound pounds lb lbs "
+    "ounce ounces litre litres liter liters gallon gallons mph km/h kph knots MW kW GW kV watts volts horsepower "
+    "hp Hz kHz MHz GHz MB GB kB TB °C °F degrees percent dollars euros cents people inhabitants residents "
+    "households families members students votes seats soldiers men women children year years month months week "
+    "weeks day days hour hours minute minutes second seconds times copies species"
 )
 _NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?"
 # All that begins with a digit or a sign of money; tried where the scan below met one.
@@ -75,23 +77,26 @@ _MONTH_DATE = re.compile(
     rf"{_ANY_MONTH} {_DAY}(?:[–-]{_DAY})?(?:,? {_YEAR}(?!\w))?|{_ANY_MONTH},? {_YEAR}(?!\w)"
     r"|(?:January|February|April|June|July|August|September|October|November|December)(?!\w)"
 )
+_SHARE_BEFORE_NAME = 0.98  # a word in lower case this often is no part of the name that follows it
+_AMBIGUOUS_MONTHS = ("May", "March")
 _MONTH_INITIALS = "JFMASOND"
-# One word of a name: O'Neill, Jean-Luc, AT&T, U.S., J. (before a name), St. (too: where a sentence ends, the text ends here);
-# a possessive 's stays outside.
-_REST_OF_WORD = (
-    rf"(?:(?:\.[{_UPPER}](?!\w))++\.?|\w*+(?:['’-](?!s(?!\w))\w+|&[{_UPPER}]\w*)*+(?:\.(?= [{_UPPER}]))?)"
-)
+# One word of a name: O'Neill, Jean-Luc, AT&T, U.S.; before a further one also with a full stop: J. Smith, St. Louis
+# (the sentence does not end there, or the scan would).  A final possessive 's stays outside (but Hadrian's Wall).
+_REST_OF_WORD = rf"(?:(?:\.[{_UPPER}](?!\w))++\.?|\w*+(?:['’-](?!s(?!\w))\w+|&[{_UPPER}]\w*)*+(?:\.(?= [{_UPPER}]))?)"
 _NAME_WORD = rf"[{_UPPER}]{_REST_OF_WORD}"
 # What may stand between two words of a name.
 _CONNECTOR = (
-    "(?:of the|of|de la|de las|de los|del|de|du|des|da|dos|do|di|della|la|le|van der|van den|van de|van|von der|von|zu|den|der|"
-    "bin|ibn|al|el|ad|y|e|for the|for|&) "
+    "(?:of the|of|de la|de las|de los|del|de|du|des|da|dos|do|di|della|la|le|van der|van den|van de|van|von der|von|zu|"
+    "den|der|bin|ibn|al|el|ad|y|e|for the|for|&) "
 )
+# "Saturday October 13", but Theresa May.
+_NO_NAME = rf"(?:January|February|July|September|October|November|December)(?!\w)|{_MONTH} \d"
 _PREFIX = "(?:[dl]['’]|[ae]l-)"
 _TRAILING_NUMBER = rf"(?: \d{{1,3}}(?![\w%]|[.,:/–-]\d|[ -](?:{_UNIT}|{_SCALE})(?!\w)))?"
 _REST_OF_NAME = (
-    rf"{_REST_OF_WORD}(?: (?:{_CONNECTOR})?(?!{_MONTH}(?!\w)){_PREFIX}?{_NAME_WORD})*+{_TRAILING_NUMBER}"
+    rf"{_REST_OF_WORD}(?:(?:['’]s)? (?:{_CONNECTOR})?(?!{_NO_NAME}){_PREFIX}?{_NAME_WORD})*+{_TRAILING_NUMBER}"
 )
+_ORDINAL_NAME = re.compile(rf"\d{{1,3}}(?:st|nd|rd|d|th) [{_UPPER}]{_REST_OF_NAME}")  # 65th Air Division
 # The scan: it must begin with a set of characters, on which the search skips ahead (three times as fast as a group of
 # alternatives).  A name whole, of a number only its digits.
 _SCAN = re.compile(rf"[{_UPPER}0-9$€£¥](?:(?<=[0-9$€£¥])[\d.,]*+|{_REST_OF_NAME})")
@@ -101,23 +106,27 @@ _INNER_CAPITALISED = re.compile(rf"(?<=[a-z,] )[{_UPPER}][\w'’-]+")
 _NEXT_CAPITAL = re.compile(rf"[\s-][{_UPPER}]")
 _OPENING = "\"'“‘«([-–—*•: "
 _FUNCTION_WORDS_TEXT = (
-    "a an the this that these those he she it they we you i his her its their our your my in on at by of to from with without for "
-    "after before during since until when while where whereas although though however as if because but and or nor so yet all some "
-    "any many most much more few several each every both either neither no not one two three four five six seven eight nine ten "
-    "first second third another other others such same then than there here now today also only even just once again still thus "
-    "therefore hence moreover furthermore meanwhile later early earlier initially originally currently recently finally "
-    "eventually additionally subsequently who whom whose which what why how under over between among through throughout within "
-    "upon against according due despite following prior like unlike near around about above below along across is are was were "
-    "be been being has have had do does did can could may might must shall should will would let see note born"
+    "a an the this that these those he she it they we you i his her its their our your my in on at by of to from "
+    "with without for after before during since until when while where whereas although though however as if "
+    "because but and or nor so yet all some any many most much more few several each every both either neither no "
+    "not one two three four five six seven eight nine ten first second third another other others such same then "
+    "than there here now today also only even just once again still thus therefore hence moreover furthermore "
+    "meanwhile later early earlier initially originally currently recently finally eventually additionally "
+    "subsequently who whom whose which what why how under over between among through throughout within upon "
+    "against according due despite following prior like unlike near around about above below along across is are "
+    "was were be been being has have had do does did can could may might must shall should will would let see "
+    "note born"
 )
 _FUNCTION_WORDS = frozenset(_FUNCTION_WORDS_TEXT.split())
-
-_OFFICES_TEXT = "Fellow Chair Chairman Chairwoman President Director Secretary Member Professor Governor Mayor Minister Dean Head"
+# Ranks and offices before a person's name are no part of it.
+_OFFICES_TEXT = (
+    "Fellow Chair Chairman Chairwoman President Director Secretary Member Professor Governor Mayor Minister Dean Head"
+)
 _OFFICES = frozenset(_OFFICES_TEXT.split())
 _TITLES_TEXT = (
-    "Mr Mrs Ms Dr Prof Rev Gen Col Lt Sgt Capt Major General Brigadier Colonel Captain Lieutenant Sergeant Corporal Private "
-    "Admiral Commander Commodore Marshal Senator Representative Congressman Congresswoman Judge Justice Bishop Archbishop "
-    "Reverend Coach Senior Junior Freshman Sophomore Deputy Vice Former"
+    "Mr Mrs Ms Dr Prof Rev Gen Col Lt Sgt Capt Major General Brigadier Colonel Captain Lieutenant Sergeant "
+    "Corporal Private Admiral Commander Commodore Marshal Senator Representative Congressman Congresswoman Judge "
+    "Justice Bishop Archbishop Reverend Coach Senior Junior Freshman Sophomore Deputy Vice Former"
 )
 _TITLES = frozenset(_TITLES_TEXT.split()) | _OFFICES
 
@@ -125,8 +134,9 @@ _TITLES = frozenset(_TITLES_TEXT.split()) | _OFFICES
 class RuleTagger:
     """Names, dates and quantities by rules; whether a capitalised first word is a name is decided by corpus statistics.
 
-    A word at the start of a sentence (or of a quotation) has a capital whether it is a name or not.  It is taken for a common
-    word, and left out of the span, if it occurs in lower case at least `lower_share` of the times that it occurs elsewhere.
+    A word at the start of a sentence (or of a quotation) has a capital whether it is a name or not.  Alone, it is taken
+    for a common word and left out if elsewhere it occurs in lower case at least `lower_share` of the time; before a
+    further capital ("Battle of Hastings", but "Born in Paris"), only if it hardly ever has a capital.
 
     >>> tagger = RuleTagger.fit(["a town in May. The town grew, a big town."])
     >>> text = "Town officials met Ann of York on 3 May 1990."
@@ -138,20 +148,24 @@ class RuleTagger:
       lower_share: from 0 (any word seen in lower case is common) to 1.
     """
 
-    def __init__(self, words: Mapping[str, WordCount] | None = None, lower_share: float = 0.25):
+    def __init__(self, words: Mapping[str, WordCount] | None = None, lower_share: float = 0.4):
         if not 0 <= lower_share <= 1:
             raise ValueError(f"expected lower_share between 0 and 1, got {lower_share}")
         self.words = dict(words or {})
         self.lower_share = lower_share
-        self._common = _FUNCTION_WORDS | {
+        self._common = _FUNCTION_WORDS | self._with_lower_share(lower_share)
+        self._common_before_name = _FUNCTION_WORDS | self._with_lower_share(max(lower_share, _SHARE_BEFORE_NAME))
+
+    def _with_lower_share(self, share: float) -> set[str]:
+        return {
             word
             for word, count in self.words.items()
-            if count.lower and count.lower >= lower_share * (count.lower + count.capitalised)
+            if count.lower and count.lower >= share * (count.lower + count.capitalised)
         }
 
     @classmethod
-    def fit(cls, texts: Iterable[str], max_chars: int = 50_000_000, lower_share: float = 0.25) -> Self:
-        """Counts the words of the texts; past `max_chars` characters the rest is not read: the counts are good enough."""
+    def fit(cls, texts: Iterable[str], max_chars: int = 20_000_000, lower_share: float = 0.4) -> "RuleTagger":
+        """Counts the words of the texts; `max_chars` characters suffice, the rest is not read."""
         lower: Counter[str] = Counter()
         capitalised: Counter[str] = Counter()
         num_chars = 0
@@ -172,14 +186,16 @@ class RuleTagger:
         Path(path).write_text(json.dumps(content, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path) -> "RuleTagger":
         """Reads what `save` wrote; ValueError for any other file."""
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             words = {word: WordCount(int(lower), int(inner)) for word, (lower, inner) in content["words"].items()}
             return cls(words, float(content["lower_share"]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}: expected word counts written by RuleTagger.save, got {error!r}; fit them again") from error
+            raise ValueError(
+                f"{path}: expected word counts written by RuleTagger.save, got {error!r}; fit them again"
+            ) from error
 
     def spans(self, text: str, sentences: Sequence[tuple[int, int]]) -> Spans:
         """Half-open character spans in the text, sorted and disjoint, each within one of the given sentences."""
@@ -201,18 +217,24 @@ class RuleTagger:
                 kind = "name"
                 if initial in "0123456789$€£¥":
                     quantity = _DATE_OR_QUANTITY.match(text, start, last)
-                    if quantity is None:
+                    if quantity is not None:
+                        kind, end = str(quantity.lastgroup), quantity.end()
+                    elif (named := _ORDINAL_NAME.match(text, start, last)) is not None:
+                        end = named.end()
+                    else:
                         continue
-                    kind, end = str(quantity.lastgroup), quantity.end()
-                elif initial in _MONTH_INITIALS and (date := _MONTH_DATE.match(text, start, last)):
-                    kind, end = "date", date.end()
                 else:
                     if start == first or (text[start - 1] in _OPENING and self._begins(text, start, first)):
                         start = self._after_common_words(text, start, end)
-                    if start < end:
+                    if start < end and text[start] in _MONTH_INITIALS:
+                        if date := _MONTH_DATE.match(text, start, last):
+                            kind, end = "date", date.end()
+                        elif text[start:end] in _AMBIGUOUS_MONTHS:
+                            kind = "date"
+                    if kind == "name" and start < end:
                         start = self._after_titles(text, start, end)
-                    if " " not in text[start:end] and text[start:end].lower() in _FUNCTION_WORDS:
-                        continue
+                        if " " not in text[start:end] and text[start:end].lower() in _FUNCTION_WORDS:
+                            continue
                 if start < end:
                     found.append((start, end, kind))
                     done = end
@@ -221,30 +243,25 @@ class RuleTagger:
     def _begins(self, text: str, start: int, first: int) -> bool:
         """Whether a sentence, a quotation or what a colon announces begins at `start`."""
         before = text[max(first, start - 3) : start].rstrip()
-        return not before or before[-1] in "\"'“‘«([:–—*•" and text[start - 1] != "-"
+        return not before or (before[-1] in "\"'“‘«([:–—*•" and text[start - 1] != "-")
 
     def _after_common_words(self, text: str, start: int, end: int) -> int:
         """Where the name begins once common words at its start are left out; `end` if nothing is left."""
+        first = start
         while start < end:
             word = _first_word(text, start, end)
-            if not self._is_common(word):
+            if start > first and word in _AMBIGUOUS_MONTHS:  # "In May"
                 return start
             following = _NEXT_CAPITAL.search(text, start + len(word), end)
+            if not _is_in(self._common if following is None else self._common_before_name, word):
+                return start
             if following is None:
                 return end
             start = following.start() + 1
         return end
 
-    def _is_common(self, word: str) -> bool:
-        if len(word) > 1 and word.isupper():
-            return False  # NASA
-        if word.lower() in self._common:
-            return True
-        root = _root(word)
-        return root in self._common
-
     def _after_titles(self, text: str, start: int, end: int) -> int:
-        """Where the name begins after ranks and offices ("Major", "Dr."), unless they are part of it ("Major League")."""
+        """Where the name begins after ranks and offices ("Major", "Dr."), unless they belong to it ("Major League")."""
         while True:
             word = _first_word(text, start, end)
             following = start + len(word) + 1
@@ -255,7 +272,10 @@ class RuleTagger:
                 if word not in _OFFICES or following_capital is None:
                     return start
                 following = following_capital.start() + 1
-            elif self._is_common(_first_word(text, following, end)) and _first_word(text, following, end) not in _TITLES:
+            elif (
+                _is_in(self._common, _first_word(text, following, end))
+                and _first_word(text, following, end) not in _TITLES
+            ):
                 return start
             start = following
 
@@ -263,6 +283,13 @@ class RuleTagger:
 def _first_word(text: str, start: int, end: int) -> str:
     stop = text.find(" ", start, end)
     return text[start : end if stop < 0 else stop]
+
+
+def _is_in(common: set[str] | frozenset[str], word: str) -> bool:
+    """Whether a capitalised word is one of the common ones, as it is or before its hyphen; NASA is not."""
+    if len(word) > 1 and word.isupper():
+        return False
+    return word.lower() in common or _root(word) in common
 
 
 def _root(word: str) -> str:
@@ -291,13 +318,14 @@ class SpacyTagger:
                 pipeline = spacy.load(pipeline)
             except OSError as error:
                 raise ValueError(
-                    f"expected an installed spaCy pipeline, got {pipeline!r}; install it with: python -m spacy download {pipeline}"
+                    f"expected an installed spaCy pipeline, got {pipeline!r}; "
+                    f"install it with: python -m spacy download {pipeline}"
                 ) from error
         self._pipeline = pipeline
         self._labels = labels
 
     def spans(self, text: str, sentences: Sequence[tuple[int, int]]) -> Spans:
-        """Half-open character spans in the text, sorted and disjoint; entities that cross a sentence's end are left out."""
+        """Half-open character spans in the text, sorted and disjoint; entities across a sentence's end are left out."""
         entities = [
             (entity.start_char, entity.end_char)
             for entity in self._pipeline(text).ents  # type: ignore[operator]

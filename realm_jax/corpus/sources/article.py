@@ -29,7 +29,8 @@ BINARY_FILE = "binary file"
 
 _LINE_BREAKS = re.compile("\r\n?|[\u0085\u2028\u2029\v\f]")
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f\ufeff]")
-_UNUSUAL = re.compile("[\x00-\x08\x0b-\x1f\x7f\u0085\u2028\u2029\ufeff]")
+_SPACES = re.compile("[\u00a0\u2000-\u200a\u202f\u3000]")  # of other widths, or not to be broken
+_UNUSUAL = re.compile("[\x00-\x08\x0b-\x1f\x7f\u0085\u00a0\u2000-\u200a\u2028\u2029\u202f\u3000\ufeff]")
 
 
 class Article(NamedTuple):
@@ -67,14 +68,14 @@ class ArticleFilter:
 
 
 def clean_text(text: str) -> str:
-    """Text whose only line break is a newline and which holds no control characters.
+    """Text without control characters, whose only line break is a newline and whose only other space is the space.
 
     >>> clean_text("one\\r\\ntwo\\x00")
     'one\\ntwo'
     """
     if _UNUSUAL.search(text) is None:
-        return text
-    return _CONTROLS.sub("", _LINE_BREAKS.sub("\n", text))
+        return text.replace("\t", " ")
+    return _CONTROLS.sub("", _SPACES.sub(" ", _LINE_BREAKS.sub("\n", text).replace("\t", " ")))
 
 
 def _is_encodable(text: str) -> bool:
