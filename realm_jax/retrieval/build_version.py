@@ -21,7 +21,7 @@ from realm_jax.data.inputs import SpecialIds, document_inputs
 from realm_jax.retrieval.index import check_embeddings
 from realm_jax.retrieval.length_batches import choose_lengths, input_lengths, length_batches, length_histogram
 from realm_jax.retrieval.lock import exclusive
-from realm_jax.retrieval.manifest import Backend, Manifest, Shard
+from realm_jax.retrieval.manifest import Backend, IndexRefused, Manifest, Shard
 from realm_jax.retrieval.recall import embed_sentences, random_sentences, recall_of_shards, sample_documents
 from realm_jax.retrieval.scann_index import ScannSettings, build_shard, save_shard
 from realm_jax.retrieval.shards import (
@@ -32,6 +32,7 @@ from realm_jax.retrieval.shards import (
     finished_shard,
     load_scann_shard,
     map_embeddings,
+    save_embeddings,
     shard_name,
 )
 from realm_jax.retrieval.versions import list_versions, publish, read_manifest, version_dir
@@ -96,16 +97,19 @@ class BatchSettings:
                 raise ValueError(f"BatchSettings.{name} must be at least {least}, got {getattr(self, name)}")
 
 
+DEFAULT_INDEX, DEFAULT_BATCHES = IndexSettings(), BatchSettings()
+
+
 def build_version(
     index_dir: str | os.PathLike[str],
     version: int,
     embed_documents: EmbedBatch,
     corpus: Corpus,
-    settings: IndexSettings = IndexSettings(),
+    settings: IndexSettings = DEFAULT_INDEX,
     *,
     embed_dim: int,
     snapshot_checksum: str,
-    batches: BatchSettings = BatchSettings(),
+    batches: BatchSettings = DEFAULT_BATCHES,
     embed_queries: EmbedBatch | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -152,8 +156,9 @@ def build_version(
         except OSError as error:
             raise OSError(
                 error.errno or errno.EIO,
-                f"index version {version} could not be written ({error.strerror or error}); free space on the disk of "
-                f"{index_dir.resolve()} and start again: finished shards and published versions are unharmed",
+                f"index version {version} could not be written ({error.strerror or error}); make sure that the disk of "
+                f"{index_dir.resolve()} has space and can be written to, and start again: finished shards and "
+                "published versions are unharmed",
             ) from error
 
 
@@ -260,15 +265,25 @@ class _Build:
         check_embeddings(embeddings, first)
         place.mkdir()
         try:
-            np.save(place / EMBEDDINGS, embeddings, allow_pickle=False)
+            save_embeddings(place / EMBEDDINGS, embeddings)
             if self.settings.backend == "scann":
                 save_shard(build_shard(embeddings, first, ScannSettings(**self.parameters)), place / SCANN_ASSETS)
             shard = Shard(name, first, count, describe_files(self.directory, name))
+            self._check_readable(shard)
             finish_shard(self.directory, shard, made_from)
         except OSError:
             _remove(place)  # a full disk gets back what can be given back
             raise
         return shard
+
+    def _check_readable(self, shard: Shard) -> None:
+        # a full disk may cut a file short without an error; its checksum would then vouch for half a file
+        try:
+            map_embeddings(self.directory, shard, self.embed_dim)
+            if self.settings.backend == "scann":
+                load_scann_shard(self.directory, shard, self.embed_dim, self.parameters)
+        except IndexRefused as error:
+            raise OSError(errno.EIO, f"what was written cannot be read: {error}") from error
 
     def _embed(self, first: int, count: int) -> np.ndarray:
         documents = np.arange(first, first + count, dtype=np.int64)

@@ -1,6 +1,7 @@
 """ScaNN search on the host's CPU. The only module that imports scann."""
 
 import dataclasses
+import errno
 import functools
 import math
 import os
@@ -149,10 +150,17 @@ def build_shard(
 
 
 def save_shard(shard: ScannShard, directory: str | os.PathLike[str]) -> None:
-    """Writes ScaNN's assets of a shard into a new directory. Holds the GIL while it writes."""
+    """Writes ScaNN's assets of a shard into a new directory. Holds the GIL while it writes.
+
+    Raises:
+      OSError: when they cannot be written; ScaNN does not say why.
+    """
     Path(directory).mkdir(parents=True)
     # relative_path: otherwise the assets name their absolute place and a copied or renamed run cannot be loaded
-    shard.searcher.serialize(str(directory), relative_path=True)
+    try:
+        shard.searcher.serialize(str(directory), relative_path=True)
+    except RuntimeError as error:
+        raise OSError(errno.EIO, f"ScaNN could not write to {directory}: {' '.join(str(error).split())}") from error
 
 
 def load_shard(

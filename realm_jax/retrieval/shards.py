@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float32
 
 from realm_jax.retrieval.manifest import (
     REBUILD,
@@ -31,6 +32,14 @@ SCANN_ASSETS = "scann"
 
 def shard_name(number: int, num_shards: int) -> str:
     return f"shard-{number:05d}-of-{num_shards:05d}"
+
+
+def save_embeddings(path: Path, rows: Float32[np.ndarray, "count embed"]) -> None:
+    """Writes a .npy file. Unlike `np.save`, which loses what a full disk does not take without saying so."""
+    with path.open("wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": rows.shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(np.ascontiguousarray(rows, "<f4").data)
 
 
 def describe_files(version_dir: Path, name: str) -> tuple[ShardFile, ...]:

@@ -89,14 +89,14 @@ def test_memory_mapped_rows(tmp_path):
 
 
 def test_bad_arguments_are_refused():
-    with pytest.raises(ValueError, match="at least 1 document"):
+    with pytest.raises(ValueError, match=r"at least 1 document"):
         ExactIndex(np.zeros((0, 4), np.float32))
     with pytest.raises(ValueError, match=r"of one width, got \[\(4,\), \(5,\)\]"):
         ExactIndex([np.zeros((2, 4), np.float32), np.zeros((2, 5), np.float32)])
     index = ExactIndex(np.zeros((2, 4), np.float32))
     with pytest.raises(ValueError, match=r"must be \[batch, 4\] for this index, got \[1, 3\]"):
         index.search(np.zeros((1, 3), np.float32), 1)
-    with pytest.raises(ValueError, match="1 of 1 queries are not finite"):
+    with pytest.raises(ValueError, match=r"1 of 1 queries are not finite"):
         index.search(np.full((1, 4), np.nan, np.float32), 1)
 
 

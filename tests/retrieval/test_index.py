@@ -53,27 +53,27 @@ def test_missing_hits_never_look_like_document_0():
 def test_merge_of_different_batches_is_refused():
     with pytest.raises(ValueError, match=r"same queries, got batches of \[1, 2\]"):
         merge_results([_result([[1]], [[1.0]]), _result([[1], [2]], [[1.0], [2.0]])], 1)
-    with pytest.raises(ValueError, match="same queries"):
+    with pytest.raises(ValueError, match=r"same queries"):
         merge_results([], 1)
 
 
 def test_bad_queries_are_refused():
     with pytest.raises(ValueError, match=r"must be \[batch, 4\] for this index, got \[2, 5\]"):
         check_queries(np.zeros((2, 5), np.float32), 4, 1)
-    with pytest.raises(ValueError, match="must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"must be at least 1, got 0"):
         check_queries(np.zeros((2, 4), np.float32), 4, 0)
     queries = np.zeros((6, 4), np.float32)
     queries[2, 1], queries[4, 0] = np.nan, np.inf
-    with pytest.raises(ValueError, match="2 of 6 queries are not finite, the first is query 2"):
+    with pytest.raises(ValueError, match=r"2 of 6 queries are not finite, the first is query 2"):
         check_queries(queries, 4, 1)
 
 
 def test_bad_embeddings_are_refused():
     rows = np.zeros((6, 4), np.float32)
     rows[3, 1] = np.nan
-    with pytest.raises(ValueError, match="1 of 6 document embeddings are not finite, the first is document 103"):
+    with pytest.raises(ValueError, match=r"1 of 6 document embeddings are not finite, the first is document 103"):
         check_embeddings(rows, first_document=100)
-    with pytest.raises(ValueError, match="must be float32"):
+    with pytest.raises(ValueError, match=r"must be float32"):
         check_embeddings(np.zeros((6, 4, 2), np.float32))
 
 

@@ -28,7 +28,7 @@ def test_chosen_lengths_are_the_best_of_all_choices():
 def test_short_corpora_need_no_long_inputs():
     assert choose_lengths(np.bincount([10, 12, 30], minlength=289), 4) == (16, 32)
     assert choose_lengths(np.zeros(289, np.int64), 4) == (288,)
-    with pytest.raises(ValueError, match="num_lengths must be at least 1"):
+    with pytest.raises(ValueError, match=r"num_lengths must be at least 1"):
         choose_lengths(np.zeros(289, np.int64), 0)
 
 

@@ -31,7 +31,7 @@ def test_settings_follow_the_document_count():
     assert ScannSettings.for_documents(19_999) == ScannSettings()
     chosen = ScannSettings.for_documents(32_768)
     assert (chosen.num_leaves, chosen.leaves_to_search, chosen.reorder) == (181, 18, 100)
-    with pytest.raises(ValueError, match="1 <= leaves_to_search <= num_leaves"):
+    with pytest.raises(ValueError, match=r"1 <= leaves_to_search <= num_leaves"):
         ScannSettings(num_leaves=4, leaves_to_search=5)
 
 
@@ -81,12 +81,12 @@ def test_saved_shards_survive_a_rename(tmp_path):
 
 
 def test_unreadable_assets_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="does not hold a readable ScaNN shard"):
+    with pytest.raises(ValueError, match=r"does not hold a readable ScaNN shard"):
         load_shard(tmp_path, 0, 10, 4, ScannSettings())
     save_shard(build_shard(_clustered(50)), tmp_path / "scann")
     with (tmp_path / "scann" / "dataset.npy").open("r+b") as file:
         file.truncate(500)
-    with pytest.raises(ValueError, match="does not hold a readable ScaNN shard"):
+    with pytest.raises(ValueError, match=r"does not hold a readable ScaNN shard"):
         load_shard(tmp_path / "scann", 0, 50, 16, ScannSettings())
 
 
@@ -94,7 +94,7 @@ def test_bad_queries_are_refused_and_none_are_answered():
     index = ScannIndex([build_shard(_clustered(50))])
     with pytest.raises(ValueError, match=r"must be \[batch, 16\] for this index, got \[2, 8\]"):
         index.search(np.zeros((2, 8), np.float32), 3)
-    with pytest.raises(ValueError, match="1 of 2 queries are not finite, the first is query 1"):
+    with pytest.raises(ValueError, match=r"1 of 2 queries are not finite, the first is query 1"):
         index.search(np.stack([np.zeros(16), np.full(16, np.nan)]).astype(np.float32), 3)
     empty = index.search(np.zeros((0, 16), np.float32), 3)
     assert empty.ids.shape == empty.scores.shape == (0, 3)
@@ -103,7 +103,7 @@ def test_bad_queries_are_refused_and_none_are_answered():
 def test_non_finite_embeddings_are_refused_before_scann_sees_them():
     rows = _clustered(3000)
     rows[[1500, 2000], 3] = np.nan, np.inf
-    with pytest.raises(ValueError, match="2 of 3000 document embeddings are not finite, the first is document 41500"):
+    with pytest.raises(ValueError, match=r"2 of 3000 document embeddings are not finite, the first is document 41500"):
         build_shard(rows, 40_000, TREE)
 
 
@@ -116,13 +116,13 @@ def test_degenerate_embeddings_do_not_kill_the_process():
 
 
 def test_impossible_shards_are_refused():
-    with pytest.raises(ValueError, match="5 documents cannot have 20 leaves"):
+    with pytest.raises(ValueError, match=r"5 documents cannot have 20 leaves"):
         build_shard(_clustered(5), settings=TREE)
-    with pytest.raises(ValueError, match="15 documents cannot have 2 leaves and 16 hash codes"):
+    with pytest.raises(ValueError, match=r"15 documents cannot have 2 leaves and 16 hash codes"):
         build_shard(_clustered(15), settings=ScannSettings(num_leaves=2, leaves_to_search=2))
-    with pytest.raises(ValueError, match="at least one document"):
+    with pytest.raises(ValueError, match=r"at least one document"):
         build_shard(np.zeros((0, 4), np.float32))
-    with pytest.raises(ValueError, match="shards overlap: one ends before document 50, the next begins with 49"):
+    with pytest.raises(ValueError, match=r"shards overlap: one ends before document 50, the next begins with 49"):
         ScannIndex([build_shard(_clustered(50)), build_shard(_clustered(50), 49)])
     with pytest.raises(ValueError, match=r"of one embed_dim, got 2 shards of \[8, 16\]"):
         ScannIndex([build_shard(_clustered(50)), build_shard(_clustered(50, 8), 50)])

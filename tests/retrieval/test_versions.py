@@ -90,12 +90,12 @@ def test_hosts_share_a_version(index_dir, corpus, backend):
     assert [host.num_documents for host in hosts] == [9, 9, 19]
     merged = merge_results([host.search(queries, 5) for host in hosts], 5)
     assert np.array_equal(merged.ids, brute_force(queries, _embeddings(directory, manifest), 5).ids)
-    with pytest.raises(ValueError, match="5 hosts cannot share an index of 4 shards"):
+    with pytest.raises(ValueError, match=r"5 hosts cannot share an index of 4 shards"):
         versions.shards_of_host(manifest, 0, 5)
     # a host reads and verifies its own share only
     (directory / "shard-00003-of-00004" / "embeddings.npy").unlink()
     verify(directory, shards=[0, 1])
-    with pytest.raises(IndexRefused, match="shard-00003-of-00004/embeddings.npy is missing"):
+    with pytest.raises(IndexRefused, match=r"shard-00003-of-00004/embeddings.npy is missing"):
         verify(directory, shards=[2, 3])
     with pytest.raises(ValueError, match=r"expected shards among 0 … 3, got \[4\]"):
         verify(directory, shards=[4])
@@ -105,11 +105,11 @@ def test_wrong_corpus_or_retriever_is_refused(index_dir, corpus):
     make_version(index_dir, corpus)
     directory = index_dir / "00000300"
     assert verify(directory, corpus_fingerprint=corpus.fingerprint, embed_dim=EMBED, num_documents=37).version == 300
-    with pytest.raises(IndexRefused, match="expected corpus_fingerprint other, got .*another corpus: rebuild it"):
+    with pytest.raises(IndexRefused, match=r"expected corpus_fingerprint other, got .*another corpus: rebuild it"):
         verify(directory, corpus_fingerprint="other")
-    with pytest.raises(IndexRefused, match="expected num_documents 38, got 37; .*another corpus"):
+    with pytest.raises(IndexRefused, match=r"expected num_documents 38, got 37; .*another corpus"):
         verify(directory, num_documents=38)
-    with pytest.raises(IndexRefused, match="expected embed_dim 128, got 16; .*another retriever"):
+    with pytest.raises(IndexRefused, match=r"expected embed_dim 128, got 16; .*another retriever"):
         verify(directory, embed_dim=128)
 
 
@@ -128,12 +128,12 @@ def test_any_damaged_file_is_refused_by_name(index_dir, corpus):
         whole = file.read_bytes()
         name = str(file.relative_to(directory))
         file.write_bytes(whole[:-1])
-        with pytest.raises(IndexRefused, match=f"{name}: expected {len(whole)} bytes, got {len(whole) - 1}; remove"):
+        with pytest.raises(IndexRefused, match=rf"{name}: expected {len(whole)} bytes, got {len(whole) - 1}; remove"):
             verify(directory)
         flipped = bytearray(whole)
         flipped[len(whole) // 2] ^= 4
         file.write_bytes(flipped)
-        with pytest.raises(IndexRefused, match=f"{name} is corrupt: expected SHA-256 .* let the embed job build"):
+        with pytest.raises(IndexRefused, match=rf"{name} is corrupt: expected SHA-256 .* let the embed job build"):
             load_version(directory)
         file.unlink()
         with pytest.raises(IndexRefused, match=rf"{name} is missing \(No such file or directory\); remove"):
@@ -164,10 +164,10 @@ def test_torn_manifests_are_refused(index_dir, corpus):
             verify(path.parent)
     for name in ("../../etc", "shard-00000-of-00004/../x"):
         path.write_text(whole.decode().replace("shard-00000-of-00004", name))
-        with pytest.raises(IndexRefused, match="manifest.json is damaged"):
+        with pytest.raises(IndexRefused, match=r"manifest.json is damaged"):
             verify(path.parent)
     path.unlink()
-    with pytest.raises(IndexRefused, match="manifest.json is missing: this index version was never published"):
+    with pytest.raises(IndexRefused, match=r"manifest.json is missing: this index version was never published"):
         load_version(path.parent)
 
 
@@ -188,10 +188,10 @@ def test_a_published_version_is_never_changed(index_dir, corpus):
     later = dataclasses.replace(first, built_at=first.built_at + 9)
     assert versions.publish(index_dir, later) == directory
     with pytest.raises(
-        ValueError, match="version 300 is already published .* another snapshot; a version is never changed"
+        ValueError, match=r"version 300 is already published .* another snapshot; a version is never changed"
     ):
         make_version(index_dir, corpus, seed=1)
-    with pytest.raises(ValueError, match="already published in .* with other content"):
+    with pytest.raises(ValueError, match=r"already published in .* with other content"):
         versions.publish(index_dir, dataclasses.replace(first, search_recall=0.5))
     assert {
         file: (file.stat().st_mtime_ns, file.read_bytes()) for file in directory.rglob("*") if file.is_file()
@@ -208,7 +208,7 @@ def test_retire_keeps_the_newest_and_those_in_use(index_dir, corpus):
     assert sorted(path.name for path in index_dir.glob("0*")) == ["00000020", "00000050", "00000060", "00000070"]
     assert retire(index_dir, keep=set(), newest=1) == [20, 50]
     verify(index_dir / "00000060")
-    with pytest.raises(ValueError, match="newest=0"):
+    with pytest.raises(ValueError, match=r"newest=0"):
         retire(index_dir, keep=set(), newest=0)
 
 
@@ -235,7 +235,7 @@ def test_loading_while_being_retired_is_refused_not_fatal(index_dir, corpus):
     make_version(index_dir, corpus, 10)
     make_version(index_dir, corpus, 20)
     manifest = verify(index_dir / "00000010")
-    with pytest.raises(IndexRefused, match="00000010"):
+    with pytest.raises(IndexRefused, match=r"00000010"):
         load_version(
             index_dir / "00000010", manifest=manifest, on_shard=lambda done, total: retire(index_dir, set(), newest=1)
         )
@@ -251,7 +251,7 @@ def test_other_threads_run_between_shards(index_dir, corpus):
 def test_exact_versions_hold_no_scann_assets(index_dir, corpus):
     manifest = make_version(index_dir, corpus, backend="exact")
     assert [file.path for file in manifest.shards[0].files] == ["shard-00000-of-00004/embeddings.npy"]
-    with pytest.raises(IndexRefused, match="built for the backend 'exact' and holds no ScaNN assets"):
+    with pytest.raises(IndexRefused, match=r"built for the backend 'exact' and holds no ScaNN assets"):
         load_version(index_dir / "00000300", backend="scann")
 
 

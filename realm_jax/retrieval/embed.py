@@ -1,0 +1,293 @@
+"""The embed job: follows a training run, embeds the corpus with its newest snapshot, publishes index versions."""
+
+import contextlib
+import hashlib
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import safetensors.numpy
+from tqdm import tqdm
+
+from realm_jax.corpus.store import Corpus
+from realm_jax.models import RetrieverConfig
+from realm_jax.retrieval.build_version import DEFAULT_BATCHES, DEFAULT_INDEX, BatchSettings, BuildStopped, IndexSettings
+from realm_jax.retrieval.embedder import embed_params, embed_snapshot
+from realm_jax.retrieval.lock import exclusive
+from realm_jax.retrieval.manifest import Manifest
+from realm_jax.retrieval.versions import list_versions, retire
+from realm_jax.run_dir import RunDir, read_json, write_json_atomically
+from realm_jax.training.checkpoint import PARAMS_FILE, list_snapshots, nest_params
+
+__all__ = ["embed", "embed_snapshot"]
+
+logger = logging.getLogger(__name__)
+
+STATUS_SECS = 0.5
+"""The status file is written at most this often during a build."""
+
+RESTART_GRACE_SECS = 30.0
+"""A trainer that had finished before this job started may be about to be started again: so long it is waited for."""
+
+
+def embed(
+    *,
+    run_dir: str,
+    retriever: RetrieverConfig,
+    corpus: str | None = None,
+    index: IndexSettings = DEFAULT_INDEX,
+    batches: BatchSettings = DEFAULT_BATCHES,
+    initial_params: str | None = None,
+    once: bool = False,
+    every_snapshot: bool = False,
+    keep_newest: int = 2,
+    poll_secs: float = 1.0,
+    first_snapshot_timeout_secs: float = 1800.0,
+    progress: bool = True,
+) -> None:
+    """Re-embeds the corpus with each new snapshot of a training run and publishes its index, until training ends.
+
+    Run it beside the train job, with the same --run_dir. It may be stopped and started at any time: finished shards
+    are kept, and training goes on with the version that it has.
+
+    Args:
+      run_dir: the training run.
+      retriever: as the run trains it.
+      corpus: the knowledge corpus; by default RUN/corpus.
+      index: backend, shards, and the sample that search_recall is measured with.
+      batches: lengths and batch size of the embedding.
+      initial_params: a snapshot's directory or a safetensors file, from which version 0 is made when the run has no
+        snapshot yet.
+      once: build one version and end.
+      every_snapshot: build the oldest snapshot not yet built instead of the newest, to replay another run.
+      keep_newest: how many of the newest versions are kept besides those that trainers and checkpoints name.
+      poll_secs: pause between two looks for a new snapshot.
+      first_snapshot_timeout_secs: how long the first snapshot may take to come.
+      progress: show a progress bar on a terminal.
+
+    Raises:
+      ValueError: for a corpus, retriever or snapshot that do not fit, or another embed job in the same run.
+      TimeoutError: when no snapshot comes.
+      OSError: when the disk is full; nothing published is damaged.
+    """
+    for name, value in (("poll_secs", poll_secs), ("first_snapshot_timeout_secs", first_snapshot_timeout_secs)):
+        if value <= 0:
+            raise ValueError(f"embed.{name} must be above 0, got {value}")
+    if keep_newest < 1:
+        raise ValueError(f"embed.keep_newest must be at least 1, got {keep_newest}")
+    run = RunDir.of(run_dir)
+    opened = Corpus.open(run.corpus if corpus is None else corpus)
+    with (
+        exclusive(run.status / "embedder.lock", "another embed job serves this run"),
+        _stop_on_signals() as stop,
+        _Status(run) as status,
+    ):
+        job = _EmbedJob(run, retriever, opened, index, batches, keep_newest, every_snapshot, progress, stop, status)
+        if initial_params is not None and not list_versions(run.index) and not list_snapshots(run):
+            job.build(0, Path(initial_params))
+            if once:
+                return
+        job.follow(once, poll_secs, first_snapshot_timeout_secs)
+
+
+class _EmbedJob:
+    def __init__(
+        self,
+        run: RunDir,
+        retriever: RetrieverConfig,
+        corpus: Corpus,
+        index: IndexSettings,
+        batches: BatchSettings,
+        keep_newest: int,
+        every_snapshot: bool,
+        progress: bool,
+        stop: threading.Event,
+        status: "_Status",
+    ):
+        self.run, self.retriever, self.corpus = run, retriever, corpus
+        self.index, self.batches, self.keep_newest = index, batches, keep_newest
+        self.every_snapshot, self.progress, self.stop, self.status = every_snapshot, progress, stop, status
+        self.started_at = time.time()
+
+    def follow(self, once: bool, poll_secs: float, first_snapshot_timeout_secs: float) -> None:
+        """Builds the newest snapshot whenever there is one, until the trainers have finished."""
+        waiting_since = time.monotonic()
+        while not self.stop.is_set():
+            # asked before looking for snapshots: the last one is written before a trainer says that it has finished
+            finished = self._trainers_finished()
+            step = self._next_snapshot()
+            if step is not None:
+                built = self._try_build(step)
+                self._retire()
+                if built is not None and once:
+                    return
+                if built is not None:
+                    continue
+            elif finished or (once and list_versions(self.run.index)):
+                logger.info("training has ended" if finished else "the newest snapshot is embedded already")
+                return
+            elif not list_versions(self.run.index) and time.monotonic() - waiting_since > first_snapshot_timeout_secs:
+                raise TimeoutError(
+                    f"no snapshot came to {self.run.snapshots} in {first_snapshot_timeout_secs:g} s; start the train "
+                    "job with the same --run_dir, or make version 0 with --gin.embed.initial_params=SNAPSHOT"
+                )
+            self.status.update(state="waiting")
+            self._retire()
+            self.stop.wait(poll_secs)
+
+    def _next_snapshot(self) -> int | None:
+        newest = max(list_versions(self.run.index), default=-1)
+        waiting = [step for step in list_snapshots(self.run) if step > newest]
+        if not waiting:
+            return None
+        return waiting[0] if self.every_snapshot else waiting[-1]
+
+    def _try_build(self, step: int) -> Manifest | None:
+        try:
+            return self.build(step)
+        except FileNotFoundError as error:
+            # the trainer removes old snapshots: a newer one is there
+            if self.run.snapshot(step).exists():
+                raise
+            logger.info("snapshot %d was removed before it was read (%s)", step, error)
+        except BuildStopped as stopped:
+            logger.info("%s; finished shards are kept", stopped)
+        return None
+
+    def build(self, version: int, params_place: Path | None = None) -> Manifest:
+        """One version, from the snapshot of that step or from a file of parameters."""
+        started, first_done = time.monotonic(), 0
+        with tqdm(
+            total=self.corpus.num_documents,
+            desc=f"embed version {version}",
+            unit=" documents",
+            disable=None if self.progress else True,
+            leave=False,
+        ) as bar:
+
+            def on_progress(done: int, total: int) -> None:
+                nonlocal first_done
+                if bar.n == 0 and not first_done:
+                    first_done = done  # shards left over from an interrupted build come at no cost
+                bar.update(done - bar.n)
+                rate = (done - first_done) / max(time.monotonic() - started, 1e-9)
+                self.status.update(
+                    state="embedding",
+                    version=version,
+                    documents_done=done,
+                    documents_total=total,
+                    docs_per_sec=round(rate, 1),
+                    at_once=done == total,
+                )
+
+            kwargs: dict[str, Any] = {
+                "settings": self.index,
+                "batches": self.batches,
+                "on_progress": on_progress,
+                "should_stop": self.stop.is_set,
+            }
+            if params_place is None:
+                manifest = embed_snapshot(self.run, version, self.retriever, self.corpus, **kwargs)
+            else:
+                params, checksum = _read_params(params_place)
+                manifest = embed_params(self.run, version, self.retriever, params, checksum, self.corpus, **kwargs)
+        self.status.update(state="waiting", newest_version=version, search_recall=manifest.search_recall, at_once=True)
+        return manifest
+
+    def _trainer_statuses(self) -> list[dict[str, Any]] | None:
+        """What the trainers last said; None when one of them cannot be read."""
+        try:
+            return [read_json(path) for path in sorted(self.run.status.glob("trainer-*.json"))]
+        except (OSError, ValueError) as error:
+            logger.warning("a trainer's status cannot be read: %s", error)
+            return None
+
+    def _trainers_finished(self) -> bool:
+        statuses = self._trainer_statuses()
+        if not statuses or any(status.get("state") not in ("finished", "failed") for status in statuses):
+            return False
+        said_so_now = all(status.get("updated_at", 0) >= self.started_at for status in statuses)
+        return said_so_now or time.time() - self.started_at > RESTART_GRACE_SECS
+
+    def _retire(self) -> None:
+        statuses = self._trainer_statuses()
+        if not statuses:
+            return  # nobody has said yet what is in use
+        in_use: set[int] = set()
+        for status in statuses:
+            in_use |= {int(status.get("index_version", -1)), int(status.get("pending_version", -1))}
+            in_use |= {int(version) for version in status.get("kept_versions", ())}
+        retire(self.run.index, in_use, self.keep_newest)
+
+
+def _read_params(place: Path) -> tuple[dict[str, Any], str]:
+    """Parameters and their checksum, the same one that a snapshot of them has."""
+    path = place / PARAMS_FILE if place.is_dir() else place
+    content = path.read_bytes()
+    try:
+        flat = safetensors.numpy.load(content)
+    except Exception as error:  # safetensors raises its own kind, and others for odd headers
+        raise ValueError(f"{path} is not a safetensors file ({error})") from error
+    return nest_params(flat), hashlib.sha256(content).hexdigest()
+
+
+class _Status:
+    """RUN/status/embedder.json, for the progress display."""
+
+    def __init__(self, run: RunDir):
+        self._path = run.embedder_status
+        self._content: dict[str, Any] = {
+            "state": "waiting",
+            "version": -1,
+            "newest_version": max(list_versions(run.index), default=-1),
+            "documents_done": 0,
+            "documents_total": 0,
+            "docs_per_sec": 0.0,
+            "pid": os.getpid(),
+        }
+        self._written_at = -float("inf")
+
+    def update(self, *, at_once: bool = False, **changes: Any) -> None:
+        """Changes fields; written when the state changes, else at most every half second."""
+        at_once |= changes.get("state", self._content["state"]) != self._content["state"]
+        self._content.update(changes)
+        if at_once or time.monotonic() - self._written_at > STATUS_SECS:
+            self._written_at = time.monotonic()
+            write_json_atomically(self._path, self._content | {"updated_at": time.time()})
+
+    def __enter__(self) -> "_Status":
+        self.update(at_once=True)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        with contextlib.suppress(OSError):  # the disk may be what is full
+            if error is None or isinstance(error, BuildStopped):
+                self.update(state="finished", at_once=True)
+            else:
+                self.update(state="failed", error=str(error), at_once=True)
+
+
+@contextlib.contextmanager
+def _stop_on_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set; only the main thread can listen to them."""
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        logger.info("%s: ending after this batch", signal.Signals(number).name)
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,326 @@
+"""Building a version: right rows, few shapes, finished shards kept, refusals, and kills at any instant."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from realm_jax.corpus.store import Corpus
+from realm_jax.data.inputs import SpecialIds, document_inputs
+from realm_jax.retrieval import build_version as module
+from realm_jax.retrieval.build_version import BatchSettings, BuildStopped, IndexSettings, build_version
+from realm_jax.retrieval.recall import embed_sentences, random_sentences, sample_documents
+from realm_jax.retrieval.versions import list_versions, verify
+from tests.retrieval.made_index import BATCHES, EMBED, CountingEmbed, make_corpus, make_version
+
+SHARDS = IndexSettings(shard_bytes=10 * 4 * EMBED, recall_queries=20)  # at most 10 documents a shard
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Corpus:
+    return make_corpus(tmp_path / "corpus", 37)
+
+
+@pytest.fixture
+def index_dir(tmp_path: Path) -> Path:
+    return tmp_path / "index"
+
+
+def _build(index_dir: Path, corpus: Corpus, embed: object, **kwargs: object):
+    arguments = {"settings": SHARDS, "embed_dim": EMBED, "snapshot_checksum": "abc", "batches": BATCHES} | kwargs
+    return build_version(index_dir, 300, embed, corpus, **arguments)
+
+
+def _rows(index_dir: Path) -> np.ndarray:
+    return np.concatenate([np.load(file) for file in sorted(index_dir.glob("00000300/*/embeddings.npy"))])
+
+
+def _one_by_one(corpus: Corpus, embed: CountingEmbed, document_len: int) -> np.ndarray:
+    special = SpecialIds.of(corpus.tokenizer)
+    inputs = [document_inputs(corpus, np.array([row]), document_len, special) for row in range(corpus.num_documents)]
+    return np.concatenate([embed(one.ids, one.segment_ids) for one in inputs])
+
+
+@pytest.mark.parametrize("num_documents", [1, 3, 4, 37])
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_every_row_is_the_embedding_of_its_document_alone(tmp_path, num_documents, batch_size):
+    corpus = make_corpus(tmp_path / "corpus", num_documents)
+    batches = BatchSettings(document_len=48, batch_size=batch_size, num_lengths=3, query_len=16)
+    manifest = _build(tmp_path / "index", corpus, CountingEmbed(), batches=batches)
+    rows = _rows(tmp_path / "index")
+    assert rows.shape == (num_documents, EMBED) == (manifest.num_documents, EMBED)  # no padding row is indexed
+    assert np.array_equal(rows, _one_by_one(corpus, CountingEmbed(), 48))
+
+
+def test_few_static_shapes_and_little_padding(tmp_path):
+    corpus = make_corpus(tmp_path / "corpus", 200, longest=120)
+    bucketed, padded = CountingEmbed(), CountingEmbed()
+    lengths = {"document_len": 128, "batch_size": 8, "query_len": 16}
+    _build(tmp_path / "a", corpus, bucketed, batches=BatchSettings(num_lengths=4, **lengths), settings=IndexSettings())
+    _build(tmp_path / "b", corpus, padded, batches=BatchSettings(num_lengths=1, **lengths), settings=IndexSettings())
+    assert len(bucketed.shapes) == 4 and len(padded.shapes) == 1
+    assert np.array_equal(_rows(tmp_path / "a"), _rows(tmp_path / "b"))
+
+
+def test_recall_is_measured_with_sentences(index_dir, corpus):
+    embed, seen = CountingEmbed(), []
+
+    def embed_queries(ids: np.ndarray, segment_ids: np.ndarray) -> np.ndarray:
+        seen.append((ids.shape, segment_ids.max()))
+        return embed(ids, segment_ids)
+
+    assert _build(index_dir, corpus, embed, embed_queries=embed_queries).search_recall == 1.0
+    assert seen == [((4, 16), 0)] * 5
+    documents = sample_documents(37, 20)
+    assert len(set(documents.tolist())) == 20 and documents.max() < 37
+    special = SpecialIds.of(corpus.tokenizer)
+    sentences = random_sentences(corpus, documents)
+    for document, sentence in zip(documents, sentences, strict=True):
+        body, half = corpus.bodies[document], corpus.sentence_ends[document][0]
+        assert sentence.tolist() in (body[:half].tolist(), body[half:].tolist())
+    queries = embed_sentences(sentences, embed, 16, 4, special)
+    assert queries.shape == (20, EMBED)
+
+
+def test_recall_of_a_bad_index_is_low(tmp_path):
+    from realm_jax.retrieval.scann_index import ScannSettings
+
+    corpus = make_corpus(tmp_path / "corpus", 400)
+    poor = IndexSettings(scann=ScannSettings(num_leaves=40, leaves_to_search=1, reorder=10))
+    good = IndexSettings(scann=ScannSettings(num_leaves=40, leaves_to_search=40))
+    assert _build(tmp_path / "poor", corpus, CountingEmbed(), settings=poor).search_recall < 0.8
+    assert _build(tmp_path / "good", corpus, CountingEmbed(), settings=good).search_recall > 0.95
+
+
+def test_progress_counts_documents(index_dir, corpus):
+    seen = []
+    _build(index_dir, corpus, CountingEmbed(), on_progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (37, 37) and seen == sorted(set(seen))
+
+
+def test_non_finite_embeddings_are_refused(index_dir, corpus):
+    embed = CountingEmbed()
+
+    def broken(ids: np.ndarray, segment_ids: np.ndarray) -> np.ndarray:
+        result = embed(ids, segment_ids)
+        result[ids[:, 1] == ids[0, 1]] = np.nan
+        return result
+
+    with pytest.raises(ValueError, match=r"\d of 9 document embeddings are not finite, the first is document \d; "):
+        _build(index_dir, corpus, broken)
+    assert list_versions(index_dir) == []
+
+
+def test_wrong_width_and_empty_corpora_are_refused(index_dir, corpus, tmp_path):
+    with pytest.raises(ValueError, match=r"expected embeddings \[rows, 16\], got \[4, 8\]"):
+        _build(index_dir, corpus, CountingEmbed(embed_dim=8), batches=BatchSettings(48, 4, 1, 16))
+    with pytest.raises(ValueError, match=r"the corpus has no documents"):
+        _build(index_dir, make_corpus(tmp_path / "empty", 0), CountingEmbed())
+    with pytest.raises(ValueError, match=r"IndexSettings.shard_bytes must be at least 1, got 0"):
+        IndexSettings(shard_bytes=0)
+    with pytest.raises(ValueError, match=r"BatchSettings.document_len must be at least 8, got 4"):
+        BatchSettings(document_len=4)
+
+
+def test_a_stopped_build_continues_where_it_was(index_dir, corpus):
+    embed = CountingEmbed()
+    seen: list[int] = []
+    with pytest.raises(BuildStopped, match=r"stopped while building index version 300"):
+        _build(
+            index_dir, corpus, embed,
+            on_progress=lambda done, total: seen.append(done), should_stop=lambda: bool(seen) and seen[-1] >= 20,
+        )  # fmt: skip
+    assert list_versions(index_dir) == []
+    finished = sorted(path.parent.name for path in index_dir.glob("00000300/*/shard.json"))
+    assert finished == ["shard-00000-of-00004", "shard-00001-of-00004"]
+    (index_dir / "00000300" / "notes.txt").write_text("a leftover")
+    before = {file: file.stat().st_mtime_ns for file in index_dir.glob("00000300/shard-0000[01]*/embeddings.npy")}
+    again = CountingEmbed()
+    manifest = _build(index_dir, corpus, again)
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert again.calls == 6  # three batches a shard
+    assert np.array_equal(_rows(index_dir), _one_by_one(corpus, embed, 48))
+    assert verify(index_dir / "00000300") == manifest
+    assert not (index_dir / "00000300" / "notes.txt").exists()
+
+
+@pytest.mark.parametrize("change", ["checksum", "corpus", "backend", "damage"])
+def test_leftovers_of_something_else_are_discarded(index_dir, corpus, tmp_path, change):
+    _build(index_dir, corpus, CountingEmbed())
+    (index_dir / "00000300" / "manifest.json").unlink()  # as killed just before publishing
+    embed, kwargs = CountingEmbed(seed=1), {}
+    if change == "checksum":
+        kwargs = {"snapshot_checksum": "another"}
+    elif change == "corpus":
+        corpus = make_corpus(tmp_path / "another", 37, seed=1)
+    elif change == "backend":
+        kwargs = {"settings": IndexSettings(backend="exact", shard_bytes=SHARDS.shard_bytes)}
+    else:
+        file = index_dir / "00000300" / "shard-00001-of-00004" / "embeddings.npy"
+        file.write_bytes(file.read_bytes()[:-1] + b"x")
+    _build(index_dir, corpus, embed, **kwargs)
+    expected = _one_by_one(corpus, CountingEmbed(seed=1), 48)
+    if change == "damage":
+        expected[:9] = _one_by_one(corpus, CountingEmbed(), 48)[:9]
+        expected[18:] = _one_by_one(corpus, CountingEmbed(), 48)[18:]
+    assert np.array_equal(_rows(index_dir), expected)
+    verify(index_dir / "00000300", corpus_fingerprint=corpus.fingerprint)
+
+
+def test_one_builder_at_a_time(index_dir, corpus):
+    def nested(ids: np.ndarray, segment_ids: np.ndarray) -> np.ndarray:
+        with pytest.raises(ValueError, match=rf"another process builds index versions \(process {os.getpid()} holds"):
+            make_version(index_dir, corpus)
+        return CountingEmbed()(ids, segment_ids)
+
+    _build(index_dir, corpus, nested)
+    assert list_versions(index_dir) == [300]
+
+
+def test_a_full_disk_damages_nothing(index_dir, corpus, monkeypatch):
+    make_version(index_dir, corpus, 10)
+    saved = module.save_embeddings
+    calls = []
+
+    def full(path: Path, rows: np.ndarray) -> None:
+        calls.append(path)
+        if len(calls) == 3:
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        saved(path, rows)
+
+    monkeypatch.setattr(module, "save_embeddings", full)
+    with pytest.raises(OSError, match=r"index version 300 could not be written \(No space left on device\); make sure"):
+        _build(index_dir, corpus, CountingEmbed(), settings=IndexSettings("exact", shard_bytes=SHARDS.shard_bytes))
+    assert list_versions(index_dir) == [10]
+    verify(index_dir / "00000010")
+    # what cannot be used is given back, what is finished stays
+    assert sorted(path.name for path in (index_dir / "00000300").iterdir()) == [
+        "shard-00000-of-00004",
+        "shard-00001-of-00004",
+    ]
+    monkeypatch.undo()
+    _build(index_dir, corpus, CountingEmbed(), settings=IndexSettings("exact", shard_bytes=SHARDS.shard_bytes))
+    assert list_versions(index_dir) == [10, 300]
+
+
+_CHILD = """
+import os, signal, sys
+from pathlib import Path
+from realm_jax.corpus.store import Corpus
+from realm_jax.retrieval.build_version import IndexSettings, build_version
+from tests.retrieval.made_index import BATCHES, EMBED, CountingEmbed
+
+directory, kill_at, backend, rows = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+events = 0
+def counted(function):
+    def call(*arguments, **kwargs):
+        global events
+        events += 1
+        if events == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **kwargs)
+    return call
+os.fsync, os.rename, os.replace = counted(os.fsync), counted(os.rename), counted(os.replace)
+Path.replace, Path.mkdir = counted(Path.replace), counted(Path.mkdir)
+corpus = Corpus.open(directory / "corpus")
+embed = CountingEmbed()
+settings = IndexSettings(backend=backend, shard_bytes=rows * 4 * EMBED, recall_queries=20)
+try:
+    build_version(
+        directory / "index", 300, embed, corpus, settings, embed_dim=EMBED, snapshot_checksum="abc", batches=BATCHES
+    )
+except (OSError, ValueError) as error:
+    print(error)
+    sys.exit(3)
+print(events, embed.calls)
+"""
+
+
+def _child(directory: Path, kill_at: int, backend: str = "exact", rows: int = 10, prelude: str = ""):
+    return subprocess.run(
+        [sys.executable, "-c", prelude + _CHILD, str(directory), str(kill_at), backend, str(rows)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.faults
+def test_killed_at_any_instant_no_broken_version_is_seen(tmp_path, corpus):
+    # the corpus fixture lies in tmp_path; one undisturbed build counts the events
+    whole = _child(tmp_path, 0)
+    events, calls = map(int, whole.stdout.split())
+    assert whole.returncode == 0 and events > 25 and calls == 12
+    expected = {
+        str(file.relative_to(tmp_path)): file.read_bytes() for file in (tmp_path / "index" / "00000300").rglob("*.npy")
+    }
+    (tmp_path / "index").rename(tmp_path / "undisturbed")
+    kept_calls = []
+    for kill_at in (3, events // 3, 2 * events // 3, events - 3, events - 1, events):
+        killed = _child(tmp_path, kill_at)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        for version in list_versions(tmp_path / "index"):  # visible only when whole
+            verify(tmp_path / "index" / f"{version:08d}", corpus_fingerprint=corpus.fingerprint)
+        visible = list_versions(tmp_path / "index")
+        assert visible == ([300] if kill_at > events - 2 else [])
+        finished = len(list((tmp_path / "index").glob("00000300/*/shard.json")))
+        again = _child(tmp_path, 0)
+        assert again.returncode == 0, again.stderr
+        calls_again = int(again.stdout.split()[1])
+        kept_calls.append((finished, calls_again))
+        assert list_versions(tmp_path / "index") == [300]
+        verify(tmp_path / "index" / "00000300")
+        found = {
+            str(file.relative_to(tmp_path)): file.read_bytes()
+            for file in (tmp_path / "index" / "00000300").rglob("*.npy")
+        }
+        assert found == expected
+        (tmp_path / "index").rename(tmp_path / f"killed-at-{kill_at}")
+    assert kept_calls[0] == (0, 12) and kept_calls[-1] == (4, 0)
+    # the more shards were finished, the fewer batches are embedded again
+    assert [finished for finished, _ in kept_calls] == sorted(finished for finished, _ in kept_calls)
+    assert [calls for _, calls in kept_calls] == sorted((calls for _, calls in kept_calls), reverse=True)
+    assert 0 < kept_calls[1][1] < 12
+
+
+_LIMIT = {
+    "exact": "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))\n",
+    # only while ScaNN writes: some of its files it cuts short without a word
+    "scann": """
+import resource
+from realm_jax.retrieval import build_version as module
+whole = module.save_shard
+def limited(*arguments):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, resource.RLIM_INFINITY))
+    try:
+        whole(*arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+module.save_shard = limited
+""",
+}
+_REASON = {"exact": "File too large", "scann": ""}
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("backend", ["exact", "scann"])
+def test_a_file_size_limit_gives_a_clear_error(tmp_path, backend):
+    # a write beyond the limit fails as on a full disk; 40 rows of 64 bytes
+    make_corpus(tmp_path / "corpus", 40)
+    assert _child(tmp_path, 0, backend, rows=5).returncode == 0
+    (tmp_path / "index").rename(tmp_path / "index-before")
+    failed = _child(tmp_path, 0, backend, rows=40, prelude=_LIMIT[backend])
+    assert failed.returncode == 3, failed.stderr
+    assert f"index version 300 could not be written ({_REASON[backend]}" in failed.stdout
+    assert "make sure that the disk of" in failed.stdout
+    assert list_versions(tmp_path / "index") == []
+    verify(tmp_path / "index-before" / "00000300")
+    assert not list((tmp_path / "index" / "00000300").iterdir())
+    assert _child(tmp_path, 0, backend, rows=40).returncode == 0
+    assert json.loads((tmp_path / "index" / "00000300" / "manifest.json").read_text())["num_documents"] == 40
