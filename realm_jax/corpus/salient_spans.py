@@ -64,7 +64,7 @@ _NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?"
 _DATE_OR_QUANTITY = re.compile(
     # 28 September 1990, 28 September, 3–5 May 1990
     rf"(?P<date>(?:{_DAY}[–-])?{_DAY}(?: of)? {_ANY_MONTH}(?!\w)(?:,? {_YEAR}(?!\w))?"
-    rf"|\d{{1,2}}(?:st|nd|rd|th)[ -]century{_ERA}?"
+    rf"|\d{{1,2}}(?:st|nd|rd|th)(?:[–-]\d{{1,2}}(?:st|nd|rd|th))?[ -]centur(?:y|ies){_ERA}?"
     r"|\d{4}-\d\d-\d\d(?!\w)"
     # 1990, 1990s, 1990–95; not 1990,000 nor 1990.5 nor 1990 people
     rf"|{_YEAR}(?:s|[–/-](?:{_YEAR}|\d\d))?(?!\w|[.,]\d|[ -](?:{_UNIT}|{_SCALE})(?!\w)| ?%){_ERA}?"
@@ -92,7 +92,7 @@ _CONNECTOR = (
 # "Saturday October 13", but Theresa May.
 _NO_NAME = rf"(?:January|February|July|September|October|November|December)(?!\w)|{_MONTH} \d"
 _PREFIX = "(?:[dl]['’]|[ae]l-)"
-_TRAILING_NUMBER = rf"(?: \d{{1,3}}(?![\w%]|[.,:/–-]\d|[ -](?:{_UNIT}|{_SCALE})(?!\w)))?"
+_TRAILING_NUMBER = rf"(?: \d{{1,3}}(?![\w%]|[.,:/–-]\d|[ -](?:{_UNIT}|{_SCALE})(?!\w)|(?: of)? {_ANY_MONTH}|{_ERA}))?"
 _REST_OF_NAME = (
     rf"{_REST_OF_WORD}(?:(?:['’]s)? (?:{_CONNECTOR})?(?!{_NO_NAME}){_PREFIX}?{_NAME_WORD})*+{_TRAILING_NUMBER}"
 )
@@ -211,9 +211,9 @@ class RuleTagger:
         for first, last in sentences:
             for match in _SCAN.finditer(text, first, last):
                 start, end = match.span()
-                if start < done or (start > first and text[start - 1].isalnum()):
-                    continue
                 initial = text[start]
+                if start < done or (start > first and text[start - 1].isalnum() and initial not in "$€£¥"):
+                    continue
                 kind = "name"
                 if initial in "0123456789$€£¥":
                     quantity = _DATE_OR_QUANTITY.match(text, start, last)

@@ -67,7 +67,11 @@ def test_names(text, names):
             ["3rd of May", "1–5 June 2001", "May 3", "May 1990"],
         ),
         ("in 1990, the 1990s, 1990–95, 44 BC, 2001-09-11", "date", ["1990", "1990s", "1990–95", "44 BC", "2001-09-11"]),
-        ("in the 19th century and the 2nd century BC in July", "date", ["19th century", "2nd century BC", "July"]),
+        (
+            "in the 19th century, the 2nd century BC, 15th–17th centuries",
+            "date",
+            ["19th century", "2nd century BC", "15th–17th centuries"],
+        ),
         ("not 1990.5 nor 1990,000 nor 12345 nor 1990 people", "date", []),
         (
             "5 km, 3.5 million, 12%, $12.5 million, €30",
@@ -84,6 +88,16 @@ def test_names(text, names):
 )
 def test_dates_and_numbers(text, kind, spans):
     assert of_kind(text, kind) == spans
+
+
+def test_dates_and_numbers_at_sentence_starts():
+    assert tagged("On 14 November 1920 it fell. In 44 BC he fell. In 20 km it fell. On 3rd of July.") == [
+        ("14 November 1920", "date"),
+        ("44 BC", "date"),
+        ("20 km", "number"),
+        ("3rd of July", "date"),
+    ]
+    assert tagged("it cost US$18 million") == [("US", "name"), ("$18 million", "number")]
 
 
 def test_months_that_are_names():
