@@ -72,6 +72,11 @@ class RunDir:
     def report_html(self) -> Path:
         return self.path / "report.html"
 
+    @property
+    def examples(self) -> Path:
+        """Masked sentences with their candidates and predictions, to look at."""
+        return self.path / "examples.json"
+
     def config_file(self, job: str) -> Path:
         """The operative configuration of a job, saved when it starts."""
         return self.path / f"config-{job}.gin"

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -67,7 +68,7 @@ class MaskedSpanEvaluation:
     def __init__(self, task: Realm, x_corpus: str, num_sentences: int = 1000, batch_size: int = 32, seed: int = 0):
         """Args:
         task: the settings that the parameters were trained with.
-        x_corpus: directory of the sentences.
+        x_corpus: directory of the sentences; if it is the task's corpus, no sentence gets its own document.
         num_sentences: how many, from an even spread over the rows; all if there are fewer.
         batch_size: sentences read at once.
         seed: of the choice of the span where a sentence has several.
@@ -79,7 +80,7 @@ class MaskedSpanEvaluation:
             query_len=task.query_len,
             masking=task.evaluation_masking(),
             seed=seed,
-            is_knowledge_corpus=False,
+            is_knowledge_corpus=Path(x_corpus).resolve() == self.corpus.directory.resolve(),
         )
         usable = self.sentences.usable
         self.rows = usable[np.linspace(0, len(usable) - 1, min(num_sentences, len(usable))).astype(np.int64)]
@@ -210,7 +211,7 @@ def _row_figures(
 ) -> dict[str, Float32[np.ndarray, "batch"]]:
     used = batch.mask_weights > 0
 
-    def right(ids: np.ndarray) -> np.ndarray:
+    def right(ids: Any) -> np.ndarray:
         return (((ids == batch.mask_targets) | ~used).all(axis=1) & used.any(axis=1)).astype(np.float32)
 
     gain = np.where(used, predicted.marginal_log_probs - predicted.null_log_probs, 0.0)

@@ -34,7 +34,7 @@ from realm_jax.retrieval.index import Index, SearchResult
 from realm_jax.retrieval.versions import list_versions, load_version, verify, version_dir
 from realm_jax.run_dir import RunDir, read_json, write_json_atomically
 from realm_jax.tasks.ict import check_vocabulary
-from realm_jax.tasks.realm import check_same_tokenizer
+from realm_jax.tasks.realm import Realm, check_same_tokenizer
 from realm_jax.training.checkpoint import list_snapshots, load_params, load_snapshot
 
 logger = logging.getLogger(__name__)
@@ -61,6 +61,8 @@ def evaluate(
     batch_size: int = 64,
     max_queries: int | None = None,
     bm25: bool = True,
+    reading: Realm | None = None,
+    num_masked_sentences: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Measures retrieval: recall@1/5/20/100 and MRR by gold document and by contained answer.
@@ -83,6 +85,9 @@ def evaluate(
       batch_size: documents embedded at once.
       max_queries: how many queries, drawn by `seed`; None for all.
       bm25: whether to measure BM25.
+      reading: the settings of a `realm` run; given them, how well masked spans of `x_corpus` are filled is measured too,
+        and written to RUN/evaluation/reading.json and RUN/examples.json.
+      num_masked_sentences: how many for that.
       seed: of the draw.
 
     Returns:
@@ -151,6 +156,15 @@ def evaluate(
     }
     write_json_atomically(run.evaluation(name), result)
     print(table(rows, query_set))
+    if reading is not None:
+        from realm_jax.evaluation.reading import evaluate_reading, reading_table  # it uses this module
+
+        spans, examples = evaluate_reading(
+            run, reading, x_corpus or corpus, num_sentences=num_masked_sentences, seed=seed
+        )
+        write_json_atomically(run.evaluation("reading"), {"name": "reading", "rows": spans})
+        write_json_atomically(run.examples, examples)
+        print(reading_table(spans))
     return result
 
 

@@ -5,6 +5,7 @@
 The loop knows a task only through `tasks.task.Task`, and the index only through `retrieval.hot_swap.HotSwap`.
 """
 
+import dataclasses
 import functools
 import logging
 import signal
@@ -18,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from realm_jax.retrieval import agreement, versions
+from realm_jax.retrieval.embedder import embed_snapshot
 from realm_jax.retrieval.hot_swap import HotSwap, Swap, VersionSource
 from realm_jax.retrieval.look_ahead import LookAhead
 from realm_jax.run_dir import RunDir
@@ -143,7 +145,7 @@ def train(
             hot_swap = _make_hot_swap(run, retrieval, refresh, status)
             version = None if unit is None else unit.index_version
             if version is None:
-                _snapshot(0, state.params, snapshots, retrieval, refresh, run, wait=True)
+                _snapshot(0, state.params, snapshots, retrieval, refresh, run, wait=True, in_use=set())
                 version = 0 if refresh.mode != "asynchronous" else None
             recorder.swapped(hot_swap.serve(version), first_step)
             status.update(index_version=hot_swap.version)
@@ -158,7 +160,10 @@ def train(
         for step in range(first_step, num_steps):
             if retrieval is not None and hot_swap is not None:
                 if step > 0:
-                    _refresh(step, state.params, snapshots, hot_swap, retrieval, refresh, replay, run, recorder)
+                    _refresh(
+                        step, state.params, snapshots, hot_swap, retrieval, refresh, replay, run, recorder,
+                        checkpoints.kept_versions() if refresh.embedder == "in_trainer" else [],
+                    )  # fmt: skip
                 status.update(index_version=hot_swap.version, step=step)
             prepared = look_ahead.take(step)
             if step + 1 < num_steps:
@@ -257,7 +262,7 @@ def _warm_start(params: Params, run_dirs: tuple[str, ...]) -> Params:
 
 
 def _make_hot_swap(run: RunDir, retrieval: Retrieval, refresh: RefreshConfig, status: TrainerStatus) -> HotSwap:
-    expected = {
+    expected: dict[str, Any] = {
         "corpus_fingerprint": retrieval.corpus.fingerprint,
         "embed_dim": retrieval.config.projection_size,
         "num_documents": retrieval.corpus.num_documents,
@@ -287,13 +292,15 @@ def _snapshot(
     refresh: RefreshConfig,
     run: RunDir,
     wait: bool,
+    in_use: set[int],
 ) -> None:
     """Hands the retriever to the embed job, or embeds here and now."""
-    snapshots.write(step, retrieval.retriever_params(params), wait=wait or refresh.embedder == "in_trainer")
-    if refresh.embedder == "in_trainer" and jax.process_index() == 0:
-        from realm_jax.retrieval.embed import embed_snapshot
-
-        embed_snapshot(run, step, retrieval.config, retrieval.corpus, document_len=retrieval.document_len)
+    here = refresh.embedder == "in_trainer"
+    snapshots.write(step, retrieval.retriever_params(params), wait=wait or here)
+    if here and jax.process_index() == 0:
+        batches = dataclasses.replace(refresh.batches, document_len=retrieval.document_len)
+        embed_snapshot(run, step, retrieval.config, retrieval.corpus, settings=refresh.index, batches=batches)
+        versions.retire(run.index, in_use)
 
 
 def _refresh(
@@ -306,11 +313,13 @@ def _refresh(
     replay: dict[int, int],
     run: RunDir,
     recorder: Recorder,
+    kept_versions: list[int],
 ) -> None:
     """What happens to the index between two steps: a snapshot goes out, a version comes in."""
     must_serve = refresh.must_serve(step, replay)
     if refresh.snapshot_due(step):
-        _snapshot(step, params, snapshots, retrieval, refresh, run, wait=must_serve is not None)
+        in_use = {hot_swap.version, *kept_versions}
+        _snapshot(step, params, snapshots, retrieval, refresh, run, must_serve is not None, in_use)
     swap: Swap | None = hot_swap.begin_step(step, wait_for=must_serve)
     too_old = refresh.max_index_age_steps is not None and step - hot_swap.version > refresh.max_index_age_steps
     if swap is None and too_old and refresh.mode == "asynchronous":

@@ -21,7 +21,7 @@ LAST_OF_WINDOW = ("index_version", "index_age_steps", "index_age_secs", "skipped
 WORST_OF_WINDOW = ("swap_pause_ms",)
 
 
-class NonFiniteUpdate(ValueError):
+class NonFiniteUpdate(ValueError):  # noqa: N818 (it names what happened)
     """A loss or gradient that is not finite."""
 
 

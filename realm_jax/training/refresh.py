@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
+from realm_jax.retrieval.build_version import DEFAULT_BATCHES, DEFAULT_INDEX, BatchSettings, IndexSettings
 from realm_jax.typed import check_fields
 
 
@@ -32,6 +33,8 @@ class RefreshConfig:
     timeout_secs: float = 3600.0  # for what a step cannot do without, and for other hosts
     poll_secs: float = 0.5
     replay_file: str | None = None
+    index: IndexSettings = DEFAULT_INDEX  # of the embedder inside the trainer; the embed job has its own argument
+    batches: BatchSettings = DEFAULT_BATCHES  # likewise
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -1,0 +1,347 @@
+"""Runs a whole pre-training on this machine: corpus, warm starts, trainer beside embed job, evaluation, report.
+
+    python launch/local.py --run_dir=runs/pretrain                       the embedded corpus
+    python launch/local.py --run_dir=runs/mine --corpus=my/documents     your own documents
+
+Every stage is an ordinary `python -m realm_jax JOB` in a process of its own, its output in RUN/logs/. A stage that is
+done is not done again, so the same command resumes whatever was interrupted. The last line printed is the report's path.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from realm_jax.run_dir import RunDir, read_json  # noqa: E402 - the checkout's own package
+from realm_jax.training.metrics import progress_figures  # noqa: E402
+
+FIRST_BACK_OFF_SECS, LONGEST_BACK_OFF_SECS = 1.0, 60.0
+GRACE_SECS = 60.0  # between SIGTERM and SIGKILL: a trainer finishes its step and writes a checkpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the command line said."""
+
+    run: RunDir
+    documents: str | None
+    bindings: tuple[str, ...]
+    embedder: str
+    embedder_devices: str
+    trainer_devices: str
+
+    @property
+    def run_file(self) -> str:
+        return "runs/realm_documents.gin" if self.documents else "runs/realm_tiny.gin"
+
+    def stage_file(self, stage: str) -> str:
+        return f"runs/{stage}_documents.gin" if self.documents else f"runs/{stage}_tiny.gin"
+
+
+class Child:
+    """One job in a process of its own."""
+
+    def __init__(self, name: str, command: Sequence[str], log: Path, cores: Sequence[int], environment: dict[str, str]):
+        self.name, self.command, self.log = name, list(command), log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._output = log.open("ab")
+        self._output.write(f"\n$ {shlex.join(self.command)}\n".encode())
+        self._output.flush()
+        self.process = subprocess.Popen(
+            self.command,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **environment},
+            start_new_session=True,  # Ctrl-C reaches the launcher alone, which then ends its children in order
+            preexec_fn=_on_cores(cores),
+        )
+
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def stop(self, grace_secs: float = GRACE_SECS) -> None:
+        """SIGTERM, then SIGKILL for one that does not end."""
+        if self.running():
+            self.process.terminate()
+            try:
+                self.process.wait(grace_secs)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        self._output.close()
+
+    def last_words(self, lines: int = 15) -> str:
+        return "\n".join(self.log.read_text(errors="replace").rstrip().splitlines()[-lines:])
+
+
+def _on_cores(cores: Sequence[int]) -> Callable[[], None] | None:
+    """Binds a process to cores, where the system can: trainer and embedder do not take each other's time."""
+    if not cores or not hasattr(os, "sched_setaffinity"):
+        return None
+    return lambda: os.sched_setaffinity(0, cores)
+
+
+def split_cores() -> tuple[list[int], list[int]]:
+    """Cores for two processes side by side: halves, or all for both where there is one."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    half = len(cores) // 2
+    return (cores[:half], cores[half:]) if half else (cores, cores)
+
+
+class StageFailed(Exception):  # noqa: N818 - reads as what it says
+    """A stage that ended with an error."""
+
+
+class Launcher:
+    """Starts the stages one after the other, two at a time where they do not need each other."""
+
+    def __init__(self, settings: Settings):
+        self.settings, self.run = settings, settings.run
+        self.children: list[Child] = []
+        self.started = time.monotonic()
+        self.display = Display()
+
+    def launch(self) -> Path:
+        """All stages; returns the report's path.
+
+        Raises:
+          StageFailed: naming the stage, with the end of its log.
+        """
+        self.stage("corpus", [self.child("corpus", self.run, self.settings.run_file, [])])
+        first, second = split_cores()
+        self.stage(
+            "warm start",
+            [
+                self.child("train", self.run.stage("reader"), self.settings.stage_file("reader"), first, "reader"),
+                self.child("train", self.run.stage("ict"), self.settings.stage_file("ict"), second, "ict"),
+            ],
+        )
+        self.pretrain(first, second)
+        self.stage("evaluate", [self.child("evaluate", self.run, self.settings.run_file, [])])
+        self.stage("report", [self.child("report", self.run, None, [])])
+        self.display.done()
+        return self.run.report_html
+
+    def child(
+        self,
+        job: str,
+        run: RunDir,
+        gin_file: str | None,
+        cores: Sequence[int],
+        name: str | None = None,
+        extra: Sequence[str] = (),
+        environment: dict[str, str] | None = None,
+    ) -> Child:
+        name = name or job
+        command = [sys.executable, "-m", "realm_jax", job, f"--run_dir={run.path}"]
+        if gin_file is not None:
+            command += [f"--gin_file={gin_file}", *self.macros(), *self.settings.bindings, *extra]
+        child = Child(name, command, self.run.path / "logs" / f"{name}.log", cores, environment or {})
+        self.children.append(child)
+        return child
+
+    def macros(self) -> list[str]:
+        """What the run files leave open: where things lie."""
+        corpus = self.run.corpus
+        found = [f"--gin.CORPUS={corpus}"]
+        if self.settings.documents:
+            return [*found, f"--gin.SOURCE={self.settings.documents}"]
+        return found
+
+    def stage(self, title: str, children: list[Child]) -> None:
+        """Waits for processes that must all end well."""
+        self.display.begin(title)
+        while any(child.running() for child in children):
+            self.check(children)
+            self.display.show(" · ".join(self.progress_of(child) for child in children if child.running()))
+            time.sleep(0.5)
+        self.check(children)
+
+    def pretrain(self, trainer_cores: Sequence[int], embedder_cores: Sequence[int]) -> None:
+        """The trainer, and beside it an embed job that is started again whenever it dies."""
+        self.display.begin("REALM")
+        in_trainer = self.settings.embedder == "in_trainer"
+        for status in self.run.status.glob("trainer-*.json"):
+            status.unlink()  # of an earlier trainer: the embed job would take its last word for this one's
+        inside = ["--gin.RefreshConfig.embedder=in_trainer", "--gin.RefreshConfig.mode=synchronous"]
+        trainer = self.child(
+            "train", self.run, self.settings.run_file, [] if in_trainer else trainer_cores, "train",
+            inside if in_trainer else (), _visible_devices(self.settings.trainer_devices),
+        )  # fmt: skip
+        embedder = None if in_trainer else self.start_embedder(embedder_cores)
+        restart_at, back_off = 0.0, FIRST_BACK_OFF_SECS
+        while trainer.running():
+            if embedder is not None and not embedder.running() and restart_at == 0.0:
+                code = embedder.process.returncode
+                self.display.note(
+                    f"embed job ended with {code}, starting it again in {back_off:.0f} s; see {embedder.log}"
+                )
+                restart_at, back_off = time.monotonic() + back_off, min(2 * back_off, LONGEST_BACK_OFF_SECS)
+            elif restart_at and time.monotonic() >= restart_at:
+                embedder, restart_at = self.start_embedder(embedder_cores), 0.0
+            self.display.show(" · ".join(filter(None, [self.progress_of(trainer), self.embedder_progress()])))
+            time.sleep(0.5)
+        self.check([trainer])
+        if embedder is not None:
+            try:
+                embedder.process.wait(GRACE_SECS)  # it ends by itself when the trainer has
+            except subprocess.TimeoutExpired:
+                embedder.stop()
+
+    def start_embedder(self, cores: Sequence[int]) -> Child:
+        environment = _visible_devices(self.settings.embedder_devices)
+        if self.settings.embedder == "cpu":
+            environment["JAX_PLATFORMS"] = "cpu"
+        return self.child("embed", self.run, self.settings.run_file, cores, "embed", (), environment)
+
+    def check(self, children: list[Child]) -> None:
+        for child in children:
+            if not child.running() and child.process.returncode:
+                raise StageFailed(
+                    f"{child.name} ended with {child.process.returncode}; the end of {child.log}:\n{child.last_words()}"
+                )
+
+    def progress_of(self, child: Child) -> str:
+        run = self.run if child.name in ("train", "embed") else self.run.stage(child.name)
+        if child.name not in ("train", "ict", "reader"):
+            return child.name
+        try:
+            status = read_json(run.trainer_status(0))
+            lines = run.metrics_jsonl.read_bytes().rstrip().rsplit(b"\n", 1)
+            figures: dict[str, Any] = json.loads(lines[-1])
+        except (OSError, ValueError):
+            return f"{child.name} starting"
+        kept = {name: value for name, value in figures.items() if not isinstance(value, str)}
+        return f"{child.name} {figures['step']}/{status['num_steps']} {progress_figures(kept)}"
+
+    def embedder_progress(self) -> str:
+        try:
+            status = read_json(self.run.embedder_status)
+        except (OSError, ValueError):
+            return ""
+        total = max(1, int(status.get("documents", 0) or 0))
+        done = int(status.get("done", 0) or 0)
+        return f"embed {status.get('version')}: {status.get('state')} {100 * done // total}%"
+
+    def stop(self) -> None:
+        """Ends whatever runs, the trainer first: it writes a checkpoint."""
+        for child in sorted(self.children, key=lambda child: child.name != "train"):
+            child.stop()
+
+
+class Display:
+    """One line of progress: redrawn on a terminal, elsewhere a line every quarter of a minute."""
+
+    def __init__(self) -> None:
+        self.live = sys.stderr.isatty()
+        self.started = time.monotonic()
+        self.title, self.title_started, self.shown_at = "", self.started, 0.0
+
+    def begin(self, title: str) -> None:
+        self.finish_title()
+        self.title, self.title_started, self.shown_at = title, time.monotonic(), time.monotonic()
+        if not self.live:
+            print(f"[{self.clock()}] {title}", file=sys.stderr, flush=True)
+
+    def show(self, text: str) -> None:
+        line = f"[{self.clock()}] {self.title}: {text}"
+        if self.live:
+            width = os.get_terminal_size(sys.stderr.fileno()).columns
+            print(f"\r\x1b[K{line[: width - 1]}", end="", file=sys.stderr, flush=True)
+        elif time.monotonic() - self.shown_at > 15:
+            print(line, file=sys.stderr, flush=True)
+            self.shown_at = time.monotonic()
+
+    def note(self, text: str) -> None:
+        print(f"{chr(13) + chr(27) + '[K' if self.live else ''}[{self.clock()}] {text}", file=sys.stderr, flush=True)
+
+    def finish_title(self) -> None:
+        if self.title:
+            self.note(f"{self.title}: done in {time.monotonic() - self.title_started:.0f} s")
+
+    def done(self) -> None:
+        self.finish_title()
+        self.title = ""
+
+    def clock(self) -> str:
+        minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
+        return f"{minutes:02d}:{seconds:02d}"
+
+
+def _visible_devices(devices: str) -> dict[str, str]:
+    """The accelerators that a process may use; empty for all."""
+    return {"CUDA_VISIBLE_DEVICES": devices, "TPU_VISIBLE_CHIPS": devices} if devices else {}
+
+
+def parse(arguments: Sequence[str]) -> Settings:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run_dir", required=True, help="where the run lies; an interrupted one is resumed")
+    parser.add_argument("--corpus", help="your documents (any format of the corpus job); none: the embedded corpus")
+    parser.add_argument(
+        "--embedder",
+        choices=("cpu", "devices", "in_trainer"),
+        default="cpu",
+        help="where documents are embedded: on the CPU beside the trainer (default), on --embedder_devices, or by the "
+        "trainer itself between its steps",
+    )
+    parser.add_argument("--trainer_devices", default="", help="accelerators of the trainer, such as 0,1,2")
+    parser.add_argument("--embedder_devices", default="", help="accelerators of the embed job, such as 3")
+    known, others = parser.parse_known_args(arguments)
+    wrong = [argument for argument in others if not argument.startswith("--gin.")]
+    if wrong:
+        parser.error(
+            f"unknown argument {wrong[0]}; besides the above only --gin.NAME.PARAM=VALUE is passed on to the jobs"
+        )
+    if known.embedder == "devices" and not known.embedder_devices:
+        parser.error("--embedder=devices needs --embedder_devices, and --trainer_devices without them")
+    if known.corpus and not Path(known.corpus).exists() and not known.corpus.startswith("tfds:"):
+        parser.error(f"--corpus={known.corpus} does not exist")
+    return Settings(
+        RunDir.of(known.run_dir),
+        known.corpus,
+        tuple(others),
+        known.embedder,
+        known.embedder_devices,
+        known.trainer_devices,
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    settings = parse(arguments)
+    settings.run.path.mkdir(parents=True, exist_ok=True)
+    launcher = Launcher(settings)
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, on_signal)
+    try:
+        report = launcher.launch()
+    except StageFailed as failure:
+        launcher.display.note(str(failure))
+        return 1
+    except KeyboardInterrupt:
+        launcher.display.note("interrupted; the same command goes on from here")
+        return 130
+    finally:
+        launcher.stop()
+    print((settings.run.path / "logs" / "report.log").read_text().rsplit("$ ", 1)[-1].split("\n", 1)[1].rstrip())
+    print(report)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

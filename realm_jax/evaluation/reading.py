@@ -1,0 +1,97 @@
+"""How well a pre-trained reader fills masked spans with the documents that different retrievers bring it."""
+
+import logging
+from typing import Any
+
+import numpy as np
+
+from realm_jax.corpus.store import Corpus
+from realm_jax.data.masked_lm import MaskedBatch
+from realm_jax.evaluation.bm25 import Bm25Index
+from realm_jax.evaluation.masked_spans import MaskedSpanEvaluation, Search
+from realm_jax.evaluation.queries import texts_for_search
+from realm_jax.evaluation.retrieval import embed_corpus
+from realm_jax.retrieval.exact import ExactIndex
+from realm_jax.retrieval.index import SearchResult
+from realm_jax.run_dir import RunDir
+from realm_jax.tasks.realm import Realm
+from realm_jax.tasks.task import Params
+from realm_jax.training.checkpoint import load_params
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_reading(
+    run: RunDir,
+    task: Realm,
+    x_corpus: str,
+    *,
+    num_sentences: int = 1000,
+    num_examples: int = 12,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> tuple[dict[str, dict[str, float]], list[dict[str, Any]]]:
+    """Masked-span accuracy of a pre-training run's newest checkpoint.
+
+    Rows: `realm`, the checkpoint; `ict`, the warm starts that it began from (where RUN/stages has both); `bm25`, the
+    checkpoint's reader with candidates found by BM25 and weighed by the checkpoint's p(z|x). Every row also tells what
+    the reader does with the null document alone.
+
+    Args:
+      run: a run of the `realm` task.
+      task: its settings.
+      x_corpus: directory of sentences; the knowledge corpus itself, or a stream of sentences apart from it.
+      num_sentences: how many, evenly spread over the rows.
+      num_examples: how many are kept for looking at.
+      batch_size: sentences read at once.
+      seed: of the choice of the span in a sentence that has several.
+
+    Returns:
+      (figures by row, examples).
+    """
+    evaluation = MaskedSpanEvaluation(task, x_corpus, num_sentences, batch_size, seed)
+    _, params = load_params(run)
+    found = evaluation.evaluate(params, _exact_search(evaluation, params, task), num_examples)
+    rows = {"realm": found.figures}
+    stages = [run.stage(name) for name in ("ict", "reader")]
+    if all(stage.checkpoints.is_dir() for stage in stages):
+        warm: dict[str, Any] = {}
+        for stage in stages:
+            warm |= load_params(stage)[1]
+        rows["ict"] = evaluation.evaluate(warm, _exact_search(evaluation, warm, task)).figures
+    rows["bm25"] = evaluation.evaluate(params, bm25_search(evaluation.corpus)).figures
+    return rows, found.examples
+
+
+def _exact_search(evaluation: MaskedSpanEvaluation, params: Params, task: Realm) -> Search:
+    """Exact search over documents embedded afresh with the same parameters."""
+    embeddings = embed_corpus(
+        params["retriever"], task.retriever, evaluation.corpus, task.document_len, 64, evaluation.model.special
+    )
+    return evaluation.search_in(params, ExactIndex(embeddings))
+
+
+def bm25_search(corpus: Corpus) -> Search:
+    """BM25 with the words of the sentence outside the mask."""
+    index = Bm25Index(texts_for_search(corpus))
+    tokenizer = corpus.tokenizer
+
+    def search(batch: MaskedBatch, num_results: int) -> SearchResult:
+        texts = []
+        for row, sentence in enumerate(batch.sentences):
+            masked = set((batch.mask_positions[row] - 1)[batch.mask_weights[row] > 0].tolist())
+            parts = np.array([position not in masked for position in range(len(sentence))])
+            texts.append(tokenizer.decode(sentence[parts]))
+        return index.search(texts, num_results)
+
+    return search
+
+
+def reading_table(rows: dict[str, dict[str, float]]) -> str:
+    """The figures as aligned text."""
+    names = ["with_retrieval", "null_only", "retrieval_utility", "null_document_prob", "gold_selected"]
+    lines = [f"{int(rows['realm']['sentences'])} masked spans", f"{'':8}" + "".join(f"{name:>20}" for name in names)]
+    for row, figures in rows.items():
+        cells = (f"{figures[name]:20.3f}" if name in figures else " " * 20 for name in names)
+        lines.append(f"{row:8}" + "".join(cells))
+    return "\n".join(lines)
