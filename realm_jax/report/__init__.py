@@ -1,0 +1,38 @@
+"""The report of a run: final figures in report.json, and report.html to look at them with curves and examples."""
+
+import logging
+
+from realm_jax.report.figures import check_figures, write_report
+from realm_jax.report.gather import gather
+from realm_jax.report.page import render
+from realm_jax.run_dir import RunDir, write_text_atomically
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["check_figures", "gather", "render", "report", "write_report"]
+
+
+def report(*, run_dir: str) -> str:
+    """Writes RUN/report.html: figures, curves, examples, settings, in one file that needs no network.
+
+    Works while a run is still going: what is not there yet is named on the page.
+
+    Args:
+      run_dir: the run.
+
+    Returns:
+      The path of the page, which is printed too.
+
+    Raises:
+      FileNotFoundError: when there is no such run directory.
+      ValueError: for a report.json that lacks figures, or damaged JSON, naming the file.
+    """
+    run = RunDir.of(run_dir)
+    if not run.path.is_dir():
+        raise FileNotFoundError(f"no run directory at {run.path}; give the --run_dir that the run was started with")
+    gathered = gather(run)
+    for what in gathered.missing:
+        logger.warning("the report lacks %s", what)
+    write_text_atomically(run.report_html, render(gathered))
+    print(run.report_html)
+    return str(run.report_html)
