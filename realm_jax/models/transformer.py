@@ -7,6 +7,7 @@ learns faster from a random initialisation (Xiong et al. 2020, arXiv:2002.04745;
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Literal
 
 import flax.linen as nn
@@ -16,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from realm_jax.typed import check_fields
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
@@ -68,7 +69,9 @@ def forward_flops(config: TransformerConfig, length: int) -> float:
     return float(config.num_layers * (matrices + attention))
 
 
-def _dense(config: TransformerConfig, features: int | tuple[int, ...], name: str, axis: int | tuple[int, ...] = -1):
+def _dense(
+    config: TransformerConfig, features: int | tuple[int, ...], name: str, axis: int | tuple[int, ...] = -1
+) -> nn.DenseGeneral:
     return nn.DenseGeneral(
         features,
         axis=axis,

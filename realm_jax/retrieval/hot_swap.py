@@ -19,7 +19,7 @@ class LoadedVersion(NamedTuple):
     """An index in memory, and where it comes from."""
 
     version: int
-    index: Index
+    index: Index  # type: ignore[assignment]  # hides tuple.index, which nobody calls
     built_at: float  # unix seconds
     load_secs: float
     load_stall_ms: float  # the longest that other threads stood still while it was loaded

@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.ict import IctBatch, IctExamples
+from realm_jax.data.inputs import Inputs
 from realm_jax.losses import WeightedSum, inverse_cloze
 from realm_jax.models import Retriever, RetrieverConfig, forward_flops
 from realm_jax.tasks.task import Metrics, Params, Task
@@ -21,7 +23,7 @@ def ict_loss(
     """−log p(block of the sentence | sentence) over the blocks of the global batch."""
     retriever = Retriever(config)
 
-    def embed(inputs, method: str, stream: int):
+    def embed(inputs: Inputs, method: str, stream: int) -> Any:
         return retriever.apply(
             {"params": params["retriever"]},
             inputs.ids,

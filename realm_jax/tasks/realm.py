@@ -8,7 +8,7 @@ gains score.
 
 import dataclasses
 import functools
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +59,9 @@ def retrieval_scores(
     """f(x, z) = Embed_input(x)ᵀ Embed_doc(z) for every candidate, with the current parameters (REALM, section 3.2)."""
     retriever = Retriever(model.retriever)
 
-    def embed(ids: Int32[Array, "rows length"], segment_ids: Int32[Array, "rows length"], method: str, stream: int):
+    def embed(
+        ids: Int32[Array, "rows length"], segment_ids: Int32[Array, "rows length"], method: str, stream: int
+    ) -> Any:
         return retriever.apply(
             {"params": params["retriever"]}, ids, segment_ids, ids != 0, rng is None,
             method=method, rngs=dropout_rngs(rng, stream),
@@ -87,7 +89,7 @@ def read(
     """Vocabulary logits at the masks for every candidate: the reader over [CLS] x [SEP] z [SEP] (REALM, section 3.2)."""
     reader = KnowledgeEncoder(model.reader)
 
-    def logits(ids, segment_ids, mask_positions, stream: int):
+    def logits(ids: Array, segment_ids: Array, mask_positions: Array, stream: int) -> Any:
         return reader.apply(
             {"params": params["knowledge_encoder"]}, ids, segment_ids, ids != 0, mask_positions, rng is None,
             rngs=dropout_rngs(rng, stream),
@@ -289,9 +291,10 @@ def init_params(rng: jax.Array, *, model: RealmModel) -> Params:
 
 def embed_queries(params: Params, queries: Inputs, *, config: RetrieverConfig) -> Float[Array, "batch embed"]:
     """Embed_input(x), without dropout: what the index is searched with."""
-    return Retriever(config).apply(
+    embeds: Any = Retriever(config).apply(
         {"params": params["retriever"]}, queries.ids, queries.segment_ids, queries.ids != 0, method="embed_queries"
     )
+    return embeds
 
 
 def check_same_tokenizer(corpus: Corpus, x_corpus: Corpus) -> None:
