@@ -310,7 +310,7 @@ class SpacyTagger:
             import spacy
         except ImportError as error:
             raise ImportError(
-                "SpacyTagger needs spaCy, which is not installed: pip install spacy, then python -m spacy download "
+                "SpacyTagger needs spaCy, which is not installed: pip install 'realm_jax[spacy]', then python -m spacy download "
                 "en_core_web_sm; or use the RuleTagger, which needs nothing"
             ) from error
         if isinstance(pipeline, str):

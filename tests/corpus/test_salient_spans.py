@@ -242,7 +242,9 @@ def test_benchmark_reads_iob1_and_bio(repository):
 
 @pytest.mark.skipif(importlib.util.find_spec("spacy") is not None, reason="spaCy is installed")
 def test_spacy_missing_names_the_remedy():
-    with pytest.raises(ImportError, match=r"spaCy, which is not installed: pip install spacy.*or use the RuleTagger"):
+    with pytest.raises(
+        ImportError, match=r"spaCy, which is not installed: pip install 'realm_jax\[spacy\]'.*or use the RuleTagger"
+    ):
         SpacyTagger()
 
 

@@ -225,6 +225,9 @@ def test_mediawiki_dump(tmp_path):
     dump += page(3, "Moved", "#REDIRECT [[Ada]]", extra='<redirect title="Ada" />\n') + page(
         4, "Old move", "#redirect [[Ada]]"
     )
+    dump += page(8, "No title", "x").replace("<title>No title</title>", "") + page(9, "No id", "x").replace(
+        "<id>9</id>", ""
+    )
     dump += page(5, "Table only", "{|\n|x\n|}") + page(6, "Broken", "x").replace("<ns>", "<n>")
     dump += page(7, "Last &amp; good", "Some text.") + "</mediawiki>\n"
     (tmp_path / "dump.xml.bz2").write_bytes(bz2.compress(dump.encode()))
@@ -242,7 +245,7 @@ def test_mediawiki_dump(tmp_path):
         "page outside the article namespace": 1,
         "redirect": 2,
         "page without text (a redirect, or only lists and tables)": 1,
-        "malformed record": 1,
+        "malformed record": 3,
     }
 
 

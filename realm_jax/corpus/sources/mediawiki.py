@@ -31,7 +31,7 @@ def read_mediawiki(files: list[Path], on_drop: OnDrop, max_text_chars: int) -> I
         from mwxml.errors import MalformedXML
     except ImportError as error:
         raise ValueError(
-            "reading a MediaWiki dump needs mwxml and mwparserfromhell: pip install mwxml mwparserfromhell"
+            "reading a MediaWiki dump needs mwxml and mwparserfromhell: pip install 'realm_jax[mediawiki]'"
         ) from error
     logging.getLogger("mwxml").setLevel(logging.ERROR)  # it warns about each element that it does not know
     keep = ArticleFilter(on_drop, max_text_chars, PAGE_WITHOUT_TEXT)
@@ -48,7 +48,8 @@ def read_mediawiki(files: list[Path], on_drop: OnDrop, max_text_chars: int) -> I
                 wikitext = None
                 for revision in page:  # the last is the newest
                     wikitext = revision.text or ""
-            except (ParseError, MalformedXML, ValueError, StopIteration):
+            except (ParseError, MalformedXML, ValueError, TypeError, AttributeError, KeyError, StopIteration):
+                # mwxml meets a page without a title, say, with whatever error its absence leads to
                 on_drop(MALFORMED)
                 continue
             if wikitext is None or page.id is None or page.title is None:
