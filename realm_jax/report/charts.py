@@ -26,6 +26,7 @@ def line_chart(
     lines: Sequence[Line],
     *,
     label: str,
+    step_range: tuple[int, int] | None = None,
     swaps: Sequence[tuple[int, int]] = (),
     smooth: bool = False,
     from_zero: bool = False,
@@ -36,6 +37,7 @@ def line_chart(
     Args:
       lines: curves; at least one point among them.
       label: what it shows, for screen readers.
+      step_range: first and last step of the axis, so that several charts line up; None for those of the curves.
       swaps: (step, version) of each swap.
       smooth: draw the points faintly and a running mean over them.
       from_zero: let the vertical axis include 0.
@@ -47,8 +49,9 @@ def line_chart(
     if not len(values):
         return ""
     y_ticks = ticks(min(values.min(), 0.0) if from_zero else values.min(), values.max())
-    x_ticks = ticks(steps.min(), steps.max(), 5)
-    x_low, x_high = float(steps.min()), float(max(steps.max(), steps.min() + 1))
+    first, last = step_range or (steps.min(), steps.max())
+    x_low, x_high = float(first), float(max(last, first + 1))
+    x_ticks = ticks(x_low, x_high, 5)
     y_low, y_high = min(y_ticks[0], values.min()), max(y_ticks[-1], values.max())
 
     def x(step: int | float) -> float:

@@ -35,18 +35,18 @@ class ChartPlan(NamedTuple):
 CHARTS = (
     ChartPlan("Loss", "−log p(y|x) a masked piece", ("loss",), smooth=True),
     ChartPlan("Retrieval utility", "log p(y|x) − log p(y|x, ∅), in nats", ("retrieval_utility",), smooth=True),
-    ChartPlan("Recall", "share of held-out sentences whose gold document is found", ("recall_at_",), from_zero=True),
+    ChartPlan("Recall", "held-out sentences whose document is found", ("recall_at_",), from_zero=True),
     ChartPlan("Gold document", "in training: among the candidates, and its p(z|x)", ("gold_selected", "gold_prob"),
               smooth=True, from_zero=True),
-    ChartPlan("Null document", "p(∅|x): how far the retrieved are not needed, or the index is stale",
+    ChartPlan("Null document", "p(∅|x); rises when the index is stale",
               ("null_document_prob",), smooth=True, from_zero=True),
     ChartPlan("Retrieval entropy", "of p(z|x), in nats", ("retrieval_entropy",), smooth=True),
-    ChartPlan("Index age", "steps since the snapshot that the served index was embedded with", ("index_age_steps",),
+    ChartPlan("Index age", "steps since the served index's snapshot", ("index_age_steps",),
               from_zero=True),
     ChartPlan("Index version", "the snapshot step that it was embedded with", ("index_version",), stairs=True),
     ChartPlan("Swap pause", "longest that the training thread was held up, ms", ("swap_pause_ms",), from_zero=True),
     ChartPlan("Step time", "seconds, median", ("step_secs",), from_zero=True),
-    ChartPlan("Search", "ms a batch, beside the device's work; and waiting for it",
+    ChartPlan("Search", "ms a batch; ms that the device waited for it",
               ("search_ms", "retrieval_wait_ms"), from_zero=True),
     ChartPlan("Throughput", "examples a second", ("examples_per_sec",), from_zero=True),
     ChartPlan("Gradient norm", "of all parameters, before clipping", ("grad_norm",), smooth=True, from_zero=True),
@@ -83,7 +83,11 @@ def render(gathered: Gathered) -> str:
         tiles=tiles(gathered),
         charts=charts(gathered.metrics, CHARTS, gathered.swaps),
         swaps=gathered.swaps,
-        stages={name: charts(entries, STAGE_CHARTS, ()) for name, entries in gathered.stages.items()},
+        stages=[
+            chart._replace(title=f"{name}: {chart.title}")
+            for name, entries in gathered.stages.items()
+            for chart in charts(entries, STAGE_CHARTS, ())
+        ],
         examples=[example(entry) for entry in gathered.examples[:MAX_EXAMPLES]],
         num_examples=len(gathered.examples),
         evaluations={name: evaluation(content) for name, content in gathered.evaluations.items()},
@@ -144,11 +148,11 @@ def tiles(gathered: Gathered) -> list[tuple[str, str]]:
     shown += [
         ("retrieval utility", _form(utility, "{:+.3f}")),
         ("index versions served", _form(figures.get("index_versions_served", len(gathered.swaps) or None), "{:,.0f}")),
-        ("served index's search recall", _form(figures.get("search_recall"), "{:.3f}")),
+        ("search recall of the index", _form(figures.get("search_recall"), "{:.3f}")),
         ("longest swap pause", _form(figures.get("swap_pause_ms_max"), "{:.1f} ms")),
         ("oldest index", _form(figures.get("index_age_steps_max"), "{:,.0f} steps")),
         ("median step", _form(figures.get("step_secs_median", last.get("step_secs")), "{:.3g} s")),
-        ("waiting for candidates", _form(figures.get("retrieval_wait_share"), "{:.1%} of step time")),
+        ("of step time waiting for candidates", _form(figures.get("retrieval_wait_share"), "{:.1%}")),
         ("documents", _form(figures.get("corpus", {}).get("documents"), "{:,.0f}")),
         ("pieces", _form(figures.get("corpus", {}).get("pieces"), "{:,.0f}")),
         ("wall time", _form(figures.get("wall_secs"), duration)),
@@ -171,12 +175,23 @@ def charts(entries: Sequence[Entry], plans: Sequence[ChartPlan], swaps: Sequence
         if not lines:
             continue
         svg = line_chart(
-            lines, label=plan.title, swaps=swaps, smooth=plan.smooth, from_zero=plan.from_zero, as_stairs=plan.stairs
+            lines,
+            label=plan.title,
+            step_range=(entries[0]["step"], entries[-1]["step"]),
+            swaps=swaps,
+            smooth=plan.smooth,
+            from_zero=plan.from_zero,
+            as_stairs=plan.stairs,
         )
-        legend = [line.name.replace("_", " ") for line in lines] if len(lines) > 1 else []
-        last = ", ".join(f"{line.values[-1]:.4g}" for line in lines)
+        legend = [_words(line.name) for line in lines] if len(lines) > 1 else []
+        last = ", ".join(f"{line.values[-1]:.3g}" for line in lines)
         drawn.append(Chart(plan.title, plan.note, legend, last, Markup(svg)))
     return drawn
+
+
+def _words(name: str) -> str:
+    """A metric's name for people: heldout_recall_at_5 is recall@5."""
+    return re.sub(r"recall_at_(\d+)$", r"recall@\1", name.removeprefix("heldout_")).replace("_", " ")
 
 
 def _by_number(name: str) -> tuple[str, int]:
@@ -226,7 +241,8 @@ def evaluation(content: Entry) -> dict[str, Any]:
     if not isinstance(rows, Mapping) or not all(isinstance(row, Mapping) for row in rows.values()):
         plain = {name: _form(value, "{:.4g}") for name, value in content.items() if isinstance(value, int | float)}
         return {"columns": [], "rows": [], "plain": plain, "note": ""}
-    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    found = dict.fromkeys(name for row in rows.values() for name in row)
+    columns = sorted(found, key=lambda name: name not in ("step", "version"))  # which it was comes first
     table = []
     for name, row in rows.items():
         cells = []
@@ -240,7 +256,7 @@ def evaluation(content: Entry) -> dict[str, Any]:
     note = (
         f"{queries.get('count', '?')} queries of {queries.get('source', '?')}" if isinstance(queries, Mapping) else ""
     )
-    return {"columns": [column.replace("_", " ") for column in columns], "rows": table, "plain": {}, "note": note}
+    return {"columns": [_words(column) for column in columns], "rows": table, "plain": {}, "note": note}
 
 
 def version_row(manifest: Entry) -> list[str]:

@@ -55,7 +55,7 @@ def test_a_finished_run(finished_run, capsys):
     assert capsys.readouterr().out.strip() == str(finished_run.report_html)
     assert "Not there yet" not in page.text
     for shown in ("58.2", "22.6", "recall@1 +35.6 points over ICT", "29.8 % with retrieval", "+1.314", "11.4 ms",
-                  "12 min 14 s", "2,000", "1.3% of step time", "Warm start: ict", "Warm start: reader",
+                  "12 min 14 s", "2,000", "1.3%", "ict: Loss", "reader: Loss",
                   "loop.train.num_steps = 450", "version 425 serves from step 440", "0.710"):  # fmt: skip
         assert shown in page.text, shown
     assert page.tags.count("svg") >= 14
@@ -165,7 +165,7 @@ def test_headline_marks_the_best_and_leaves_out_rows_without_figures():
 
 def test_charts_of_recall_are_in_the_order_of_k(finished_run):
     drawn = {chart.title: chart for chart in charts(gather(finished_run).metrics, _plans(), ())}
-    assert drawn["Recall"].legend == ["heldout recall at 1", "heldout recall at 5", "heldout recall at 20"]
+    assert drawn["Recall"].legend == ["recall@1", "recall@5", "recall@20"]
     assert drawn["Loss"].legend == []
 
 
