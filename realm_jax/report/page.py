@@ -245,18 +245,22 @@ def evaluation(content: Entry) -> dict[str, Any]:
     columns = sorted(found, key=lambda name: name not in ("step", "version"))  # which it was comes first
     table = []
     for name, row in rows.items():
-        cells = []
-        for column in columns:
-            value = row.get(column)
-            is_share = "recall" in column or "mrr" in column or "accuracy" in column
-            text = percent(value) if is_share else _form(value, "{:,.0f}")
-            cells.append("" if value is None else text)
+        cells = [_cell(column, row.get(column)) for column in columns]
         table.append((ROW_NAMES.get(name, name.replace("_", " ")), cells))
     queries = content.get("queries", {})
     note = (
         f"{queries.get('count', '?')} queries of {queries.get('source', '?')}" if isinstance(queries, Mapping) else ""
     )
     return {"columns": [_words(column) for column in columns], "rows": table, "plain": {}, "note": note}
+
+
+def _cell(column: str, value: Any) -> str:
+    """A figure of an evaluation: shares in per cent, counts whole, the rest with three digits."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return ""
+    if any(word in column for word in ("recall", "mrr", "accuracy", "with_retrieval", "null_only", "selected")):
+        return percent(value)
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.3f}"
 
 
 def version_row(manifest: Entry) -> list[str]:

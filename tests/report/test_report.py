@@ -175,6 +175,13 @@ def _plans():
     return CHARTS
 
 
+def test_an_evaluation_shows_shares_counts_and_nats():
+    row = {"sentences": 1000.0, "with_retrieval": 0.2984, "retrieval_utility": 1.31449, "recall_at_1": 1, "step": 450}
+    shown = evaluation({"rows": {"realm": row, "bm25": {"with_retrieval": None}}})
+    assert shown["columns"] == ["step", "sentences", "with retrieval", "retrieval utility", "recall@1"]
+    assert shown["rows"] == [("REALM", ["450", "1,000", "29.8", "1.314", "100.0"]), ("BM25", ["", "", "", "", ""])]
+
+
 def test_an_evaluation_without_rows_is_names_and_values():
     shown = evaluation({"name": "spans", "accuracy": 0.25, "count": 40})
     assert shown["plain"] == {"accuracy": "0.25", "count": "40"} and shown["rows"] == []
