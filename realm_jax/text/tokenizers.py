@@ -4,18 +4,21 @@ Special ids ([CLS], [SEP], [MASK], padding) are never produced from text: a lite
 or so ordinary pieces. Whoever builds a model's input adds the special ids by hand.
 """
 
+import functools
 import hashlib
 import io
+import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, SupportsInt, runtime_checkable
 
 import numpy as np
 import sentencepiece
 import tokenizers
-from jaxtyping import Int32
+from jaxtyping import Int32, Int64
 
 SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 SETTINGS_FILE = "settings.json"
@@ -23,6 +26,8 @@ SENTENCEPIECE_FILE = "sentencepiece.model"
 VOCAB_FILE = "vocab.txt"
 # SentencePiece's result depends on the number of training threads, so it is a constant and not the machine's.
 _TRAINING_THREADS = 4
+# A piece such as "1862." would make a span of the year one of year and stop: these are always pieces of their own.
+_OWN_PIECES = tuple(".,;:!?()[]{}\"“”„«»'‘’/–—…")
 # SentencePiece leaves out training lines above 4192 bytes without a word: cut them ourselves.
 _TRAINING_LINE_CHARS = 1000
 
@@ -116,12 +121,73 @@ class SentencePieceTokenizer:
         self.fingerprint = hashlib.sha256(model).hexdigest()
 
     def encode(self, text: str) -> Encoding:
-        result = self._processor.encode(text, return_type="offset_mapping")
-        ids = np.asarray(result["ids"], np.int32)
-        return Encoding(ids, np.asarray(result["offsets"], np.int32).reshape(len(ids), 2))
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
-        return [self.encode(text) for text in texts]
+        lines = [line for text in texts for line in text.split("\n")]  # a line break always ends a piece
+        line_lens = np.fromiter(map(len, lines), np.int64, len(lines))
+        line_ids = self._processor.encode(lines, return_type="numpy") if lines else []
+        counts = np.fromiter(map(len, line_ids), np.int64, len(lines))
+        ids = np.concatenate([np.zeros(0, np.int32), *line_ids])
+        bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+        offsets = self._offsets(lines, line_lens, ids, bounds)
+        num_lines = np.fromiter((text.count("\n") + 1 for text in texts), np.int64, len(texts))
+        line_ends = np.cumsum(num_lines)
+        starts = np.cumsum(line_lens + 1) - (line_lens + 1)  # of lines, in all texts joined by one character
+        starts -= np.repeat(starts[line_ends - num_lines], num_lines)  # of lines, in their own text
+        offsets += np.repeat(starts, counts).astype(np.int32)[:, None]
+        edges = bounds[np.concatenate([np.zeros(1, np.int64), line_ends])].tolist()
+        return [Encoding(ids[a:b], offsets[a:b]) for a, b in itertools.pairwise(edges)]
+
+    def _offsets(
+        self, lines: Sequence[str], line_lens: np.ndarray, ids: np.ndarray, bounds: np.ndarray
+    ) -> Int32[np.ndarray, "num_pieces 2"]:
+        """Offsets of pieces in their line.
+
+        SentencePiece's own offsets take four times as long as the ids. Where normalization keeps one character one
+        character, the lengths of the pieces tell them; the rest of the lines is given to SentencePiece.
+        """
+        widths = self._widths[ids]
+        ends = np.cumsum(widths)
+        before = np.concatenate([np.zeros(1, np.int64), ends])[bounds]  # [num_lines + 1]
+        # One more than the line, for the space that SentencePiece puts in front. In ASCII characters can only get
+        # fewer, so that an equal sum says that none did; elsewhere some could become more.
+        exact = np.diff(before) == line_lens + 1
+        ends -= np.repeat(before[:-1], np.diff(bounds)) + 1
+        offsets = np.stack([np.maximum(ends - widths, 0), ends], axis=1).astype(np.int32)
+        for i, line in enumerate(lines):
+            if not (line.isascii() or self._is_one_to_one(line)):
+                exact[i] = False
+        for i in np.flatnonzero(~exact & (np.diff(bounds) > 0)).tolist():
+            pairs = self._processor.encode(lines[i], return_type="offset_mapping")["offsets"]
+            offsets[bounds[i] : bounds[i + 1]] = pairs
+        return offsets
+
+    @functools.cached_property
+    def _widths(self) -> Int64[np.ndarray, "vocab"]:
+        """Characters of each piece; absurd where they are not known, so that no line with such a piece adds up."""
+        widths = np.asarray([len(piece) for piece in self._pieces], np.int64)
+        unknown = -(1 << 40)
+        widths[[self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id]] = unknown
+        # A model of other habits, such as white space at the ends of pieces, is left to SentencePiece altogether.
+        probe = self._processor.encode("to be (or) not to be", return_type="offset_mapping")
+        ends = np.cumsum(widths[np.asarray(probe["ids"], np.int64)]) - 1
+        if ends.tolist() != [end for _, end in probe["offsets"]]:
+            widths[:] = unknown
+        return widths
+
+    @functools.cached_property
+    def _is_one_to_one(self) -> Callable[[str], bool]:
+        """Whether all characters of a text are known to be normalized one to one, whatever stands beside them."""
+        normalize = self._processor.normalize
+        kept = [
+            chr(code)
+            for code in range(0xA1, 0x2200)
+            if unicodedata.category(chr(code))[0] in "LNPS"
+            and len(normalize(f"a{chr(code)}a")) == len(normalize("aba"))
+        ]
+        pattern = re.compile(f"[ -~{re.escape(''.join(kept))}]*")
+        return lambda text: pattern.fullmatch(text) is not None
 
     def decode(self, ids: Iterable[SupportsInt]) -> str:
         shown = {self.mask_id: " [MASK]", self.unk_id: "[UNK]", self.pad_id: "", self.cls_id: "", self.sep_id: ""}
@@ -240,16 +306,20 @@ def train_sentencepiece(
 ) -> SentencePieceTokenizer:
     """Trains a unigram model in memory: lower-casing, NFKC, ids 0..4 = [PAD] [UNK] [CLS] [SEP] [MASK].
 
+    Punctuation is never part of a longer piece, as in BERT's tokenizer, so that a name or a year is whole pieces.
+
     The same texts in the same order give the same model, byte for byte, on any machine.
 
     Raises:
       VocabularyTooLargeError: the texts cannot give `vocab_size` pieces.
       ValueError: there is no text, or `vocab_size` does not even hold its characters.
     """
+    lines = list(_training_lines(texts))
+    found = set().union(*lines)
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_training_lines(texts),
+            sentence_iterator=iter(lines),
             model_writer=model,
             vocab_size=vocab_size,
             model_type="unigram",
@@ -261,6 +331,7 @@ def train_sentencepiece(
             pad_piece="[PAD]",
             unk_piece="[UNK]",
             control_symbols=["[CLS]", "[SEP]", "[MASK]"],
+            user_defined_symbols=[c for c in _OWN_PIECES if c in found],
             normalization_rule_name="nmt_nfkc_cf",
             num_threads=_TRAINING_THREADS,
             minloglevel=2,

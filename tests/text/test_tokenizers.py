@@ -25,7 +25,7 @@ WORDS = ["zoe", "was", "in", "born", "bank", "##s", "a", "##b", "[", "]", "mask"
 
 @pytest.fixture(scope="module")
 def sentencepiece_tokenizer():
-    return train_sentencepiece(LINES, 50, character_coverage=1.0)
+    return train_sentencepiece(LINES, 46, character_coverage=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_special_ids(sentencepiece_tokenizer, wordpiece_tokenizer):
         assert isinstance(tokenizer, Tokenizer)
         ids = (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
         assert ids == (0, 1, 2, 3, 4)
-    assert sentencepiece_tokenizer.vocab_size == 50
+    assert sentencepiece_tokenizer.vocab_size == 46
 
 
 @pytest.mark.parametrize("literal", SPECIAL_PIECES)
@@ -105,6 +105,31 @@ def test_batch_equals_single(tokenizer):
         np.testing.assert_array_equal(offsets, single.offsets)
 
 
+def test_offsets_are_sentencepieces_own(sentencepiece_tokenizer):
+    """Most offsets are computed from the lengths of pieces; SentencePiece's own are the reference."""
+    odd = [
+        "Zoë  was",
+        " a",
+        "b ",
+        "½ of Köln",
+        "ﬁne e\u0301 bank",
+        "日本 ™ Oslo",
+        "ǆ ß İ",
+        "a\u00a0b",
+        "\u200bBob",
+        "Bob.",
+    ]
+    lines = [*LINES, *odd, *(f"{a}{b}" for a in odd for b in odd), ODD_TEXT.replace("\n", "\t")]
+    processor = sentencepiece_tokenizer._processor
+    for line, got in zip(lines, sentencepiece_tokenizer.encode_batch(lines), strict=True):
+        want = processor.encode(line, return_type="offset_mapping")
+        assert got.ids.tolist() == list(want["ids"]), line
+        assert got.offsets.tolist() == [list(pair) for pair in want["offsets"]], line
+    text = "\n".join(lines)
+    (start, end) = sentencepiece_tokenizer.encode(text).offsets[-1]
+    assert end == len(text) and start < end
+
+
 def test_save_load_pickle(tokenizer, tmp_path):
     tokenizer.save(tmp_path / "tokenizer")
     want = tokenizer.encode(ODD_TEXT).ids
@@ -124,8 +149,14 @@ def test_load_bare_files(wordpiece_tokenizer, sentencepiece_tokenizer, tmp_path)
 
 
 def test_training_repeats(sentencepiece_tokenizer):
-    assert train_sentencepiece(LINES, 50, character_coverage=1.0).fingerprint == sentencepiece_tokenizer.fingerprint
-    assert train_sentencepiece(LINES, 45, character_coverage=1.0).fingerprint != sentencepiece_tokenizer.fingerprint
+    assert train_sentencepiece(LINES, 46, character_coverage=1.0).fingerprint == sentencepiece_tokenizer.fingerprint
+    assert train_sentencepiece(LINES, 42, character_coverage=1.0).fingerprint != sentencepiece_tokenizer.fingerprint
+
+
+def test_punctuation_is_its_own_piece():
+    tokenizer = train_sentencepiece(["In 1862. (Bob's) bank, 1862."] * 40, 22)
+    pieces = [tokenizer.decode([i]) for i in tokenizer.encode("in 1862. (1862), bob's").ids]
+    assert [p for p in pieces if p and not p.isalnum()] == [".", "(", ")", ",", "'"]
 
 
 def test_vocabulary_too_large_names_the_maximum():

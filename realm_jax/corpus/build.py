@@ -1,0 +1,384 @@
+"""The corpus job: reads articles, cuts them into blocks, tags salient spans, tokenizes, writes a corpus directory."""
+
+import dataclasses
+import hashlib
+import itertools
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool
+from tqdm import tqdm
+
+from realm_jax.corpus import dataset
+from realm_jax.corpus.blocks import PieceRows
+from realm_jax.corpus.cutting import CutBatch, Cutter, cut_in_order, in_batches
+from realm_jax.corpus.salient_spans import RuleTagger, SalientSpanTagger, SpacyTagger
+from realm_jax.corpus.sample import TextSample, sample_texts
+from realm_jax.corpus.sources import ORDINARY_CAUSES, Article, read_articles
+from realm_jax.corpus.sources.files import list_files
+from realm_jax.corpus.store import CORPUS_FILE, DEFAULT_TITLE_LEN, Corpus, CorpusInfo, CorpusWriter, read_info
+from realm_jax.corpus.world import WorldConfig
+from realm_jax.run_dir import RunDir
+from realm_jax.text.tokenizers import Tokenizer, VocabularyTooLargeError, load_tokenizer, train_sentencepiece
+
+logger = logging.getLogger(__name__)
+
+WORLD = "world"
+TRAIN = "train"
+RULES = "rules"
+TOO_SHORT = "too short"
+DUPLICATE = "exact duplicate block"
+WORDS_FILE = "salient_spans.json"
+_SMALLEST_BLOCK = 8
+
+
+class Documents(NamedTuple):
+    """Documents of a batch as they entered the corpus, from row `first` on, and what each was cut from."""
+
+    first: int
+    articles: list[Article]
+    texts: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Build:
+    """How to write one corpus directory from a stream of articles.
+
+    Attributes:
+      directory: the corpus.
+      tokenizer: gives the pieces.
+      tagger: finds salient spans where articles bring none.
+      block_len, title_len, min_pieces, num_workers: see `corpus`.
+      drop_duplicates: leave out blocks whose text was there before.
+      gold_document: the row of the knowledge corpus that an article belongs to, for a stream of sentences.
+      on_documents: told of every batch that was written.
+    """
+
+    directory: Path
+    tokenizer: Tokenizer
+    tagger: SalientSpanTagger | None
+    block_len: int
+    title_len: int = DEFAULT_TITLE_LEN
+    min_pieces: int = 1
+    num_workers: int = 0
+    drop_duplicates: bool = True
+    gold_document: Callable[[Article], int] | None = None
+    on_documents: Callable[[Documents], None] | None = None
+
+    def write(
+        self,
+        articles: Iterable[Article],
+        dropped: Counter[str],
+        total_chars: int | None = None,
+        before_finish: Callable[[Counter[str]], None] = lambda counts: None,
+        **info: Any,
+    ) -> CorpusInfo:
+        """Writes the corpus; corpus.json comes last, so a build that fails or is killed leaves none.
+
+        Args:
+          articles: the text.
+          dropped: counts by cause; those of the source are in it once the articles are read through.
+          total_chars: of all articles, for the progress bar.
+          before_finish: called with the counts when all but corpus.json is there; its errors leave no corpus.
+          **info: fields of corpus.json: source, licence, settings.
+        """
+        keep_texts = self.on_documents is not None
+        cutter = Cutter(self.tokenizer, self.tagger, self.block_len, self.title_len, self.min_pieces, keep_texts)
+        counts: Counter[str] = Counter()
+        seen: set[int] = set()
+        with (
+            CorpusWriter(self.directory, self.tokenizer, self.block_len, self.title_len) as writer,
+            dataset.BlockWriter(self.directory / "blocks") as block_writer,
+            tqdm(total=total_chars, unit="char", unit_scale=True, desc=self.directory.name, disable=None) as bar,
+        ):
+            for batch, cut in cut_in_order(cutter, in_batches(articles), self.num_workers):
+                keep = self._keep(cut, seen)
+                rows = cut.rows.select(keep)
+                origins = [batch[a] for a in cut.articles[keep].tolist()]
+                places = np.flatnonzero(keep).tolist()
+                if self.on_documents is not None:
+                    texts = [cut.texts[i] for i in places]
+                    self.on_documents(Documents(writer.num_documents, origins, texts))
+                writer.add(rows, [article.id for article in origins], *self._gold(origins))
+                block_writer.add(cut.records[i] for i in places)
+                dropped[TOO_SHORT] += cut.too_short
+                dropped[DUPLICATE] += len(keep) - len(places)
+                counts.update(_counts(batch, cut, rows))
+                bar.update(sum(len(article.text) for article in batch))
+                bar.set_postfix(documents=writer.num_documents, refresh=False)
+            dropped += Counter()  # forgets causes that did not occur
+            if writer.num_documents == 0:
+                causes = _listed(dropped) or "nothing was read"
+                raise ValueError(f"no text for a corpus in {info.get('source')} ({causes}); expected some article")
+            block_writer.finish()
+            before_finish(counts)
+            return writer.finish(dropped=dropped, counts=counts, has_blocks=True, **info)
+
+    def _keep(self, cut: CutBatch, seen: set[int]) -> Bool[np.ndarray, "num_documents"]:
+        keep = np.ones(len(cut.records), bool)
+        if self.drop_duplicates:
+            for i, digest in enumerate(cut.hashes):
+                keep[i] = digest not in seen
+                seen.add(digest)
+        return keep
+
+    def _gold(self, origins: list[Article]) -> tuple[list[int] | None, list[tuple[str, ...]] | None]:
+        if self.gold_document is None:
+            return None, None
+        return [self.gold_document(article) for article in origins], [article.answers for article in origins]
+
+
+def corpus(
+    *,
+    run_dir: str,
+    output_dir: str | None = None,
+    source: str | tuple[str, ...] = WORLD,
+    source_format: str = "auto",
+    block_len: int = 288,
+    title_len: int = DEFAULT_TITLE_LEN,
+    min_pieces: int = 4,
+    tokenizer: str = TRAIN,
+    vocab_size: int = 30522,
+    tagger: str = "rules",
+    sample_chars: int = 10_000_000,
+    max_dropped_share: float = 0.1,
+    licence: str = "unknown",
+    world: WorldConfig | None = None,
+    seed: int = 0,
+    num_workers: int = 0,
+) -> CorpusInfo:
+    """Builds a corpus: text cut into blocks, tagged, tokenized, and stored for random access.
+
+    A finished corpus of the same settings and the same text is used again. See docs/corpus.md.
+
+    Args:
+      run_dir: the run; the corpus is written to RUN/corpus unless `output_dir` says otherwise.
+      output_dir: where to write the corpus.
+      source: a file, a folder, `tfds:NAME`, or several of them; or "world", the generated encyclopedia.
+      source_format: a name of `sources.FORMATS`, or "auto".
+      block_len: most pieces of a block; its title is not counted.
+      title_len: most pieces of a title; the rest is cut.
+      min_pieces: articles of fewer pieces are left out.
+      tokenizer: "train" trains a SentencePiece model on a sample; else a tokenizer directory (that of another corpus),
+        a SentencePiece model or a BERT vocab.txt.
+      vocab_size: of the tokenizer to train; less if the text is too small for it.
+      tagger: "rules", "rules:FILE" with the word counts of another corpus, "spacy:PIPELINE" or "none".
+      sample_chars: how much text to train the tokenizer on and to count words in.
+      max_dropped_share: the job fails if more of the records are empty, malformed, not UTF-8 or too long.
+      licence: of the text, kept in corpus.json.
+      world: the generated encyclopedia's settings, for source "world".
+      seed: of the sample.
+      num_workers: processes beside this one; 0 does everything here.
+
+    Raises:
+      ValueError: for settings that make no sense, a finished corpus of other settings in the same place, a source
+        without usable text, or too much dropped.
+      FileNotFoundError: the source is not there.
+    """
+    sources = (source,) if isinstance(source, str) else source
+    if block_len < _SMALLEST_BLOCK:
+        raise ValueError(f"expected block_len of at least {_SMALLEST_BLOCK} pieces, got {block_len}")
+    for name, value, least in (
+        ("title_len", title_len, 0),
+        ("min_pieces", min_pieces, 1),
+        ("num_workers", num_workers, 0),
+    ):
+        if value < least:
+            raise ValueError(f"expected {name} of at least {least}, got {value}")
+    if not 0 <= max_dropped_share <= 1:
+        raise ValueError(f"expected max_dropped_share between 0 and 1, got {max_dropped_share}")
+    if not sources or (WORLD in sources and len(sources) > 1):
+        raise ValueError(f"expected one source, or several paths, got {source!r}")
+    if world is not None and WORLD not in sources:
+        raise ValueError(f'world settings are for source="{WORLD}", got source={source!r}; leave one of them out')
+    if tagger != RULES:
+        make_tagger(tagger, ())  # refuses an unknown name before the slow work
+    directory = Path(output_dir) if output_dir else RunDir.of(run_dir).corpus
+    given = None if tokenizer == TRAIN else load_tokenizer(tokenizer)
+    settings = {
+        "source": list(sources),
+        "source_format": source_format,
+        "source_stamp": _stamp(sources),
+        "block_len": block_len,
+        "title_len": title_len,
+        "min_pieces": min_pieces,
+        "tokenizer": TRAIN if given is None else given.fingerprint,
+        "vocab_size": vocab_size if given is None else given.vocab_size,
+        "tagger": tagger,
+        "sample_chars": sample_chars,
+        "seed": seed,
+    }
+    if WORLD in sources:
+        world = world or WorldConfig()
+        settings["world"] = dataclasses.asdict(world)
+    finished = _finished(directory, settings)
+    if finished is not None:
+        logger.info("%s holds this corpus already (%d documents): used again", directory, finished.num_documents)
+        return finished
+    if world is not None:
+        from realm_jax.corpus.build_world import build_world
+
+        info = build_world(directory, world, given, vocab_size, block_len, title_len, settings)
+        log_statistics(directory, info)
+        return info
+
+    dropped: Counter[str] = Counter()
+    needs_sample = given is None or tagger == RULES
+    sample = _sample(sources, source_format, sample_chars, seed, max_dropped_share) if needs_sample else None
+    texts = sample.texts if sample else []
+    chosen_tokenizer = given or learn_tokenizer(texts, vocab_size)
+    chosen_tagger = make_tagger(tagger, texts)
+
+    def before_finish(counts: Counter[str]) -> None:
+        _check_dropped(dropped, counts["articles"], max_dropped_share, sources)
+        if isinstance(chosen_tagger, RuleTagger):
+            chosen_tagger.save(directory / WORDS_FILE)
+
+    build = Build(directory, chosen_tokenizer, chosen_tagger, block_len, title_len, min_pieces, num_workers)
+    info = build.write(
+        _read(sources, source_format, dropped),
+        dropped,
+        sample.chars_read if sample and sample.is_whole else None,
+        before_finish,
+        source=", ".join(sources),
+        licence=licence,
+        settings=settings,
+    )
+    log_statistics(directory, info)
+    return info
+
+
+def learn_tokenizer(texts: Sequence[str], vocab_size: int, character_coverage: float = 0.9995) -> Tokenizer:
+    """Trains a SentencePiece model of `vocab_size` pieces, or of as many as the texts can give."""
+    num_chars = sum(map(len, texts))
+    if num_chars == 0:
+        raise ValueError("expected text to train a tokenizer on, got none; check the source")
+    logger.info("training a tokenizer of %d pieces on %.1f million characters", vocab_size, num_chars / 1e6)
+    try:
+        return train_sentencepiece(texts, vocab_size, character_coverage)
+    except VocabularyTooLargeError as error:
+        logger.warning("the text gives at most %d pieces: vocabulary lowered from %d", error.maximum, vocab_size)
+        return train_sentencepiece(texts, error.maximum, character_coverage)
+
+
+def make_tagger(name: str, texts: Iterable[str]) -> SalientSpanTagger | None:
+    """A tagger by name: "rules", "rules:FILE", "spacy:PIPELINE" or "none"."""
+    kind, _, argument = name.partition(":")
+    if name == RULES:
+        return RuleTagger.fit(texts)
+    if kind == RULES and argument:
+        return RuleTagger.load(argument)
+    if kind == "spacy" and argument:
+        return SpacyTagger(argument)
+    if name == "none":
+        return None
+    raise ValueError(f'expected tagger "rules", "rules:FILE", "spacy:PIPELINE" or "none", got {name!r}')
+
+
+def log_statistics(directory: Path, info: CorpusInfo) -> None:
+    """Says in a few lines what a finished corpus holds."""
+    counts = info.counts
+    logger.info(
+        "%s: %d documents of %d articles, %d pieces (%.0f a document), vocabulary %d",
+        directory,
+        info.num_documents,
+        counts["articles"],
+        info.num_pieces,
+        info.num_pieces / info.num_documents,
+        info.vocab_size,
+    )
+    logger.info(
+        "%d sentences, %d salient spans; %d documents without any; unknown pieces %.3f %%",
+        counts["sentences"],
+        counts["salient_spans"],
+        counts["documents_without_salient_spans"],
+        100 * counts["unknown_pieces"] / info.num_pieces,
+    )
+    if info.dropped:
+        logger.info("dropped: %s", _listed(info.dropped))
+
+
+def _counts(batch: list[Article], cut: CutBatch, rows: PieceRows) -> dict[str, int]:
+    return {
+        "articles": len(batch),
+        "characters": sum(len(article.text) for article in batch),
+        "sentences": len(rows.sentence_ends),
+        "salient_spans": len(rows.salient_spans),
+        "documents_without_salient_spans": int(np.count_nonzero(rows.span_counts == 0)),
+        "split_sentences": cut.split_sentences,
+        "lost_salient_spans": cut.lost_spans,
+        "unknown_pieces": cut.unknown_pieces,
+    }
+
+
+def _read(sources: Sequence[str], source_format: str, dropped: Counter[str]) -> Iterator[Article]:
+    def on_drop(cause: str) -> None:
+        dropped[cause] += 1
+
+    # All are looked at before the first is read: a mistake in the last path should not show after hours.
+    return itertools.chain.from_iterable([read_articles(path, source_format, on_drop) for path in sources])
+
+
+def _sample(
+    sources: Sequence[str], source_format: str, sample_chars: int, seed: int, max_dropped_share: float
+) -> TextSample:
+    dropped: Counter[str] = Counter()
+    articles = _read(sources, source_format, dropped)
+    sample = sample_texts((article.text for article in articles), sample_chars, seed)
+    if sample.is_whole:
+        _check_dropped(dropped, sample.num_read, max_dropped_share, sources)
+    return sample
+
+
+def _check_dropped(dropped: Mapping[str, int], num_used: int, max_share: float, sources: Sequence[str]) -> None:
+    ordinary = {*ORDINARY_CAUSES, TOO_SHORT, DUPLICATE}
+    defects = {cause: count for cause, count in dropped.items() if cause not in ordinary}
+    num_defects = sum(defects.values())
+    if num_defects > max_share * (num_used + num_defects):
+        raise ValueError(
+            f"{num_defects} of {num_used + num_defects} records of {', '.join(sources)} cannot be used "
+            f"({_listed(defects)}), more than max_dropped_share={max_share}; repair the text or raise the share"
+        )
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {cause}" for cause, count in Counter(counts).most_common() if count)
+
+
+def _stamp(sources: Sequence[str]) -> str:
+    """A fingerprint of names and sizes of the source's files, so that a changed source is noticed unread."""
+    files = []
+    for source in sources:
+        if source != WORLD and not source.startswith("tfds:"):
+            path = Path(source)
+            found = list_files(path, lambda cause: None)
+            files.append([(str(f.relative_to(path)) if f != path else "", f.stat().st_size) for f in found])
+    return hashlib.sha256(repr(files).encode()).hexdigest()[:16]
+
+
+def _finished(directory: Path, settings: Mapping[str, Any]) -> CorpusInfo | None:
+    """The finished corpus of the same settings in the directory, if there is one."""
+    if not (directory / CORPUS_FILE).exists():
+        return None
+    info = read_info(directory)
+    differing = {
+        name: f"{name}={info.settings.get(name)!r} there, {value!r} asked for"
+        for name, value in settings.items()
+        if info.settings.get(name) != value
+    }
+    if "source_stamp" in differing:
+        differing["source_stamp"] = "the text has changed"
+    if differing:
+        raise ValueError(
+            f"{directory} holds a corpus of other settings ({'; '.join(differing.values())}); "
+            "give another place (output_dir), or delete that corpus to build it again"
+        )
+    try:
+        return Corpus.open(directory).info
+    except ValueError as error:
+        logger.warning("%s; building it again", error)
+        return None

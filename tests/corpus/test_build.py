@@ -1,0 +1,334 @@
+import dataclasses
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from realm_jax.corpus import build as build_module
+from realm_jax.corpus.build import corpus
+from realm_jax.corpus.cutting import Cutter, cut_in_order, in_batches
+from realm_jax.corpus.sample import sample_texts
+from realm_jax.corpus.sources import Article
+from realm_jax.corpus.store import Corpus
+from realm_jax.corpus.world import WorldConfig, generate
+from realm_jax.text.tokenizers import SPECIAL_PIECES, WordPieceTokenizer
+
+PEOPLE = ["Zoë Brandt", "Amélie Noir", "Bob Ashworth", "Ida Lindqvist"]
+PLACES = ["Köln", "Oslo", "Rome", "Lisbon", "Graz"]
+
+
+def text_of(i):
+    person, place = PEOPLE[i % 4], PLACES[i % 5]
+    return (
+        f"{person} was born in {place} in {1900 + i}. The family moved to {PLACES[(i + 1) % 5]} in {1905 + i}.\n"
+        f"In {1920 + i} {person} founded a museum of clocks. It holds {i + 3} clocks and {2 * i} books."
+    )
+
+
+def write_jsonl(path, records):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in records), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def articles():
+    return [{"id": str(i), "title": PEOPLE[i % 4], "text": text_of(i)} for i in range(30)]
+
+
+@pytest.fixture
+def build(tmp_path):
+    """Runs the job with small settings; a keyword overrides."""
+
+    def run(source, name="run", **settings):
+        settings = {"vocab_size": 70, "block_len": 40} | settings
+        corpus(run_dir=str(tmp_path / name), source=source, **settings)
+        return Corpus.open(tmp_path / name / "corpus")
+
+    return run
+
+
+def test_text_to_corpus(build, articles, tmp_path):
+    source = write_jsonl(tmp_path / "articles.jsonl", articles)
+    made = build(source, licence="CC0")
+    info = made.info
+    assert info.num_sources == 30 and info.num_documents > 30 and info.vocab_size == 70
+    assert info.licence == "CC0" and info.source == source and info.dropped == {}
+    assert info.counts["articles"] == 30 and info.counts["sentences"] == 120
+    assert info.counts["characters"] == sum(len(a["text"]) for a in articles)
+    assert made.bodies.lengths().max() <= 40
+    assert made.salient_spans.lengths().sum() == info.counts["salient_spans"] > 60
+    rows = made.documents_of("7")
+    assert [made.source_id(i) for i in rows] == ["7"] * len(rows)
+    assert "".join("".join(made.block(i).text.split()) for i in rows) == "".join(text_of(7).split())
+    for i in rows:
+        block = made.block(i)
+        assert block.title == PEOPLE[3] and made.tokenizer.encode(block.text).ids.tolist() == made.bodies[i].tolist()
+        spans = [made.tokenizer.decode(made.bodies[i][s:e]) for s, e in made.salient_spans[i]]
+        assert spans == [block.text[s:e].lower() for s, e in block.salient_spans]
+
+
+def test_same_input_gives_the_same_corpus(build, articles, tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", articles)
+    one, two = build(source, "one"), build(source, "two")
+    assert one.fingerprint == two.fingerprint
+    assert (one.directory / "corpus.json").read_bytes() == (two.directory / "corpus.json").read_bytes()
+    assert build(source, "three", block_len=80).fingerprint != one.fingerprint
+
+
+def test_workers_change_nothing(build, articles, tmp_path, monkeypatch):
+    monkeypatch.setattr("realm_jax.corpus.cutting.BATCH_CHARS", 500)
+    source = write_jsonl(tmp_path / "a.jsonl", articles)
+    one, two = build(source, "one"), build(source, "two", num_workers=1)
+    assert one.fingerprint == two.fingerprint and one.info.counts == two.info.counts
+    assert two.block(9).text == one.block(9).text
+
+
+def test_batches_keep_order_and_bound():
+    tokenizer = WordPieceTokenizer([*SPECIAL_PIECES, "a", "."])
+    made = [Article(str(i), "", "a. " * (i + 1)) for i in range(40)]
+    cutter = Cutter(tokenizer, None, block_len=8, title_len=4)
+    got = [article.id for batch, _ in cut_in_order(cutter, in_batches(iter(made)), 0) for article in batch]
+    assert got == [str(i) for i in range(40)]
+
+
+def test_what_is_dropped_is_counted(build, articles, tmp_path):
+    bad = [
+        *articles,
+        {**articles[3], "id": "again"},
+        {"id": "s", "title": "", "text": "Hi."},
+        {"id": "e", "title": "", "text": " "},
+        "{not json",
+    ]
+    path = tmp_path / "a.jsonl"
+    write_jsonl(path, bad)
+    with path.open("ab") as file:
+        file.write(b'{"id": "u", "text": "\xff\xfe no"}\n')
+    made = build(str(path))
+    assert made.info.dropped == {
+        "empty text": 1,
+        "exact duplicate block": 4,
+        "malformed record": 1,
+        "not UTF-8": 1,
+        "too short": 1,
+    }
+    assert made.documents_of("again").tolist() == [] and made.info.num_sources == 30
+
+
+def test_documents_without_salient_spans_are_kept_and_counted(build, articles, tmp_path):
+    plain = {"id": "p", "title": "", "text": "nothing of note happens in this text of plain words."}
+    made = build(write_jsonl(tmp_path / "a.jsonl", [*articles, plain]))
+    assert made.info.counts["documents_without_salient_spans"] >= 1
+    assert made.salient_spans[int(made.documents_of("p")[0])].shape == (0, 2)
+    without = build(write_jsonl(tmp_path / "a.jsonl", articles), "none", tagger="none")
+    assert without.info.counts["salient_spans"] == 0
+
+
+def test_too_much_dropped(build, articles, tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", [*articles, *["{no"] * 10])
+    with pytest.raises(ValueError, match=r"10 of 40 records of .* cannot be used \(10 malformed record\)"):
+        build(source)
+    assert not (tmp_path / "run/corpus").exists()  # found before the slow work
+    assert build(source, max_dropped_share=0.25).info.dropped == {"malformed record": 10}
+
+
+def test_own_folder_just_works(tmp_path, caplog):
+    folder = tmp_path / "my/docs"
+    folder.mkdir(parents=True)
+    for i in range(6):
+        (folder / f"note {i}.md").write_text(f"# Note {i}\n\n{text_of(i)}\n", encoding="utf-8")
+    (folder / "image.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
+    with caplog.at_level("WARNING"):
+        info = corpus(run_dir=str(tmp_path / "run"), source=str(folder))
+    assert "vocabulary lowered from 30522" in caplog.text and info.vocab_size < 1000
+    made = Corpus.open(tmp_path / "run/corpus")
+    assert made.num_documents == 6 and made.info.block_len == 288
+    assert {made.block(i).title for i in range(6)} == {f"Note {i}" for i in range(6)}
+
+
+def test_several_sources_and_compressed_files(build, articles, tmp_path):
+    first = write_jsonl(tmp_path / "a.jsonl", articles[:10])
+    second = tmp_path / "b.jsonl.gz"
+    with gzip.open(second, "wt") as file:
+        file.writelines(json.dumps(article) + "\n" for article in articles[10:])
+    made = build((first, str(second)))
+    assert made.info.num_sources == 30 and made.documents_of("29").size
+
+
+def test_a_finished_corpus_is_used_again(build, articles, tmp_path, caplog, monkeypatch):
+    source = write_jsonl(tmp_path / "a.jsonl", articles)
+    first = build(source)
+    monkeypatch.setattr(build_module, "train_sentencepiece", None)  # nothing may be built
+    with caplog.at_level("INFO"):
+        assert build(source).fingerprint == first.fingerprint
+    assert "used again" in caplog.text
+    with pytest.raises(ValueError, match=r"other settings \(block_len=40 there, 64 asked for\).*output_dir.*delete"):
+        build(source, block_len=64)
+    write_jsonl(tmp_path / "a.jsonl", articles[1:])
+    with pytest.raises(ValueError, match="the text has changed"):
+        build(source)
+
+
+def test_a_damaged_corpus_is_built_again(build, articles, tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", articles)
+    first = build(source)
+    (first.directory / "tokens/bodies.values.npy").write_bytes(b"")
+    assert build(source).fingerprint == first.fingerprint
+
+
+def test_an_interrupted_build_leaves_no_corpus(build, articles, tmp_path, monkeypatch):
+    source = write_jsonl(tmp_path / "a.jsonl", articles)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("realm_jax.corpus.dataset.BlockWriter.finish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            build(source)
+    with pytest.raises(ValueError, match="unfinished corpus"):
+        Corpus.open(tmp_path / "run/corpus")
+    assert build(source).fingerprint == build(source, "other").fingerprint
+    assert sorted(f.name for f in (tmp_path / "run/corpus/blocks").iterdir()) == sorted(
+        f.name for f in (tmp_path / "other/corpus/blocks").iterdir()
+    )
+
+
+def test_a_second_corpus_with_the_same_tokenizer(build, articles, tmp_path):
+    z = build(write_jsonl(tmp_path / "z.jsonl", articles), "z")
+    x = build(
+        write_jsonl(tmp_path / "x.jsonl", [{"text": text_of(i)} for i in range(40, 50)]),
+        "x",
+        tokenizer=str(z.directory / "tokenizer"),
+        tagger=f"rules:{z.directory / 'salient_spans.json'}",
+    )
+    assert x.info.tokenizer_fingerprint == z.info.tokenizer_fingerprint
+    assert x.info.settings["tokenizer"] == z.info.tokenizer_fingerprint
+
+
+def test_bert_vocabulary(build, articles, tmp_path):
+    vocab = tmp_path / "vocab.txt"
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    words = [*SPECIAL_PIECES, ".", "was", "born", "in", *letters, *(f"##{c}" for c in letters)]
+    vocab.write_text("\n".join(words) + "\n")
+    made = build(write_jsonl(tmp_path / "a.jsonl", articles), tokenizer=str(vocab), block_len=200)
+    assert made.info.vocab_size == len(words)
+    assert made.tokenizer.decode(made.bodies[0]).startswith("zoe brandt was born in koln in 1900 .")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"block_len": 4}, "block_len of at least 8 pieces, got 4"),
+        ({"min_pieces": 0}, "min_pieces of at least 1, got 0"),
+        ({"max_dropped_share": 1.5}, "max_dropped_share between 0 and 1, got 1.5"),
+        ({"tagger": "magic"}, "expected tagger .* got 'magic'"),
+        ({"tokenizer": "nowhere"}, "no tokenizer at nowhere"),
+        ({"world": WorldConfig(num_articles=20)}, 'world settings are for source="world"'),
+        ({"source_format": "docx"}, "expected a source format among"),
+        ({"source": ()}, "expected one source"),
+    ],
+)
+def test_mistakes_are_told_before_the_work(build, articles, tmp_path, settings, message):
+    source = write_jsonl(tmp_path / "a.jsonl", articles)
+    with pytest.raises(ValueError, match=message):
+        build(**({"source": source} | settings))
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_and_empty_sources(build, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing-here"):
+        build(str(tmp_path / "nothing-here"))
+    source = write_jsonl(tmp_path / "a.jsonl", [{"text": "Hi."}] * 3)
+    with pytest.raises(ValueError, match=r"no text for a corpus in .*a.jsonl \(.*3 too short"):
+        build(source, tokenizer=str(_letters(tmp_path)), tagger="none")
+
+
+def _letters(tmp_path):
+    WordPieceTokenizer([*SPECIAL_PIECES, "hi", "."]).save(tmp_path / "letters")
+    return tmp_path / "letters"
+
+
+def test_sample_is_bounded_and_repeats():
+    texts = [f"{i}" * 10 for i in range(1, 10)] * 20
+    sample = sample_texts(texts, 300, seed=0)
+    assert sum(map(len, sample.texts)) <= 300 and len(sample.texts) >= 29
+    assert sample.num_read == 180 and sample.is_whole and sample.chars_read == 1800
+    assert sample == sample_texts(iter(texts), 300, seed=0)
+    assert sample.texts != sample_texts(texts, 300, seed=1).texts
+    assert sample_texts(texts, 10**6, seed=0).texts == texts
+    assert [len(text) for text in sample_texts(["x" * 1000], 50, seed=0).texts] == [50]
+    part = sample_texts(texts, 300, seed=0, max_read_chars=500)
+    assert not part.is_whole and part.num_read == 50
+
+
+@pytest.fixture(scope="module")
+def world_corpus(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("world")
+    config = WorldConfig(num_articles=40, seed=3)
+    corpus(run_dir=str(directory), source="world", world=config, vocab_size=400)
+    return Corpus.open(directory / "corpus"), config
+
+
+def test_world(world_corpus):
+    made, config = world_corpus
+    world = generate(config)
+    assert made.num_documents == 40 and made.info.settings["world"] == dataclasses.asdict(config)
+    assert made.info.counts["unknown_pieces"] == 0
+    assert made.block(5).text == world.articles[5].text
+    total = 0
+    for name, split in (("x_train", "train"), ("x_heldout", "heldout")):
+        stream = Corpus.open(made.directory / name)
+        sentences = list(world.sentences_of(split))
+        assert stream.num_documents == len(sentences)
+        assert stream.info.tokenizer_fingerprint == made.info.tokenizer_fingerprint
+        for row in (0, 11, len(sentences) - 1):
+            gold = int(stream.gold_documents[row])
+            assert made.source_id(gold) == sentences[row].gold_id
+            assert stream.answers(row) == (sentences[row].answer,)
+            assert sentences[row].answer in made.block(gold).text
+            (start, end) = stream.salient_spans[row][0]
+            assert stream.tokenizer.decode(stream.bodies[row][start:end]) == sentences[row].answer.lower()
+        total += len(sentences)
+    assert total == len(world.sentences)
+
+
+def test_world_questions(world_corpus):
+    made, config = world_corpus
+    records = [json.loads(line) for line in (made.directory / "questions.jsonl").read_text().splitlines()]
+    assert len(records) == len(generate(config).questions)
+    for record in records[::7]:
+        assert made.source_id(record["gold_document"]) == record["gold_id"]
+        assert record["answer"][0] in made.block(record["gold_document"]).text
+    assert {record["split"] for record in records} == {"train", "heldout"}
+
+
+def test_world_restatements(world_corpus):
+    made, config = world_corpus
+    world = generate(config)
+    texts = {article.id: article.text for article in world.articles}
+    assert made.restatements.shape == (len(world.restatements), 7)
+    for row, item in list(zip(made.restatements.tolist(), world.restatements, strict=True))[::13]:
+        body = made.bodies[row[0]]
+        spans = (item.sentence_span, item.object_span, item.other_span)
+        for (start, end), span in zip(np.asarray(row[1:]).reshape(3, 2), spans, strict=True):
+            assert made.tokenizer.decode(body[start:end]) == texts[item.article_id][slice(*span)].lower()
+
+
+def test_world_with_short_blocks(tmp_path):
+    corpus(run_dir=str(tmp_path), world=WorldConfig(num_articles=30), vocab_size=400, block_len=32)
+    made, stream = Corpus.open(tmp_path / "corpus"), Corpus.open(tmp_path / "corpus/x_train")
+    assert made.num_documents > 60 and len(made.restatements) == 0
+    for row in range(0, stream.num_documents, 17):
+        assert stream.answers(row)[0] in made.block(int(stream.gold_documents[row])).text
+
+
+def test_real_text(shared_data, build):
+    made = build(str(shared_data / "openqa/passages.jsonl.gz"), vocab_size=2000, block_len=128, sample_chars=100_000)
+    assert made.info.num_sources > 5000 and made.info.num_pieces > 500_000
+    assert made.info.counts["documents_without_salient_spans"] < 0.1 * made.num_documents
+    for i in range(0, made.num_documents, 997):
+        block = made.block(i)
+        assert made.sentence_ends[i][-1] == len(made.bodies[i]) <= 128
+        assert all(block.text[s:e].strip() == block.text[s:e] for s, e in block.sentence_spans)
