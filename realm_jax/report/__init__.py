@@ -24,12 +24,14 @@ def report(*, run_dir: str) -> str:
       The path of the page, which is printed too.
 
     Raises:
-      FileNotFoundError: when there is no such run directory.
+      FileNotFoundError: when there is no run in the directory.
       ValueError: for a report.json that lacks figures, or damaged JSON, naming the file.
     """
     run = RunDir.of(run_dir)
-    if not run.path.is_dir():
-        raise FileNotFoundError(f"no run directory at {run.path}; give the --run_dir that the run was started with")
+    # The command line writes the job's own configuration first, so a misspelt path exists by now.
+    ours = {run.config_file("report").name, run.report_html.name}
+    if not run.path.is_dir() or not {entry.name for entry in run.path.iterdir()} - ours:
+        raise FileNotFoundError(f"there is no run in {run.path}; give the --run_dir that the run was started with")
     gathered = gather(run)
     for what in gathered.missing:
         logger.warning("the report lacks %s", what)

@@ -103,8 +103,11 @@ def test_a_run_that_has_begun(tmp_path):
 
 
 def test_no_run(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no run directory"):
+    with pytest.raises(FileNotFoundError, match=r"there is no run in .*absent"):
         report(run_dir=str(tmp_path / "absent"))
+    (tmp_path / "config-report.gin").write_text("")  # the command line writes it before the job begins
+    with pytest.raises(FileNotFoundError, match="give the --run_dir"):
+        report(run_dir=str(tmp_path))
 
 
 def test_the_schema_names_what_is_missing(tmp_path):
