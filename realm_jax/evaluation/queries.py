@@ -10,8 +10,13 @@ import numpy as np
 from jaxtyping import Int32
 
 from realm_jax.corpus.store import Corpus
+from realm_jax.data.masked_lm import MaskedSentences
+from realm_jax.data.masking import MaskingConfig
+from realm_jax.data.order import example_rng
 from realm_jax.evaluation.answers import normalise_answer
 from realm_jax.text.tokenizers import Tokenizer
+
+_WHOLE_SENTENCE = 514  # pieces; sentences beyond are cut to a window around their mask
 
 
 class RetrievalQuery(NamedTuple):
@@ -82,6 +87,29 @@ def _masked_sentence(x_corpus: Corpus, row: int) -> RetrievalQuery | None:
         gold=frozenset([gold] if gold >= 0 else []),
         answers=answers or (span_texts[matching[0]],),
     )
+
+
+def known_items(corpus: Corpus, max_queries: int | None = None, seed: int = 0) -> QuerySet:
+    """Sentences of the corpus itself, one a document, a salient span masked: is their own document found?
+
+    What can be measured on documents that come without questions. Easier than it sounds: the words of the sentence stand
+    in the document.
+    """
+    masking = MaskingConfig()
+    drawn = MaskedSentences(corpus, query_len=_WHOLE_SENTENCE, masking=masking, seed=seed, is_knowledge_corpus=True)
+    rows = drawn.usable
+    if max_queries is not None and max_queries < len(rows):
+        rows = np.sort(np.random.default_rng(seed).choice(rows, max_queries, replace=False))
+    batch = drawn.mask(rows, [example_rng(seed, int(row)) for row in rows])
+    queries = []
+    for row, sentence, positions, weights in zip(
+        rows.tolist(), batch.sentences, batch.mask_positions, batch.mask_weights, strict=True
+    ):
+        masked = sentence.copy()
+        masked[positions[weights > 0] - 1] = corpus.tokenizer.mask_id
+        text = corpus.tokenizer.decode(masked[masked != corpus.tokenizer.mask_id])
+        queries.append(RetrievalQuery(text, masked, frozenset([row]), ()))
+    return QuerySet(queries, f"{corpus.directory} (sentences of the documents themselves)", {})
 
 
 def questions(

@@ -20,6 +20,7 @@ from realm_jax.evaluation.queries import (
     RetrievalQuery,
     check_any,
     document_text,
+    known_items,
     masked_sentences,
     texts_for_search,
     window,
@@ -74,7 +75,8 @@ def evaluate(
       run_dir: the run; the figures go to RUN/evaluation/NAME.json.
       corpus: directory of the knowledge corpus.
       retriever: shape of the run's retriever; None measures BM25 alone.
-      x_corpus: directory of a sentence stream; its answers are masked. Either this or `questions`.
+      x_corpus: directory of a sentence stream; its answers are masked. Either this or `questions`. The knowledge corpus
+        itself: sentences of the documents, each of which should find its own document.
       questions: JSON-lines file (may be .gz) of {"question", "answer"}, "gold_id" or "passage_id" if known.
       name: of the evaluation.
       step: which checkpoint or snapshot; None for the newest.
@@ -105,7 +107,10 @@ def evaluate(
     if x_corpus is not None:
         sentences = Corpus.open(x_corpus)
         check_same_tokenizer(knowledge, sentences)
-        query_set = masked_sentences(sentences, max_queries, seed)
+        if sentences.directory.resolve() == knowledge.directory.resolve():
+            query_set = known_items(knowledge, max_queries, seed)
+        else:
+            query_set = masked_sentences(sentences, max_queries, seed)
     else:
         query_set = read_questions(str(questions), knowledge, knowledge.tokenizer, max_queries, seed)
     queries = check_any(query_set)

@@ -2,6 +2,7 @@
 
 import logging
 
+from realm_jax.report.assemble import assemble, table
 from realm_jax.report.figures import check_figures, write_report
 from realm_jax.report.gather import gather
 from realm_jax.report.page import render
@@ -13,7 +14,7 @@ __all__ = ["check_figures", "gather", "render", "report", "write_report"]
 
 
 def report(*, run_dir: str) -> str:
-    """Writes RUN/report.html: figures, curves, examples, settings, in one file that needs no network.
+    """Gathers the final figures into RUN/report.json and writes RUN/report.html: figures, curves, examples, settings, in one file that needs no network.
 
     Works while a run is still going: what is not there yet is named on the page.
 
@@ -32,6 +33,10 @@ def report(*, run_dir: str) -> str:
     ours = {run.config_file("report").name, run.report_html.name}
     if not run.path.is_dir() or not {entry.name for entry in run.path.iterdir()} - ours:
         raise FileNotFoundError(f"there is no run in {run.path}; give the --run_dir that the run was started with")
+    figures = assemble(run)
+    if figures is not None:
+        write_report(run, figures)
+        print(table(figures))
     gathered = gather(run)
     for what in gathered.missing:
         logger.warning("the report lacks %s", what)

@@ -2,10 +2,9 @@
 
     snapshot → swap → take the batch prepared during the last step → start preparing the next → step → record → checkpoint
 
-The loop knows a task only through `tasks.task.Task`, and the index only through `retrieval.hot_swap.HotSwap`.
+The loop knows a task only through `tasks.task.Task`, and the index only through `training.refresh.Refresher`.
 """
 
-import dataclasses
 import functools
 import logging
 import signal
@@ -18,17 +17,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from realm_jax.retrieval import agreement, versions
-from realm_jax.retrieval.embedder import embed_snapshot
-from realm_jax.retrieval.hot_swap import HotSwap, Swap, VersionSource
 from realm_jax.retrieval.look_ahead import LookAhead
 from realm_jax.run_dir import RunDir
-from realm_jax.tasks.task import Params, Retrieval, Task, TaskConfig
-from realm_jax.training.checkpoint import NO_VERSION, Checkpoints, ResumeUnit, SnapshotWriter, load_params
+from realm_jax.tasks.task import Params, Task, TaskConfig
+from realm_jax.training.checkpoint import NO_VERSION, Checkpoints, ResumeUnit, load_params
 from realm_jax.training.optimizer import OptimizerConfig
 from realm_jax.training.recorder import Recorder
-from realm_jax.training.refresh import RefreshConfig
-from realm_jax.training.sharding import MeshConfig, put_batch, state_shardings
+from realm_jax.training.refresh import RefreshConfig, Refresher
+from realm_jax.training.sharding import MeshConfig, local_rows, put_batch, state_shardings
 from realm_jax.training.state import TrainState, init_state, train_step
 from realm_jax.training.status import TrainerStatus
 
@@ -106,6 +102,9 @@ def train(
     first_step = int(state.step)
     if first_step >= num_steps:
         logger.info("%s has done its %d steps; nothing to train", run.path, num_steps)
+        checkpoints.close()
+        TrainerStatus(run, process=jax.process_index(), num_steps=num_steps, step=first_step).finish("finished")
+        return {}
 
     step_fn = jax.jit(
         functools.partial(
@@ -120,12 +119,10 @@ def train(
         donate_argnums=0,
     )
 
-    # The index: what the first step searches.
     retrieval = the_task.retrieval
+    evaluate = retrieval.evaluate if retrieval else None
     status = TrainerStatus(run, process=jax.process_index(), num_steps=num_steps, step=first_step)
-    hot_swap: HotSwap | None = None
-    snapshots = SnapshotWriter(run, the_mesh)
-    replay = refresh.read_replay()
+    refresher = Refresher(refresh, run, retrieval, the_mesh, status, checkpoints.kept_versions) if retrieval else None
     look_ahead = LookAhead(the_task, the_mesh, batch_size)
     recorder = Recorder(
         run,
@@ -138,72 +135,59 @@ def train(
         max_skipped_updates=max_skipped_updates,
     )
     compiled: Callable[..., Any] | None = None
-    done = False
     stop_requested, restore_signals = _stop_on_sigterm()
+    outcome: Literal["finished", "failed"] = "failed"
     try:
-        if retrieval is not None:
-            hot_swap = _make_hot_swap(run, retrieval, refresh, status)
-            version = None if unit is None else unit.index_version
-            if version is None:
-                _snapshot(0, state.params, snapshots, retrieval, refresh, run, wait=True, in_use=set())
-                version = 0 if refresh.mode != "asynchronous" else None
-            recorder.swapped(hot_swap.serve(version), first_step)
-            status.update(index_version=hot_swap.version)
-            if refresh.mode == "asynchronous":
-                hot_swap.watch()
+        if refresher is not None:
+            recorder.swapped(refresher.serve_first(state.params, unit.index_version if unit else None), first_step)
         if unit is not None and unit.candidate_ids is not None:
-            look_ahead.resume(first_step, unit.candidate_ids)
-        elif first_step < num_steps:
-            look_ahead.start(first_step, state.params, hot_swap.index if hot_swap else None)
+            look_ahead.resume(first_step, local_rows(unit.candidate_ids))
+        else:
+            look_ahead.start(first_step, state.params, refresher.index if refresher else None)
         del unit
 
         for step in range(first_step, num_steps):
-            if retrieval is not None and hot_swap is not None:
-                if step > 0:
-                    _refresh(
-                        step, state.params, snapshots, hot_swap, retrieval, refresh, replay, run, recorder,
-                        checkpoints.kept_versions() if refresh.embedder == "in_trainer" else [],
-                    )  # fmt: skip
-                status.update(index_version=hot_swap.version, step=step)
+            if refresher is not None:
+                recorder.swapped(refresher.begin_step(step, state.params), step)
             prepared = look_ahead.take(step)
             if step + 1 < num_steps:
-                look_ahead.start(step + 1, state.params, hot_swap.index if hot_swap else None)
+                look_ahead.start(step + 1, state.params, refresher.index if refresher else None)
             if compiled is None:
                 compiled = _compile(step_fn, state, prepared.batch, rng)
             state, figures = compiled(state, prepared.batch, rng)
-            recorder.dispatched(step, figures, prepared, hot_swap)
+            recorder.dispatched(step, figures, prepared, refresher)
             recorder.drain(keep=1)  # waits for the step before this one, so that one is always in flight
 
-            if (
-                evaluate_every_steps
-                and retrieval is not None
-                and retrieval.evaluate is not None
-                and hot_swap is not None
-            ):
-                if (step + 1) % evaluate_every_steps == 0 or step + 1 == num_steps:
-                    recorder.drain(keep=0)
-                    recorder.evaluated(step, retrieval.evaluate(state.params, hot_swap.index))
-            last = step + 1 == num_steps or stop_requested()
-            if last or (step + 1) % checkpoint_every_steps == 0:
+            if refresher is not None and evaluate is not None and _due(evaluate_every_steps, step + 1, num_steps):
+                recorder.drain(keep=0)
+                recorder.evaluated(step, evaluate(state.params, refresher.index))
+            if stop_requested() or _due(checkpoint_every_steps, step + 1, num_steps):
                 recorder.drain(keep=0)  # a step that is not finite must not be saved
-                _save(step + 1, state, checkpoints, look_ahead, hot_swap, the_mesh, num_steps)
+                candidate_ids = look_ahead.take(min(step + 1, num_steps - 1)).candidate_ids
+                version = refresher.version if refresher else NO_VERSION
+                checkpoints.save(step + 1, ResumeUnit(state, version, _global_ids(the_mesh, candidate_ids)))
                 status.update(kept_versions=checkpoints.kept_versions(), step=step + 1)
             if stop_requested():
                 logger.warning("SIGTERM: checkpoint of step %d written; start the same command to go on", step + 1)
                 break
         recorder.drain(keep=0)
-        done = int(state.step) >= num_steps
-        if done and retrieval is not None and first_step < num_steps:
-            snapshots.write(num_steps, retrieval.retriever_params(state.params), wait=True)
         checkpoints.wait()
+        if int(state.step) == num_steps:
+            if refresher is not None:
+                refresher.last_snapshot(num_steps, state.params)
+            outcome = "finished"
         return recorder.last_figures
     finally:
         restore_signals()
-        status.finish("finished" if done else "failed")
-        if hot_swap is not None:
-            hot_swap.close()
-        for closable in (look_ahead, snapshots, recorder, checkpoints):
-            closable.close()
+        status.finish(outcome)
+        for closable in (look_ahead, refresher, recorder, checkpoints):
+            if closable is not None:
+                closable.close()
+
+
+def _due(every_steps: int, step: int, num_steps: int) -> bool:
+    """Whether something done every so many steps (0: never) is due after `step` of them; the last step always is."""
+    return every_steps > 0 and (step % every_steps == 0 or step == num_steps)
 
 
 def _check_batch(task: Task, batch_size: int, accumulation_steps: int) -> None:
@@ -261,94 +245,9 @@ def _warm_start(params: Params, run_dirs: tuple[str, ...]) -> Params:
     return params
 
 
-def _make_hot_swap(run: RunDir, retrieval: Retrieval, refresh: RefreshConfig, status: TrainerStatus) -> HotSwap:
-    expected: dict[str, Any] = {
-        "corpus_fingerprint": retrieval.corpus.fingerprint,
-        "embed_dim": retrieval.config.projection_size,
-        "num_documents": retrieval.corpus.num_documents,
-    }
-
-    def load(version: int) -> tuple[Any, float]:
-        directory = run.index_version(version)
-        manifest = versions.verify(directory, **expected)
-        return versions.load_version(directory, manifest=manifest), manifest.built_at
-
-    return HotSwap(
-        VersionSource(functools.partial(versions.list_versions, run.index), load),
-        agreement.for_this_run(refresh.timeout_secs),
-        swap_every_steps=refresh.swap_every_steps,
-        timeout_secs=refresh.timeout_secs,
-        poll_secs=refresh.poll_secs,
-        is_leader=jax.process_index() == 0,
-        on_pending=lambda version: status.update(pending_version=version),
-    )
-
-
-def _snapshot(
-    step: int,
-    params: Params,
-    snapshots: SnapshotWriter,
-    retrieval: Retrieval,
-    refresh: RefreshConfig,
-    run: RunDir,
-    wait: bool,
-    in_use: set[int],
-) -> None:
-    """Hands the retriever to the embed job, or embeds here and now."""
-    here = refresh.embedder == "in_trainer"
-    snapshots.write(step, retrieval.retriever_params(params), wait=wait or here)
-    if here and jax.process_index() == 0:
-        batches = dataclasses.replace(refresh.batches, document_len=retrieval.document_len)
-        embed_snapshot(run, step, retrieval.config, retrieval.corpus, settings=refresh.index, batches=batches)
-        versions.retire(run.index, in_use)
-
-
-def _refresh(
-    step: int,
-    params: Params,
-    snapshots: SnapshotWriter,
-    hot_swap: HotSwap,
-    retrieval: Retrieval,
-    refresh: RefreshConfig,
-    replay: dict[int, int],
-    run: RunDir,
-    recorder: Recorder,
-    kept_versions: list[int],
-) -> None:
-    """What happens to the index between two steps: a snapshot goes out, a version comes in."""
-    must_serve = refresh.must_serve(step, replay)
-    if refresh.snapshot_due(step):
-        in_use = {hot_swap.version, *kept_versions}
-        _snapshot(step, params, snapshots, retrieval, refresh, run, must_serve is not None, in_use)
-    swap: Swap | None = hot_swap.begin_step(step, wait_for=must_serve)
-    too_old = refresh.max_index_age_steps is not None and step - hot_swap.version > refresh.max_index_age_steps
-    if swap is None and too_old and refresh.mode == "asynchronous":
-        if refresh.when_too_old == "stop":
-            raise TimeoutError(
-                f"step {step}: index {hot_swap.version:08d} is older than max_index_age_steps={refresh.max_index_age_steps}; "
-                "look at the embed job, or set when_too_old='wait'"
-            )
-        swap = hot_swap.wait_for_newer(step)
-    if swap is not None:
-        recorder.swapped(swap, step)
-
-
-def _save(
-    step: int,
-    state: TrainState,
-    checkpoints: Checkpoints,
-    look_ahead: LookAhead,
-    hot_swap: HotSwap | None,
-    mesh: Mesh,
-    num_steps: int,
-) -> None:
-    """Writes the resume unit before `step`, with the candidates that the look-ahead has already selected for it."""
-    candidate_ids = None
-    if hot_swap is not None:
-        rows = look_ahead.take(step).candidate_ids if step < num_steps else look_ahead.take(step - 1).candidate_ids
-        assert rows is not None
-        candidate_ids = put_batch(mesh, rows.astype(np.int32))
-    checkpoints.save(step, ResumeUnit(state, hot_swap.version if hot_swap else NO_VERSION, candidate_ids))
+def _global_ids(mesh: Mesh, candidate_ids: np.ndarray | None) -> jax.Array | None:
+    """Candidate ids of all hosts as one array, which a checkpoint can restore to any number of hosts."""
+    return None if candidate_ids is None else put_batch(mesh, candidate_ids.astype(np.int32))
 
 
 def _compile(step_fn: Any, state: TrainState, batch: Any, rng: jax.Array) -> Callable[..., Any]:

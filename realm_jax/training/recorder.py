@@ -9,11 +9,12 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
-from realm_jax.retrieval.hot_swap import HotSwap, Swap
+from realm_jax.retrieval.hot_swap import Swap
 from realm_jax.retrieval.look_ahead import Prepared
 from realm_jax.run_dir import RunDir, write_text_atomically
 from realm_jax.tasks.task import Task
 from realm_jax.training.metrics import MetricWriter, ProgressBar, StepTimer, peak_flops_per_sec
+from realm_jax.training.refresh import Refresher
 
 logger = logging.getLogger(__name__)
 
@@ -86,15 +87,15 @@ class Recorder:
                 file.write(json.dumps({**swap._asdict(), "step": step, "time": time.time()}) + "\n")
 
     def dispatched(
-        self, step: int, figures: dict[str, jax.Array], prepared: Prepared, hot_swap: HotSwap | None
+        self, step: int, figures: dict[str, jax.Array], prepared: Prepared, refresher: Refresher | None
     ) -> None:
         """Notes a step that was handed to the device."""
         host_figures = {}
-        if hot_swap is not None:
+        if refresher is not None:
             host_figures = {
-                "index_version": float(hot_swap.version),
-                "index_age_steps": float(step - hot_swap.version),
-                "index_age_secs": max(0.0, time.time() - hot_swap.built_at),
+                "index_version": float(refresher.version),
+                "index_age_steps": float(step - refresher.version),
+                "index_age_secs": max(0.0, time.time() - refresher.built_at),
                 "swap_pause_ms": self._pause_ms,
                 "search_ms": prepared.search_ms,
             }

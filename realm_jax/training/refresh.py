@@ -1,12 +1,28 @@
-"""How often and in which way a run's index follows its retriever."""
+"""How a run's index follows its retriever: snapshots go out, versions come in, between two steps."""
 
 import dataclasses
+import functools
 import json
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+import jax
+from jax.sharding import Mesh
+
+from realm_jax.retrieval import agreement, versions
 from realm_jax.retrieval.build_version import DEFAULT_BATCHES, DEFAULT_INDEX, BatchSettings, IndexSettings
+from realm_jax.retrieval.embedder import embed_snapshot
+from realm_jax.retrieval.hot_swap import HotSwap, Swap, VersionSource
+from realm_jax.retrieval.index import Index
+from realm_jax.run_dir import RunDir
+from realm_jax.tasks.task import Params, Retrieval
+from realm_jax.training.checkpoint import SnapshotWriter
+from realm_jax.training.status import TrainerStatus
 from realm_jax.typed import check_fields
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,3 +81,123 @@ class RefreshConfig:
         if self.mode == "synchronous" and self.snapshot_due(step):
             return step
         return replay.get(step)
+
+
+class Refresher:
+    """Everything that happens to the index during a run, between two steps."""
+
+    def __init__(
+        self,
+        config: RefreshConfig,
+        run: RunDir,
+        retrieval: Retrieval,
+        mesh: Mesh,
+        status: TrainerStatus,
+        kept_versions: Callable[[], list[int]],
+    ):
+        """Args:
+        config: the mode and its intervals.
+        run: where snapshots and versions lie.
+        retrieval: the task's side of it.
+        mesh: of the parameters.
+        status: told which versions are in use.
+        kept_versions: those that checkpoints need, for the embedder inside the trainer; the embed job reads the status.
+        """
+        self.config, self._run, self._retrieval, self._status = config, run, retrieval, status
+        self._kept_versions = kept_versions
+        self._replay = config.read_replay()
+        self._snapshots = SnapshotWriter(run, mesh)
+        expected = {
+            "corpus_fingerprint": retrieval.corpus.fingerprint,
+            "embed_dim": retrieval.config.projection_size,
+            "num_documents": retrieval.corpus.num_documents,
+        }
+
+        def load(version: int) -> tuple[Index, float]:
+            directory = run.index_version(version)
+            manifest = versions.verify(directory, **expected)
+            return versions.load_version(directory, manifest=manifest), manifest.built_at
+
+        self._hot_swap = HotSwap(
+            VersionSource(functools.partial(versions.list_versions, run.index), load),
+            agreement.for_this_run(config.timeout_secs),
+            swap_every_steps=config.swap_every_steps,
+            timeout_secs=config.timeout_secs,
+            poll_secs=config.poll_secs,
+            is_leader=jax.process_index() == 0,
+            on_pending=lambda version: status.update(pending_version=version),
+        )
+
+    @property
+    def index(self) -> Index:
+        """What is searched now."""
+        return self._hot_swap.index
+
+    @property
+    def version(self) -> int:
+        return self._hot_swap.version
+
+    @property
+    def built_at(self) -> float:
+        """When the served version was published, in unix seconds."""
+        return self._hot_swap.built_at
+
+    def serve_first(self, params: Params, resumed_version: int | None) -> Swap:
+        """Blocks until there is an index: that of the parameters before the first step, or the resumed checkpoint's."""
+        version = resumed_version
+        if version is None:
+            self._snapshot(0, params, wait=True)
+            version = None if self.config.mode == "asynchronous" else 0
+        swap = self._hot_swap.serve(version)
+        self._status.update(index_version=self.version)
+        if self.config.mode == "asynchronous":
+            self._hot_swap.watch()
+        return swap
+
+    def begin_step(self, step: int, params: Params) -> Swap | None:
+        """Hands out a snapshot if one is due, and swaps a version in if one is ready (or must be waited for).
+
+        Raises:
+          TimeoutError: a version that the step cannot do without did not come.
+        """
+        if step == 0:
+            return None  # serve_first has done it
+        config = self.config
+        must_serve = config.must_serve(step, self._replay)
+        if config.snapshot_due(step):
+            self._snapshot(step, params, wait=must_serve is not None)
+        swap = self._hot_swap.begin_step(step, wait_for=must_serve)
+        age = step - self.version
+        if (
+            config.mode == "asynchronous"
+            and config.max_index_age_steps is not None
+            and age > config.max_index_age_steps
+        ):
+            if config.when_too_old == "stop":
+                raise TimeoutError(
+                    f"step {step}: index {self.version:08d} is older than max_index_age_steps="
+                    f"{config.max_index_age_steps}; look at the embed job, or set when_too_old='wait'"
+                )
+            swap = self._hot_swap.wait_for_newer(step)
+        self._status.update(index_version=self.version, step=step)
+        return swap
+
+    def last_snapshot(self, step: int, params: Params) -> None:
+        """The retriever as training left it, for an index of the finished run."""
+        self._snapshots.write(step, self._retrieval.retriever_params(params), wait=True)
+
+    def close(self) -> None:
+        self._hot_swap.close()
+        self._snapshots.close()
+
+    def _snapshot(self, step: int, params: Params, wait: bool) -> None:
+        """Hands the retriever to the embed job, or embeds here and now."""
+        here = self.config.embedder == "in_trainer"
+        self._snapshots.write(step, self._retrieval.retriever_params(params), wait=wait or here)
+        if here and jax.process_index() == 0:
+            retrieval = self._retrieval
+            batches = dataclasses.replace(self.config.batches, document_len=retrieval.document_len)
+            embed_snapshot(
+                self._run, step, retrieval.config, retrieval.corpus, settings=self.config.index, batches=batches
+            )
+            versions.retire(self._run.index, {self.version, *self._kept_versions()})

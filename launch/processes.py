@@ -1,0 +1,102 @@
+"""Child processes on cores of their own, and one line of progress: what the launchers share."""
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+GRACE_SECS = 60.0  # between SIGTERM and SIGKILL: a trainer finishes its step and writes a checkpoint
+
+
+class Child:
+    """One job in a process of its own."""
+
+    def __init__(self, name: str, command: Sequence[str], log: Path, cores: Sequence[int], environment: dict[str, str]):
+        self.name, self.command, self.log = name, list(command), log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._output = log.open("ab")
+        self._output.write(f"\n$ {shlex.join(self.command)}\n".encode())
+        self._output.flush()
+        self.process = subprocess.Popen(
+            self.command,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **environment},
+            start_new_session=True,  # Ctrl-C reaches the launcher alone, which then ends its children in order
+            preexec_fn=_on_cores(cores),
+        )
+
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def stop(self, grace_secs: float = GRACE_SECS) -> None:
+        """SIGTERM, then SIGKILL for one that does not end."""
+        if self.running():
+            self.process.terminate()
+            try:
+                self.process.wait(grace_secs)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        self._output.close()
+
+    def last_words(self, lines: int = 15) -> str:
+        return "\n".join(self.log.read_text(errors="replace").rstrip().splitlines()[-lines:])
+
+
+def _on_cores(cores: Sequence[int]) -> Callable[[], None] | None:
+    """Binds a process to cores, where the system can: trainer and embedder do not take each other's time."""
+    if not cores or not hasattr(os, "sched_setaffinity"):
+        return None
+    return lambda: os.sched_setaffinity(0, cores)
+
+
+def split_cores() -> tuple[list[int], list[int]]:
+    """Cores for two processes side by side: halves, or all for both where there is one."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    half = len(cores) // 2
+    return (cores[:half], cores[half:]) if half else (cores, cores)
+
+
+class Display:
+    """One line of progress: redrawn on a terminal, elsewhere a line every quarter of a minute."""
+
+    def __init__(self) -> None:
+        self.live = sys.stderr.isatty()
+        self.started = time.monotonic()
+        self.title, self.title_started, self.shown_at = "", self.started, 0.0
+
+    def begin(self, title: str) -> None:
+        self.finish_title()
+        self.title, self.title_started, self.shown_at = title, time.monotonic(), time.monotonic()
+        if not self.live:
+            print(f"[{self.clock()}] {title}", file=sys.stderr, flush=True)
+
+    def show(self, text: str) -> None:
+        line = f"[{self.clock()}] {self.title}: {text}"
+        if self.live:
+            width = os.get_terminal_size(sys.stderr.fileno()).columns
+            print(f"\r\x1b[K{line[: width - 1]}", end="", file=sys.stderr, flush=True)
+        elif time.monotonic() - self.shown_at > 15:
+            print(line, file=sys.stderr, flush=True)
+            self.shown_at = time.monotonic()
+
+    def note(self, text: str) -> None:
+        print(f"{chr(13) + chr(27) + '[K' if self.live else ''}[{self.clock()}] {text}", file=sys.stderr, flush=True)
+
+    def finish_title(self) -> None:
+        if self.title:
+            self.note(f"{self.title}: done in {time.monotonic() - self.title_started:.0f} s")
+
+    def done(self) -> None:
+        self.finish_title()
+        self.title = ""
+
+    def clock(self) -> str:
+        minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
+        return f"{minutes:02d}:{seconds:02d}"

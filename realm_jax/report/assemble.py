@@ -1,0 +1,102 @@
+"""From what a run left behind to the figures of report.json."""
+
+import datetime
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from realm_jax.report.figures import RECALLS
+from realm_jax.run_dir import RunDir, read_json
+from realm_jax.training.metrics import read_metrics, series
+
+ROWS = {"bm25": "bm25", "ict": "ict", "realm": "checkpoint"}  # of report.json, by rows of the evaluation
+
+
+def assemble(run: RunDir) -> dict[str, Any] | None:
+    """The final figures of a pre-training run; None until both evaluations (retrieval and reading) are there.
+
+    A figure that was not measured is null: `ict` of a run without a warm start, say. `swap_pause_ms_max` is of the hot
+    swaps, without the wait for the first index; `retrieval_wait_share` is the mean wait over the mean time of a step.
+    """
+    places = [run.evaluation("retrieval"), run.evaluation("reading")]
+    if not all(place.exists() for place in places):
+        return None
+    retrieval, reading = (read_json(place)["rows"] for place in places)
+    metrics = read_metrics(run)
+    figures: dict[str, Any] = {
+        recall: {name: retrieval.get(row, {}).get(recall) for name, row in ROWS.items()} for recall in RECALLS
+    }
+    figures["masked_span_accuracy"] = {name: reading.get(name, {}).get("with_retrieval") for name in ROWS}
+    figures["masked_span_accuracy"]["null_only"] = reading["realm"]["null_only"]
+    figures["retrieval_utility"] = reading["realm"]["retrieval_utility"]
+    figures |= _of_training(metrics)
+    served = retrieval.get("served_index", {})
+    figures["search_recall"] = served.get("search_recall")
+    figures["served_index_version"] = served.get("version")
+    corpus = read_json(run.corpus / "corpus.json") if (run.corpus / "corpus.json").exists() else {}
+    figures["corpus"] = {"documents": corpus.get("num_documents"), "pieces": corpus.get("num_pieces")}
+    figures["seed"] = _seed(run)
+    figures["wall_secs"] = _wall_secs(run)
+    return figures
+
+
+def _of_training(metrics: list[dict[str, Any]]) -> dict[str, float | None]:
+    def values(name: str) -> np.ndarray:
+        return series(metrics, name)[1]
+
+    versions, pauses, ages = values("index_version"), values("swap_pause_ms"), values("index_age_steps")
+    step_secs, waits = values("step_secs"), values("retrieval_wait_ms")
+    waited = len(waits) > 0 and len(step_secs) > 0
+    return {
+        "index_versions_served": len(set(versions.tolist())),
+        "swap_pause_ms_max": float(pauses[1:].max()) if len(pauses) > 1 else None,
+        "index_age_steps_max": float(ages.max()) if len(ages) else None,
+        "step_secs_median": float(np.median(step_secs)) if len(step_secs) else None,
+        "step_secs_max_over_median_at_swaps": _slowest_swap(metrics),
+        "retrieval_wait_share": float(waits.mean() / 1e3 / step_secs.mean()) if waited else None,
+    }
+
+
+def _slowest_swap(metrics: list[dict[str, Any]]) -> float | None:
+    """The slowest step at which a version was swapped in, as a multiple of the median step; the first index aside."""
+    timed = [entry for entry in metrics if isinstance(entry.get("step_secs"), float)]
+    if not timed:
+        return None
+    median = float(np.median([entry["step_secs"] for entry in timed]))
+    swapped = [
+        entry["step_secs"]
+        for before, entry in itertools.pairwise(timed)
+        if before.get("index_version") != entry.get("index_version")
+    ]
+    return max(swapped) / median if swapped and median else None
+
+
+def _seed(run: RunDir) -> int | None:
+    config = run.config_file("train")
+    if not config.exists():
+        return None
+    for line in config.read_text().splitlines():
+        name, _, value = line.partition("=")
+        if name.strip() in ("train.seed", "loop.train.seed"):
+            return int(value)
+    return 0  # the default
+
+
+def _wall_secs(run: RunDir) -> float:
+    """From the first thing that the run wrote (its corpus job's configuration, or the trainer's) to now."""
+    configs: list[Any] = [path for path in (run.config_file("corpus"), run.config_file("train")) if path.exists()]
+    begun = min((path.stat().st_mtime for path in configs), default=None)
+    now = datetime.datetime.now().timestamp()
+    return round(now - begun, 1) if begun is not None else 0.0
+
+
+def table(figures: Mapping[str, Any]) -> str:
+    """The headline figures as aligned text, in per cent."""
+    names = ["bm25", "ict", "realm", "null_only"]
+    lines = [f"{'held-out sentences':22}" + "".join(f"{name:>11}" for name in names)]
+    for figure in (*RECALLS, "masked_span_accuracy"):
+        cells = (figures[figure].get(name) for name in names)
+        lines.append(f"{figure:22}" + "".join(f"{'' if cell is None else f'{100 * cell:.1f}':>11}" for cell in cells))
+    return "\n".join(lines)

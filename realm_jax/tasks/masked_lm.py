@@ -1,0 +1,86 @@
+"""The reader's warm start: a masked LM that may look its answers up in the rest of the document.
+
+It stands in for BERT where a run begins from random parameters: a reader that cannot use the right document gives the
+retriever nothing to learn from. Only the corpus's own text is used.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from realm_jax import losses
+from realm_jax.corpus.store import Corpus
+from realm_jax.data.own_document import OwnDocumentBatch, OwnDocumentExamples
+from realm_jax.losses import WeightedSum
+from realm_jax.models import KnowledgeEncoder, TransformerConfig, forward_flops
+from realm_jax.tasks.ict import check_vocabulary
+from realm_jax.tasks.task import Metrics, Params, Task
+from realm_jax.training.rng import dropout_rngs
+from realm_jax.typed import check_fields
+
+
+def masked_lm_loss(
+    params: Params, batch: OwnDocumentBatch, rng: jax.Array | None, *, reader: TransformerConfig
+) -> tuple[WeightedSum, Metrics]:
+    """−Σ log p(y_j | masked sentences, rest of the document), mean over masks (BERT's loss at the masks alone)."""
+    logits = KnowledgeEncoder(reader).apply(
+        {"params": params["knowledge_encoder"]},
+        batch.joint.ids,
+        batch.joint.segment_ids,
+        batch.joint.ids != 0,
+        batch.mask_positions,
+        rng is None,
+        rngs=dropout_rngs(rng, 0),
+    )
+    loss = losses.per_token_loss(losses.gold_log_probs(logits, batch.mask_targets), batch.mask_weights)
+    right = (logits.argmax(axis=-1) == batch.mask_targets) * batch.mask_weights
+    return loss, {"masked_accuracy": WeightedSum(right.sum(), loss.weight)}
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedLm:
+    """Settings of the reader's warm start."""
+
+    corpus: str
+    reader: TransformerConfig
+    joint_len: int = 384
+    max_masks: int = 10
+    max_sentences: int = 3  # taken out of a document at once
+    short_steps: int = 0  # steps of easy examples at the beginning, see OwnDocumentExamples
+    short_sentences: int = 4
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.max_sentences < 1 or self.max_masks < 1:
+            raise ValueError("MaskedLm.max_sentences and max_masks must be at least 1")
+
+    def build(self, seed: int) -> Task:
+        corpus = Corpus.open(self.corpus)
+        check_vocabulary(corpus, self.reader.vocab_size, "reader")
+        examples = OwnDocumentExamples(
+            corpus,
+            joint_len=self.joint_len,
+            max_masks=self.max_masks,
+            max_sentences=self.max_sentences,
+            short_steps=self.short_steps,
+            short_sentences=self.short_sentences,
+            seed=seed,
+        )
+
+        def init(rng: jax.Array) -> Params:
+            ids = jnp.ones((1, 8), jnp.int32)
+            params = KnowledgeEncoder(self.reader).init(rng, ids, ids * 0, ids > 0, ids[:, :1])["params"]
+            return {"knowledge_encoder": params}
+
+        return Task(
+            name="masked_lm",
+            init=init,
+            loss=functools.partial(masked_lm_loss, reader=self.reader),
+            examples=examples.batch,
+            batch=lambda batch: batch,
+            tokens_per_example=self.joint_len,
+            flops_per_example=3 * forward_flops(self.reader, self.joint_len),
+            can_accumulate=True,
+        )
