@@ -222,7 +222,7 @@ def corpus(
     if world is not None:
         from realm_jax.corpus.build_world import build_world
 
-        info = build_world(directory, world, given, vocab_size, block_len, title_len, settings)
+        info = build_world(directory, world, given, vocab_size, block_len, title_len, licence, settings)
         log_statistics(directory, info)
         return info
 

@@ -35,6 +35,7 @@ def build_world(
     vocab_size: int,
     block_len: int,
     title_len: int,
+    licence: str,
     settings: Mapping[str, Any],
 ) -> CorpusInfo:
     """Generates a world and writes its corpora; the articles' corpus.json comes last of all.
@@ -51,7 +52,7 @@ def build_world(
     for name in STREAMS:
         shutil.rmtree(directory / name, ignore_errors=True)
     rows = _Rows()
-    info = {"source": f"generated encyclopedia, seed {config.seed}", "licence": "Apache-2.0", "settings": settings}
+    info = {"source": f"generated encyclopedia, seed {config.seed}", "licence": licence, "settings": settings}
 
     def before_finish(counts: Counter[str]) -> None:
         for name, split in STREAMS.items():
