@@ -41,7 +41,8 @@ def conforms(value: Any, annotation: Any) -> bool:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if annotation is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    if inspect.isclass(annotation) and not getattr(annotation, "_is_protocol", False):
+    unchecked = getattr(annotation, "_is_protocol", False) and not getattr(annotation, "_is_runtime_protocol", False)
+    if inspect.isclass(annotation) and not unchecked:
         try:
             return isinstance(value, annotation)
         except TypeError:  # a class that refuses isinstance, such as a NewType of a parametrised type

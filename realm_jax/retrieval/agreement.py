@@ -2,12 +2,13 @@
 
 import json
 import time
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import orbax.checkpoint as ocp
 
 
+@runtime_checkable
 class Agreement(Protocol):
     """Exchanges one small message a host. Called by all hosts with the same name, each name once."""
 

@@ -1,7 +1,7 @@
 """What the training loop knows of a method."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -47,6 +47,7 @@ class Task(NamedTuple):
     retrieval: Retrieval | None = None
 
 
+@runtime_checkable
 class TaskConfig(Protocol):
     """The settings of a task, made by gin or by hand; `build` opens its corpora and returns the task."""
 
