@@ -36,6 +36,7 @@ REQUIREMENTS = [
     "tensorboardX>=2.6.5,<3",
     "tqdm>=4.66",
     "jinja2>=3.1",
+    "markupsafe>=2.1",
 ]
 MEDIAWIKI = ["mwxml>=0.3.8,<0.4", "mwparserfromhell>=0.7.2,<0.8"]
 EXTRAS = {

@@ -115,6 +115,15 @@ def test_later_files_override_earlier_ones_and_files_include_by_name(tmp_path):
     assert config.bind("train", files, [], TABLE)["num_steps"] == 4
 
 
+def test_an_included_file_may_offer_what_a_run_does_not_build(tmp_path, bind):
+    model = HEAD + "SIZE = 2.0\nsample_jobs.constant.value = %SIZE\n"
+    (tmp_path / "model.gin").write_text(model)
+    assert bind("include 'model.gin'\n" + GOOD)["num_steps"] == 20
+    (tmp_path / "model.gin").write_text(model + "SIZZE = 3.0\n")
+    with pytest.raises(ValueError, match=r"model\.gin:5: macro SIZZE is used by nothing; did you mean SIZE\?"):
+        bind("include 'model.gin'\n" + GOOD)
+
+
 def test_scopes_and_singletons(bind):
     text = GOOD + (
         "sample_jobs.teach.pair = @sample_jobs.Pair()\n"

@@ -27,6 +27,8 @@ def check(parsed: Parsed, job: str, function: Callable[..., Any]) -> None:
             _check_job(parsed, name, function, used)
         elif any(selector == entry.selector for _, selector in gin_config._CONFIG):
             _Walk(parsed, used, strict=False).visit(entry.selector, ())
+    for selector in parsed.offered:
+        _Walk(parsed, used, strict=False).visit(selector, ())
     for key, place in parsed.places.items():
         if key not in used:
             raise ConfigError(f"{place}: {_why_unused(key, used)}")

@@ -57,6 +57,7 @@ class Parsed:
         self.places: dict[Key, str] = {}
         self.macro_uses: list[tuple[str, str]] = []  # (name, place)
         self.reading: list[Path] = []
+        self.offered: set[str] = set()  # what included files configure: a run need not build all of it
 
     def read_file(self, path: Path) -> None:
         if path in self.reading:
@@ -136,6 +137,8 @@ class Parsed:
                 )
             selector = configurable.selector
             gin_config._CONFIG.setdefault((scope, selector), {})[parameter] = value
+            if len(self.reading) > 1 and not scope:
+                self.offered.add(selector)
         self.places[Key(scope, selector, parameter)] = place
 
     def resolve(self, selector: str, context: Any, place: str) -> Any:
