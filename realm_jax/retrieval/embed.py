@@ -217,8 +217,8 @@ class _EmbedJob:
 
     def _retire(self) -> None:
         statuses = self._trainer_statuses()
-        if not statuses:
-            return  # nobody has said yet what is in use
+        if not statuses or any(s.get("state") == "running" and s.get("index_version", -1) < 0 for s in statuses):
+            return  # somebody has not said yet what is in use: a trainer that resumes first has to read its checkpoint
         in_use: set[int] = set()
         for status in statuses:
             in_use |= {int(status.get("index_version", -1)), int(status.get("pending_version", -1))}

@@ -81,10 +81,7 @@ def check_params(config: RetrieverConfig, params: Mapping[str, Any]) -> None:
     Raises:
       ValueError: naming a parameter, expected and got.
     """
-    ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
-    mask = jax.ShapeDtypeStruct((1, 8), jnp.bool_)
-    wanted = jax.eval_shape(Retriever(config).init, jax.random.key(0), ids, ids, mask)["params"]
-    expected = {name: leaf.shape for name, leaf in _flat_shapes(wanted).items()}
+    expected = _expected_shapes(config)
     got = {name: leaf.shape for name, leaf in flatten_params(params).items()}
     for name in sorted(expected.keys() | got.keys()):
         if expected.get(name) != got.get(name):
@@ -92,6 +89,14 @@ def check_params(config: RetrieverConfig, params: Mapping[str, Any]) -> None:
                 f"the snapshot is not of this retriever: parameter {name}: expected {expected.get(name, 'none')}, "
                 f"got {got.get(name, 'none')}; give the embed job the RetrieverConfig that the run is trained with"
             )
+
+
+@functools.cache
+def _expected_shapes(config: RetrieverConfig) -> dict[str, tuple[int, ...]]:
+    ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+    mask = jax.ShapeDtypeStruct((1, 8), jnp.bool_)
+    params = jax.eval_shape(Retriever(config).init, jax.random.key(0), ids, ids, mask)["params"]
+    return {name: leaf.shape for name, leaf in _flat_shapes(params).items()}
 
 
 def _flat_shapes(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
