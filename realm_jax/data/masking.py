@@ -44,9 +44,9 @@ def choose_masks(sentence: Sentence, config: MaskingConfig, rng: np.random.Gener
 def _salient(sentence: Sentence, config: MaskingConfig, rng: np.random.Generator) -> Int32[np.ndarray, "num_masks"]:
     chosen: list[np.ndarray] = []
     budget = config.max_masks
-    for index in rng.permutation(len(sentence.salient_spans))[: config.spans_per_sentence]:
+    for index in rng.permutation(len(sentence.salient_spans)):
         start, end = sentence.salient_spans[index]
-        if 0 < end - start <= budget:
+        if len(chosen) < config.spans_per_sentence and 0 < end - start <= budget:
             chosen.append(np.arange(start, end, dtype=np.int32))
             budget -= int(end - start)
     return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, np.int32)
