@@ -30,7 +30,7 @@ def select_candidates(
 
     Left out are the document that x came from and every document that contains x unmasked (the released code drops the
     former alone, by a hash of its text; near-duplicates then still leak the answer). Ask the index for more results than
-    candidates, so that exclusions leave enough.
+    candidates, so that exclusions leave enough. A document found twice is taken once.
 
     Args:
       results: of the search for each example's query.
@@ -52,7 +52,7 @@ def select_candidates(
         for document_id in results.ids[row]:
             if column == num_candidates:
                 break
-            if document_id < 0 or document_id == source_documents[row]:
+            if document_id < 0 or document_id == source_documents[row] or document_id in candidates[row, first:column]:
                 continue
             if contains(np.asarray(corpus.bodies[int(document_id)]), sentence):
                 continue

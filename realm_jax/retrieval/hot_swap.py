@@ -13,6 +13,7 @@ from realm_jax.retrieval.stall import StallMeter
 logger = logging.getLogger(__name__)
 
 NO_VERSION = -1
+REFUSED = -2  # what a host says of a proposed version that is damaged where it reads it
 
 
 class LoadedVersion(NamedTuple):
@@ -101,12 +102,15 @@ class HotSwap:
         """Blocks until a version is published and loaded, and serves it: the first index of a run, or a resumed one's.
 
         Args:
-          version: which one; none takes the newest there is.
+          version: which one; none takes the newest there is, on every host the one that host 0 found.
 
         Raises:
           TimeoutError: when it does not appear in time.
         """
         start = time.monotonic()
+        host_0_chooses = version is None
+        if host_0_chooses and not self._is_leader:
+            version = int(self._agreement.exchange("realm_jax/first_version", NO_VERSION)[0])
         while True:
             published = [v for v in self._source.list_versions() if v not in self._refused]
             wanted = version if version is not None else max(published, default=NO_VERSION)
@@ -123,6 +127,8 @@ class HotSwap:
                     f"(there: {', '.join(map(str, published)) or 'none'})?"
                 )
             time.sleep(self._poll_secs)
+        if host_0_chooses and self._is_leader:
+            self._agreement.exchange("realm_jax/first_version", loaded.version)
         self._current = loaded
         return Swap(0, loaded.version, (time.monotonic() - start) * 1e3, loaded.load_secs)
 
@@ -155,18 +161,7 @@ class HotSwap:
         if self._failure is not None:
             raise self._failure
         start = time.monotonic()
-        pending = self._pending
-        said = self._agreement.exchange(f"realm_jax/swap/{step}", pending.version if pending else NO_VERSION)
-        proposed = said[0]
-        with self._changed:
-            if proposed > self.version and all(version == proposed for version in said):
-                assert pending is not None
-                self._current, self._pending = pending, None
-                swapped = True
-            else:
-                self._target, swapped = proposed, False
-            self._changed.notify_all()
-        if not swapped:
+        if not self._swap_if_agreed(f"realm_jax/swap/{step}"):
             return None
         assert self._current is not None
         pause_ms = max((time.monotonic() - start) * 1e3, self._current.load_stall_ms)
@@ -183,15 +178,10 @@ class HotSwap:
         attempt = 0
         while time.monotonic() < deadline:
             attempt += 1
-            said = self._agreement.exchange(f"realm_jax/stale/{step}/{attempt}", self._pending_version())
-            if said[0] > self.version and all(version == said[0] for version in said):
-                with self._changed:
-                    assert self._pending is not None
-                    self._current, self._pending = self._pending, None
-                    self._changed.notify_all()
+            if self._swap_if_agreed(f"realm_jax/stale/{step}/{attempt}"):
+                assert self._current is not None
                 waited_ms = (self._timeout_secs - (deadline - time.monotonic())) * 1e3
                 return Swap(step, self.version, waited_ms, self._current.load_secs)
-            self._target = said[0]
             if self._failure is not None:
                 raise self._failure
             time.sleep(self._poll_secs)
@@ -207,6 +197,29 @@ class HotSwap:
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join(timeout=60)
+
+    def _swap_if_agreed(self, name: str) -> bool:
+        """Exchanges what every host has loaded; all hosts draw the same conclusion from it."""
+        pending = self._pending
+        refused = self._target > self.version and self._target in self._refused
+        said = self._agreement.exchange(name, pending.version if pending else REFUSED if refused else NO_VERSION)
+        proposed = said[0]
+        with self._changed:
+            swapped = proposed > self.version and all(version == proposed for version in said)
+            target = self._target
+            if swapped:
+                self._current = pending
+                if self._pending is pending:  # else a newer one was loaded this instant
+                    self._pending = None
+            elif REFUSED in said:  # damaged on one host: no host may serve it, and it must not block newer ones
+                logger.error("index version %08d was refused by a host and is given up", proposed)
+                self._refused.add(proposed)
+                self._pending, self._target = None, NO_VERSION
+            else:
+                self._target = proposed
+            if swapped or self._target != target:
+                self._changed.notify_all()
+        return swapped
 
     def _pending_version(self) -> int:
         pending = self._pending
