@@ -1,5 +1,7 @@
 """The dual encoder: names of its parameters, projection, scale."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,13 +11,22 @@ from tests import tiny
 from tests.models.test_transformer import bert, inputs
 
 
+@functools.lru_cache
+def jitted_init(config):
+    return jax.jit(Retriever(config).init)
+
+
 def init(config):
-    return jax.jit(Retriever(config).init)(jax.random.key(0), *inputs())["params"]
+    return jitted_init(config)(jax.random.key(0), *inputs())["params"]
+
+
+@functools.lru_cache
+def program(config, method):
+    return jax.jit(lambda params, *arrays: Retriever(config).apply({"params": params}, *arrays, method=method))
 
 
 def embed(config, params, method, *arrays):
-    apply = jax.jit(lambda params, *arrays: Retriever(config).apply({"params": params}, *arrays, method=method))
-    return np.asarray(apply(params, *(arrays or inputs())))
+    return np.asarray(program(config, method)(params, *(arrays or inputs())))
 
 
 def test_projected_cls_with_layer_norm():
@@ -60,4 +71,3 @@ def test_padding_and_length_do_not_move_an_embedding():
 def test_embeddings_are_float32_also_when_the_encoder_is_not():
     config = tiny.retriever(encoder=tiny.encoder(dtype="bfloat16"))
     assert embed(config, init(config), "embed_queries").dtype == np.float32
-

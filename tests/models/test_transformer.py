@@ -1,6 +1,7 @@
 """The encoder against an independent BERT in numpy, and the properties of its variants."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -26,19 +27,29 @@ def inputs(batch=3, length=LENGTH, seed=0):
 
 def init(config, seed=0):
     """Random parameters, biases and norms included, so that nothing can hide behind a zero or a one."""
-    params = jax.jit(Transformer(config).init)(jax.random.key(seed), *inputs())["params"]
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    noisy = [leaf + 0.2 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(tree, noisy)
+    shapes = jax.eval_shape(Transformer(config).init, jax.random.key(0), *inputs())["params"]
+    rng = np.random.default_rng(seed)
+
+    def fill(path, leaf):
+        name = path[-1].key
+        values = rng.normal(size=leaf.shape) * 0.3 + (name == "scale")
+        return jnp.asarray(values, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
-def run(config, params, ids, segments, mask, deterministic=True, rngs=None):
+@functools.lru_cache
+def program(config, deterministic=True):
     @jax.jit
     def apply(params, ids, segments, mask, rngs):
         return Transformer(config).apply({"params": params}, ids, segments, mask, deterministic, rngs=rngs)
 
-    return np.asarray(apply(params, *map(jnp.asarray, (ids, segments, mask)), rngs or {}), np.float64)
+    return apply
+
+
+def run(config, params, ids, segments, mask, deterministic=True, rngs=None):
+    arrays = map(jnp.asarray, (ids, segments, mask))
+    return np.asarray(program(config, deterministic)(params, *arrays, rngs or {}), np.float64)
 
 
 # --- BERT (arXiv:1810.04805), written out once more in float64
@@ -103,7 +114,10 @@ def test_equals_bert_written_in_numpy(params):
     got, expected = run(tiny.encoder(), params, ids, segments, mask), bert(params, tiny.encoder(), ids, segments, mask)
     np.testing.assert_allclose(got[mask], expected[mask], atol=1e-5)
     # and each ingredient matters, so the agreement is not by accident
-    for other in (bert(params, tiny.encoder(), ids, 1 - segments, mask), bert(params, tiny.encoder(), ids, segments, mask | True)):
+    for other in (
+        bert(params, tiny.encoder(), ids, 1 - segments, mask),
+        bert(params, tiny.encoder(), ids, segments, mask | True),
+    ):
         assert np.abs(other - expected)[mask].max() > 1e-2
 
 
@@ -190,7 +204,9 @@ def test_dropout_only_with_a_key(params):
     config = tiny.encoder()
     still = run(config, params, *inputs())
     np.testing.assert_array_equal(still, run(config, params, *inputs(), rngs={"dropout": jax.random.key(0)}))
-    draws = [run(config, params, *inputs(), deterministic=False, rngs={"dropout": jax.random.key(k)}) for k in (0, 0, 1)]
+    draws = [
+        run(config, params, *inputs(), deterministic=False, rngs={"dropout": jax.random.key(k)}) for k in (0, 0, 1)
+    ]
     np.testing.assert_array_equal(draws[0], draws[1])
     assert np.abs(draws[0] - draws[2]).max() > 0.1 and np.abs(draws[0] - still).max() > 0.1
     no_rates = tiny.encoder(dropout_rate=0.0, attention_dropout_rate=0.0)
@@ -216,7 +232,7 @@ def test_the_path_with_attention_dropout_computes_the_same_attention(dtype):
 def test_bfloat16_keeps_float32_where_it_matters(params):
     config = tiny.encoder(dtype="bfloat16")
     ids, segments, mask = inputs()
-    low = Transformer(config).apply({"params": params}, ids, segments, mask)
+    low = program(config)(params, ids, segments, mask, {})
     assert low.dtype == jnp.bfloat16
     exact = run(tiny.encoder(), params, ids, segments, mask)
     error = np.abs(np.asarray(low, np.float64) - exact)[np.asarray(mask)]
@@ -225,7 +241,9 @@ def test_bfloat16_keeps_float32_where_it_matters(params):
     jaxpr = str(jax.make_jaxpr(lambda p: Transformer(config).apply({"params": p}, ids, segments, mask))(params))
     reductions = [line for line in jaxpr.splitlines() if "rsqrt" in line or " exp " in line or "reduce_max" in line]
     assert len(reductions) >= 3 and not [line for line in reductions if "bf16" in line.split("=")[0]]
-    assert "dot_general" in jaxpr and any("bf16" in line.split("=")[0] for line in jaxpr.splitlines() if "dot_general" in line)
+    assert "dot_general" in jaxpr and any(
+        "bf16" in line.split("=")[0] for line in jaxpr.splitlines() if "dot_general" in line
+    )
 
 
 @pytest.mark.parametrize(
