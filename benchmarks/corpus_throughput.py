@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from realm_jax.corpus.blocks import TaggedArticle, cut_articles
-from realm_jax.corpus.build import Build, learn_tokenizer
+from realm_jax.corpus.build import Build, Training
 from realm_jax.corpus.cutting import in_batches
 from realm_jax.corpus.dataset import serialize
 from realm_jax.corpus.salient_spans import RuleTagger
@@ -47,7 +47,7 @@ def main() -> None:
     tagger = RuleTagger.fit(sample)
     counted = clock()
     tokenizer = (
-        load_tokenizer(arguments.tokenizer) if arguments.tokenizer else learn_tokenizer(sample, arguments.vocab_size)
+        load_tokenizer(arguments.tokenizer) if arguments.tokenizer else Training(arguments.vocab_size).learn(sample)
     )
     learned = clock()
 

@@ -6,6 +6,7 @@ CORPUS/x_heldout         the same about held-out entities: for evaluation only
 CORPUS/questions.jsonl   one {"id", "question", "answer", "gold_id", "gold_document", "split"} a line
 """
 
+import dataclasses
 import json
 import shutil
 from collections import Counter
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from realm_jax.corpus.build import Build, Documents, learn_tokenizer
+from realm_jax.corpus.build import Build, Documents, Training
 from realm_jax.corpus.sample import sample_texts
 from realm_jax.corpus.sources import Article
 from realm_jax.corpus.store import RESTATEMENTS_FILE, CorpusInfo
@@ -31,8 +32,7 @@ STREAMS: dict[str, Split] = {"x_train": "train", "x_heldout": "heldout"}
 def build_world(
     directory: Path,
     config: WorldConfig,
-    tokenizer: Tokenizer | None,
-    vocab_size: int,
+    tokenizer: Tokenizer | Training,
     block_len: int,
     title_len: int,
     licence: str,
@@ -40,15 +40,16 @@ def build_world(
 ) -> CorpusInfo:
     """Generates a world and writes its corpora; the articles' corpus.json comes last of all.
 
-    Without a tokenizer, one is trained on the articles and on what belongs to training entities.
+    A tokenizer to train is trained on the articles and on what belongs to training entities.
     """
     world = generate(config)
-    if tokenizer is None:
+    if isinstance(tokenizer, Training):
         texts = [article.text for article in world.articles]
         texts += [question.question for question in world.questions if question.split == "train"]
         texts += [sentence.text for sentence in world.sentences_of("train")]
         sample = sample_texts(texts, _SAMPLE_CHARS, config.seed).texts
-        tokenizer = learn_tokenizer(sample, vocab_size, character_coverage=1.0)
+        # Names are made of few letters, some of them rare: none may become unknown.
+        tokenizer = dataclasses.replace(tokenizer, character_coverage=1.0).learn(sample)
     for name in STREAMS:
         shutil.rmtree(directory / name, ignore_errors=True)
     rows = _Rows()

@@ -13,7 +13,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, SupportsInt, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, SupportsInt, runtime_checkable
 
 import numpy as np
 import sentencepiece
@@ -21,6 +21,7 @@ import tokenizers
 from jaxtyping import Int32, Int64
 
 SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+ModelType = Literal["unigram", "bpe"]
 SETTINGS_FILE = "settings.json"
 SENTENCEPIECE_FILE = "sentencepiece.model"
 VOCAB_FILE = "vocab.txt"
@@ -302,9 +303,12 @@ def load_tokenizer(path: str | Path) -> SentencePieceTokenizer | WordPieceTokeni
 
 
 def train_sentencepiece(
-    texts: Iterable[str], vocab_size: int, character_coverage: float = 0.9995
+    texts: Iterable[str],
+    vocab_size: int,
+    character_coverage: float = 0.9995,
+    model_type: ModelType = "unigram",
 ) -> SentencePieceTokenizer:
-    """Trains a unigram model in memory: lower-casing, NFKC, ids 0..4 = [PAD] [UNK] [CLS] [SEP] [MASK].
+    """Trains a SentencePiece model in memory: lower-casing, NFKC, ids 0..4 = [PAD] [UNK] [CLS] [SEP] [MASK].
 
     Punctuation is never part of a longer piece, as in BERT's tokenizer, so that a name or a year is whole pieces.
 
@@ -322,7 +326,7 @@ def train_sentencepiece(
             sentence_iterator=iter(lines),
             model_writer=model,
             vocab_size=vocab_size,
-            model_type="unigram",
+            model_type=model_type,
             character_coverage=character_coverage,
             pad_id=0,
             unk_id=1,

@@ -207,6 +207,17 @@ def test_a_second_corpus_with_the_same_tokenizer(build, articles, tmp_path):
     assert x.info.settings["tokenizer"] == z.info.tokenizer_fingerprint
 
 
+def test_byte_pair_tokenizer(build, articles, tmp_path):
+    source = write_jsonl(tmp_path / "a.jsonl", articles)
+    one, two, unigram = (
+        build(source, "1", tokenizer="train:bpe"),
+        build(source, "2", tokenizer="train:bpe"),
+        build(source),
+    )
+    assert one.fingerprint == two.fingerprint != unigram.fingerprint
+    assert one.info.settings["tokenizer"] == "train:bpe" and one.info.vocab_size == 70
+
+
 def test_bert_vocabulary(build, articles, tmp_path):
     vocab = tmp_path / "vocab.txt"
     letters = "abcdefghijklmnopqrstuvwxyz0123456789"
