@@ -1,6 +1,5 @@
 """Building a version: right rows, few shapes, finished shards kept, refusals, and kills at any instant."""
 
-import json
 import os
 import signal
 import subprocess
@@ -217,6 +216,11 @@ from realm_jax.retrieval.build_version import IndexSettings, build_version
 from tests.retrieval.made_index import BATCHES, EMBED, CountingEmbed
 
 directory, kill_at, backend, rows = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+while kill_at > 0 and os.fork():  # a build for each line read, in a process that ends like a job of its own
+    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+    kill_at = int(sys.stdin.readline() or 0)
+    if not kill_at:
+        sys.exit()
 events = 0
 def counted(function):
     def call(*arguments, **kwargs):
@@ -262,19 +266,28 @@ def test_killed_at_any_instant_no_broken_version_is_seen(tmp_path, corpus):
     }
     (tmp_path / "index").rename(tmp_path / "undisturbed")
     kept_calls = []
-    for kill_at in (3, events // 3, 2 * events // 3, events - 3, events - 1, events):
-        killed = _child(tmp_path, kill_at)
-        assert killed.returncode == -signal.SIGKILL, killed.stderr
-        for version in list_versions(tmp_path / "index"):  # visible only when whole
-            verify(tmp_path / "index" / f"{version:08d}", corpus_fingerprint=corpus.fingerprint)
-        visible = list_versions(tmp_path / "index")
+    points = [3, events // 3, 2 * events // 3, events - 3, events - 1, events]
+    # all in one process that forks for each build: importing takes longer than building
+    killer = subprocess.Popen(
+        [sys.executable, "-c", _CHILD, str(tmp_path), str(points[0]), "exact", "10"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert killer.stdin and killer.stdout
+    for number, kill_at in enumerate(points):
+        if number:
+            killer.stdin.write(f"{kill_at}\n")
+            killer.stdin.flush()
+        assert int(killer.stdout.readline()) == -signal.SIGKILL
+        visible = list_versions(tmp_path / "index")  # only when whole
         assert visible == ([300] if kill_at > events - 2 else [])
+        for _ in visible:
+            verify(tmp_path / "index" / "00000300", corpus_fingerprint=corpus.fingerprint)
         finished = len(list((tmp_path / "index").glob("00000300/*/shard.json")))
-        again = _child(tmp_path, 0)
-        assert again.returncode == 0, again.stderr
-        calls_again = int(again.stdout.split()[1])
-        kept_calls.append((finished, calls_again))
-        assert list_versions(tmp_path / "index") == [300]
+        again = CountingEmbed()
+        _build(tmp_path / "index", corpus, again, settings=IndexSettings("exact", shard_bytes=SHARDS.shard_bytes))
+        kept_calls.append((finished, again.calls))
         verify(tmp_path / "index" / "00000300")
         found = {
             str(file.relative_to(tmp_path)): file.read_bytes()
@@ -282,6 +295,8 @@ def test_killed_at_any_instant_no_broken_version_is_seen(tmp_path, corpus):
         }
         assert found == expected
         (tmp_path / "index").rename(tmp_path / f"killed-at-{kill_at}")
+    killer.communicate(timeout=60)
+    assert killer.returncode == 0
     assert kept_calls[0] == (0, 12) and kept_calls[-1] == (4, 0)
     # the more shards were finished, the fewer batches are embedded again
     assert [finished for finished, _ in kept_calls] == sorted(finished for finished, _ in kept_calls)
@@ -312,15 +327,14 @@ _REASON = {"exact": "File too large", "scann": ""}
 @pytest.mark.parametrize("backend", ["exact", "scann"])
 def test_a_file_size_limit_gives_a_clear_error(tmp_path, backend):
     # a write beyond the limit fails as on a full disk; 40 rows of 64 bytes
-    make_corpus(tmp_path / "corpus", 40)
-    assert _child(tmp_path, 0, backend, rows=5).returncode == 0
-    (tmp_path / "index").rename(tmp_path / "index-before")
+    corpus = make_corpus(tmp_path / "corpus", 40)
+    make_version(tmp_path / "index", corpus, 10)
     failed = _child(tmp_path, 0, backend, rows=40, prelude=_LIMIT[backend])
     assert failed.returncode == 3, failed.stderr
     assert f"index version 300 could not be written ({_REASON[backend]}" in failed.stdout
     assert "make sure that the disk of" in failed.stdout
-    assert list_versions(tmp_path / "index") == []
-    verify(tmp_path / "index-before" / "00000300")
+    assert list_versions(tmp_path / "index") == [10]
+    verify(tmp_path / "index" / "00000010")
     assert not list((tmp_path / "index" / "00000300").iterdir())
-    assert _child(tmp_path, 0, backend, rows=40).returncode == 0
-    assert json.loads((tmp_path / "index" / "00000300" / "manifest.json").read_text())["num_documents"] == 40
+    _build(tmp_path / "index", corpus, CountingEmbed(), settings=IndexSettings(backend=backend))
+    assert list_versions(tmp_path / "index") == [10, 300]
