@@ -21,7 +21,24 @@ from realm_jax.training.checkpoint import list_snapshots, load_snapshot, snapsho
 NAMES = ["ann", "bob", "cem", "dan", "eva", "fay", "gus", "hal", "ida", "jon", "kim", "lee"]
 TOWNS = ["oslo", "rome", "bern", "kyiv", "lima", "cork", "nice", "graz"]
 YEARS = [str(year) for year in range(1900, 1912)]
-WORDS = [*NAMES, *TOWNS, *YEARS, "was", "born", "in", ".", "lived", "worked", "then", "and", "often", "[", "]", "mask", "so"]
+WORDS = [
+    *NAMES,
+    *TOWNS,
+    *YEARS,
+    "was",
+    "born",
+    "in",
+    ".",
+    "lived",
+    "worked",
+    "then",
+    "and",
+    "often",
+    "[",
+    "]",
+    "mask",
+    "so",
+]
 NUM_DOCUMENTS = 40
 
 
@@ -53,7 +70,11 @@ def blocks() -> list[Block]:
     for number in range(NUM_DOCUMENTS):
         name, town = NAMES[number % len(NAMES)], TOWNS[(number * 5) % len(TOWNS)]
         year = YEARS[(number * 7 + number // 12) % len(YEARS)]
-        sentences = [f"{name} was born in {town} .", f"{name} lived in {year} .", f"then {name} worked in {town} and so ."]
+        sentences = [
+            f"{name} was born in {town} .",
+            f"{name} lived in {year} .",
+            f"then {name} worked in {town} and so .",
+        ]
         sentences.append("often " * (number % 5 + 1) + f"{name} lived in {TOWNS[number % 8]} .")
         kept = sentences[: 2 + number % 3]
         if number == 5:
@@ -86,7 +107,7 @@ def encoder(**changes: Any) -> TransformerConfig:
             hidden_size=32,
             num_layers=2,
             num_heads=4,
-            intermediate_size=64,
+            intermediate_size=48,
             max_length=64,
             dropout_rate=0.1,
             attention_dropout_rate=0.1,

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from realm_jax.retrieval.index import Index
 from realm_jax.tasks.task import Params, Task
-from realm_jax.training.sharding import local_rows, process_rows, put_batch
+from realm_jax.training.sharding import BATCH, local_rows, process_rows, put_batch
 
 
 class Prepared(NamedTuple):
@@ -38,7 +38,9 @@ class LookAhead:
         self._future: concurrent.futures.Future[Prepared] | None = None
         self._examples: concurrent.futures.Future[tuple[int, Any]] | None = None
         retrieval = task.retrieval
-        self._embed = jax.jit(retrieval.embed_queries) if retrieval else None
+        self._embed = (
+            jax.jit(retrieval.embed_queries, out_shardings=NamedSharding(mesh, BATCH)) if retrieval else None
+        )  # by rows whatever the layout of the parameters: each host searches for its own
 
     def start(self, step: int, params: Params, index: Index | None) -> None:
         """Begins to prepare `step`, with the queries embedded by `params` and searched in `index`."""

@@ -48,7 +48,7 @@ class MeshConfig:
         devices = jax.devices() if devices is None else devices
         sizes = [self.data, self.fsdp, self.tensor]
         known = int(np.prod([size for size in sizes if size != -1]))
-        if sizes.count(-1) == 1 and len(devices) % known == 0:
+        if sizes.count(-1) == 1 and known > 0 and len(devices) % known == 0:
             sizes[sizes.index(-1)] = len(devices) // known
         if any(size < 1 for size in sizes) or np.prod(sizes) != len(devices):
             raise ValueError(

@@ -48,7 +48,7 @@ def test_only_the_asked_positions(params):
     text = str(
         jax.make_jaxpr(lambda p: KnowledgeEncoder(tiny.encoder()).apply({"params": p}, *inputs(), POSITIONS))(params)
     )
-    assert "f32[3,2,64]" in text and "f32[3,11,64]" not in text.replace("f32[3,11,64] = dot_general", "wi")
+    assert "f32[3,2,64]" in text and "f32[3,11,64]" not in text
 
 
 def test_the_output_matrix_is_the_token_embedding(params):
