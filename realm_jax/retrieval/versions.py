@@ -41,6 +41,7 @@ __all__ = [
     "shards_of_host",
     "verify",
     "version_dir",
+    "withdraw_after",
 ]
 
 
@@ -245,6 +246,15 @@ def publish(index_dir: str | os.PathLike[str], manifest: Manifest) -> Path:
     flush(directory)
     flush(Path(index_dir))
     return directory
+
+
+def withdraw_after(index_dir: str | os.PathLike[str], step: int) -> list[int]:
+    """Removes versions of later snapshots than `step`, from which a run resumes: it will make these snapshots anew."""
+    later = [version for version in list_versions(index_dir) if version > step]
+    for version in later:
+        (version_dir(index_dir, version) / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(version_dir(index_dir, version), ignore_errors=True)
+    return later
 
 
 def retire(index_dir: str | os.PathLike[str], keep: Collection[int], newest: int = 2) -> list[int]:

@@ -44,7 +44,12 @@ class Checkpoints:
         self._directory = run.checkpoints.absolute()
         self._directory.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, save_interval_steps=1)
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        handlers = {  # named, or a manager that has saved nothing yet could not read the candidates' shape
+            "state": ocp.StandardCheckpointHandler(),
+            "meta": ocp.JsonCheckpointHandler(),
+            "candidates": ocp.StandardCheckpointHandler(),
+        }
+        self._manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
         self._versions: dict[int, int] = {}
 
     def save(self, step: int, unit: ResumeUnit) -> None:
@@ -56,7 +61,8 @@ class Checkpoints:
         if unit.candidate_ids is not None:
             items["candidates"] = ocp.args.StandardSave({"ids": unit.candidate_ids})
         self._versions[step] = unit.index_version
-        self._manager.save(step, args=ocp.args.Composite(**items))
+        saved = self._manager.save(step, args=ocp.args.Composite(**items))
+        assert saved, f"checkpoint {step} was left out: {self._manager.latest_step()} is there already"
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
@@ -72,19 +78,31 @@ class Checkpoints:
         Raises:
           ValueError: when no checkpoint can be read.
         """
-        failures = []
+        failures = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                return self._restore(step, abstract_state, mesh, batch_size)
-            except (ValueError, OSError, KeyError, TypeError) as error:
+                unit = self._restore(step, abstract_state, mesh, batch_size)
+            except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
                 logger.error(
                     "checkpoint %s cannot be read (%s); trying the one before it", self._directory / str(step), error
                 )
-                failures.append(f"{step}: {str(error).splitlines()[0][:200]}")
+                failures[step] = f"{step}: {next(iter(str(error).splitlines()), repr(error))[:200]}"
+            else:
+                self._put_aside(list(failures))
+                return unit
         raise ValueError(
-            f"no checkpoint under {self._directory} can be read ({'; '.join(failures)}); was it written with another "
+            f"no checkpoint under {self._directory} can be read ({'; '.join(failures.values())}); was it written with another "
             "configuration? Otherwise remove the directory to start afresh"
         )
+
+    def _put_aside(self, damaged: list[int]) -> None:
+        """Renames checkpoints that cannot be read while an older one can: else Orbax would not write those steps again."""
+        for step in damaged:
+            place = self._directory / str(step)
+            if jax.process_index() == 0:
+                place.rename(place.with_name(f"damaged-{step}-{os.getpid()}"))
+        if damaged:
+            self._manager.reload()
 
     def _restore(self, step: int, abstract_state: TrainState, mesh: Mesh, batch_size: int | None) -> ResumeUnit:
         items: dict[str, Any] = {
@@ -92,7 +110,11 @@ class Checkpoints:
             "meta": ocp.args.JsonRestore(),
         }
         if batch_size is not None:
-            shape = tuple(self._manager.item_metadata(step)["candidates"]["ids"].shape)
+            saved = self._manager.item_metadata(step)["candidates"]
+            if saved is None:
+                batch_size = None  # the last step of a run, which now goes on: nothing was selected for the next one
+        if batch_size is not None:
+            shape = tuple(saved["ids"].shape)
             if shape[0] != batch_size:
                 raise ValueError(f"it was written with batch_size={shape[0]}, this run has batch_size={batch_size}")
             wanted = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=NamedSharding(mesh, BATCH))
@@ -222,6 +244,14 @@ def list_snapshots(run: RunDir) -> list[int]:
     """Steps of the finished snapshots, ascending."""
     found = run.snapshots.glob(f"[0-9]*/{SNAPSHOT_FILE}") if run.snapshots.is_dir() else ()
     return sorted(int(path.parent.name) for path in found)
+
+
+def forget_snapshots_after(run: RunDir, step: int) -> None:
+    """Removes the snapshots of later steps: a run that resumes at `step` will reach them with other parameters."""
+    for later in list_snapshots(run):
+        if later > step:
+            (run.snapshot(later) / SNAPSHOT_FILE).unlink(missing_ok=True)
+            shutil.rmtree(run.snapshot(later), ignore_errors=True)
 
 
 def load_snapshot(run: RunDir, step: int) -> dict[str, Any]:

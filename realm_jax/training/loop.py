@@ -121,7 +121,13 @@ def train(
 
     retrieval = the_task.retrieval
     evaluate = retrieval.evaluate if retrieval else None
-    status = TrainerStatus(run, process=jax.process_index(), num_steps=num_steps, step=first_step)
+    status = TrainerStatus(
+        run,
+        process=jax.process_index(),
+        num_steps=num_steps,
+        step=first_step,
+        kept_versions=checkpoints.kept_versions(),
+    )
     refresher = Refresher(refresh, run, retrieval, the_mesh, status, checkpoints.kept_versions) if retrieval else None
     look_ahead = LookAhead(the_task, the_mesh, batch_size)
     recorder = Recorder(
@@ -139,7 +145,9 @@ def train(
     outcome: Literal["finished", "failed"] = "failed"
     try:
         if refresher is not None:
-            recorder.swapped(refresher.serve_first(state.params, unit.index_version if unit else None), first_step)
+            recorder.swapped(
+                refresher.serve_first(first_step, state.params, unit.index_version if unit else None), first_step
+            )
         if unit is not None and unit.candidate_ids is not None:
             look_ahead.resume(first_step, local_rows(unit.candidate_ids))
         else:
@@ -163,7 +171,8 @@ def train(
                 recorder.evaluated(step, evaluate(state.params, refresher.index))
             if stop_requested() or _due(checkpoint_every_steps, step + 1, num_steps):
                 recorder.drain(keep=0)  # a step that is not finite must not be saved
-                candidate_ids = look_ahead.take(min(step + 1, num_steps - 1)).candidate_ids
+                # none after the last step: a run that is given more steps selects for itself
+                candidate_ids = look_ahead.take(step + 1).candidate_ids if step + 1 < num_steps else None
                 version = refresher.version if refresher else NO_VERSION
                 checkpoints.save(step + 1, ResumeUnit(state, version, _global_ids(the_mesh, candidate_ids)))
                 status.update(kept_versions=checkpoints.kept_versions(), step=step + 1)

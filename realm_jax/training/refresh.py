@@ -18,7 +18,7 @@ from realm_jax.retrieval.hot_swap import HotSwap, Swap, VersionSource
 from realm_jax.retrieval.index import Index
 from realm_jax.run_dir import RunDir
 from realm_jax.tasks.task import Params, Retrieval
-from realm_jax.training.checkpoint import SnapshotWriter
+from realm_jax.training.checkpoint import SnapshotWriter, forget_snapshots_after
 from realm_jax.training.status import TrainerStatus
 from realm_jax.typed import check_fields
 
@@ -142,8 +142,15 @@ class Refresher:
         """When the served version was published, in unix seconds."""
         return self._hot_swap.built_at
 
-    def serve_first(self, params: Params, resumed_version: int | None) -> Swap:
-        """Blocks until there is an index: that of the parameters before the first step, or the resumed checkpoint's."""
+    def serve_first(self, first_step: int, params: Params, resumed_version: int | None) -> Swap:
+        """Blocks until there is an index: that of the parameters before the first step, or the resumed checkpoint's.
+
+        What a killed run did after its last checkpoint is forgotten: unless it is repeated to the bit, the same steps
+        have other snapshots now.
+        """
+        if jax.process_index() == 0:
+            forget_snapshots_after(self._run, first_step)
+            versions.withdraw_after(self._run.index, first_step)
         version = resumed_version
         if version is None:
             self._snapshot(0, params, wait=True)

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from realm_jax.run_dir import RunDir, write_json_atomically
@@ -14,7 +15,16 @@ class TrainerStatus:
     May be used from several threads: the training thread and the one that loads indexes.
     """
 
-    def __init__(self, run: RunDir, *, process: int, num_steps: int, step: int, write_every_secs: float = 2.0):
+    def __init__(
+        self,
+        run: RunDir,
+        *,
+        process: int,
+        num_steps: int,
+        step: int,
+        kept_versions: Sequence[int] = (),
+        write_every_secs: float = 2.0,
+    ):
         self._path = run.trainer_status(process)
         self._write_every_secs = write_every_secs
         self._lock = threading.Lock()
@@ -25,7 +35,7 @@ class TrainerStatus:
             "num_steps": num_steps,
             "index_version": -1,
             "pending_version": -1,
-            "kept_versions": [],
+            "kept_versions": list(kept_versions),  # from the first line on: the embed job retires whatever is not named
             "pid": os.getpid(),
         }
         self.update()

@@ -1,0 +1,239 @@
+"""Checkpoints and snapshots: exact, atomic, refused when damaged, never silently lost."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from realm_jax.run_dir import RunDir
+from realm_jax.training.checkpoint import (
+    NO_VERSION,
+    Checkpoints,
+    ResumeUnit,
+    SnapshotWriter,
+    flatten_params,
+    list_snapshots,
+    load_params,
+    load_snapshot,
+    nest_params,
+    save_snapshot,
+    snapshot_checksum,
+)
+from realm_jax.training.optimizer import OptimizerConfig
+from realm_jax.training.sharding import BATCH, MeshConfig, put_batch, state_shardings
+from realm_jax.training.state import TrainState
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunDir.of(tmp_path / "run")
+
+
+def params(seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "retriever": {"projection": {"kernel": rng.normal(size=(16, 8)).astype(np.float32)}},
+        "knowledge_encoder": {"output_bias": rng.normal(size=8).astype(np.float32)},
+    }
+
+
+def state(mesh, step=4, seed=0):
+    optimizer = OptimizerConfig().build(10, ("retriever", "knowledge_encoder"))
+    opt_state = jax.tree.map(lambda x: x + 1, optimizer.init(params(seed)))
+    whole = TrainState(jnp.int32(step), params(seed), opt_state, jnp.int32(0))
+    return jax.device_put(whole, state_shardings(mesh, jax.eval_shape(lambda: whole)))
+
+
+def wanted(whole):
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), whole)
+
+
+def candidate_ids(mesh, seed=0):
+    return put_batch(mesh, np.random.default_rng(seed).integers(-2, 90, size=(8, 3)).astype(np.int32))
+
+
+def same(one, other):
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), one, other)
+
+
+@pytest.fixture
+def mesh():
+    return MeshConfig().build()
+
+
+def saved(run, mesh, steps=(4,), **kwargs):
+    checkpoints = Checkpoints(run, **kwargs)
+    for step in steps:
+        unit = ResumeUnit(state(mesh, step, seed=step), step - 1, candidate_ids(mesh, step))
+        checkpoints.save(step, unit)
+        checkpoints.wait()
+    return checkpoints
+
+
+def test_what_was_saved_comes_back_to_the_bit_on_another_mesh(run, mesh):
+    saved(run, MeshConfig(data=2, fsdp=4).build()).close()
+    four = MeshConfig(data=2, fsdp=1, tensor=2).build(jax.devices()[:4])
+    again = Checkpoints(run)
+    unit = again.restore(wanted(state(four)), four, batch_size=8)
+    same(unit.state, state(mesh, 4, seed=4))
+    np.testing.assert_array_equal(unit.candidate_ids, candidate_ids(mesh, 4))
+    assert unit.index_version == 3 and int(unit.state.step) == 4
+    assert unit.candidate_ids.sharding == NamedSharding(four, BATCH)
+    assert len(unit.state.params["retriever"]["projection"]["kernel"].sharding.device_set) == 4
+    assert type(unit.state.opt_state) is type(state(mesh).opt_state)
+    again.close()
+
+
+def test_a_task_without_retrieval_has_no_candidates(run, mesh):
+    checkpoints = Checkpoints(run)
+    checkpoints.save(2, ResumeUnit(state(mesh, 2), NO_VERSION, None))
+    checkpoints.wait()
+    unit = checkpoints.restore(wanted(state(mesh)), mesh, None)
+    assert unit.candidate_ids is None and unit.index_version == NO_VERSION and checkpoints.kept_versions() == []
+    checkpoints.close()
+
+
+def test_old_checkpoints_go_and_the_versions_of_the_others_are_kept(run, mesh):
+    checkpoints = saved(run, mesh, (2, 4, 6), max_to_keep=2)
+    assert checkpoints.latest_step() == 6 and checkpoints.kept_versions() == [3, 5]
+    checkpoints.close()
+    again = Checkpoints(run)
+    assert again.kept_versions() == [3, 5]  # read from the disk by a resumed run
+    again.close()
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("damage", ["empty files", "missing state", "meta"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(run, mesh, damage, caplog):
+    saved(run, mesh, (2, 4)).close()
+    newest = run.checkpoints / "4"
+    if damage == "empty files":
+        for file in [*(newest / "state").rglob("*")]:
+            if file.is_file():
+                file.write_bytes(b"")
+    elif damage == "missing state":
+        shutil.rmtree(newest / "state")
+    else:
+        (newest / "meta" / "metadata").write_text("{torn")
+    again = Checkpoints(run)
+    unit = again.restore(wanted(state(mesh)), mesh, batch_size=8)
+    assert int(unit.state.step) == 2 and unit.index_version == 1
+    same(unit.state, state(mesh, 2, seed=2))
+    assert f"checkpoint {run.checkpoints / '4'} cannot be read" in caplog.text
+    # and the run can write that step again: it must not keep the damaged one
+    assert again.kept_versions() == [1]
+    again.save(4, ResumeUnit(state(mesh, 4, seed=44), 2, candidate_ids(mesh)))
+    again.wait()
+    again.close()
+    last = Checkpoints(run)
+    unit = last.restore(wanted(state(mesh)), mesh, batch_size=8)
+    assert int(unit.state.step) == 4 and unit.index_version == 2
+    same(unit.state.params, params(44))
+    last.close()
+
+
+def test_no_checkpoint_fits(run, mesh):
+    saved(run, mesh).close()
+    checkpoints = Checkpoints(run)
+    with pytest.raises(
+        ValueError, match=r"no checkpoint under .* can be read .*batch_size=8, this run has batch_size=16.*remove"
+    ):
+        checkpoints.restore(wanted(state(mesh)), mesh, batch_size=16)
+    checkpoints.close()
+    assert (run.checkpoints / "4").is_dir()  # another configuration is no damage: nothing is removed
+
+
+def test_params_for_warm_starts_and_evaluation(run, mesh):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint under .*there: none"):
+        load_params(run)
+    saved(run, mesh, (2, 4)).close()
+    for asked, step in ((None, 4), (2, 2)):
+        got_step, got = load_params(run, asked)
+        assert got_step == step
+        same(got, params(step))
+        assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(got))
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 3 under .*there: 2, 4"):
+        load_params(run, 3)
+
+
+def test_flat_names():
+    nested = params()
+    flat = flatten_params(nested)
+    assert sorted(flat) == ["knowledge_encoder/output_bias", "retriever/projection/kernel"]
+    same(nest_params(flat), nested)
+
+
+# --- snapshots
+
+
+def test_a_snapshot_is_exact_and_repeatable(run):
+    place = save_snapshot(run, 30, params())
+    assert place == run.snapshot(30) and list_snapshots(run) == [30]
+    same(load_snapshot(run, 30), params())
+    written = (place / "params.safetensors").stat().st_mtime_ns
+    save_snapshot(run, 30, params())  # a resumed run writes it again
+    assert (place / "params.safetensors").stat().st_mtime_ns == written
+    assert snapshot_checksum(run, 30) == json.loads((place / "snapshot.json").read_text())["sha256"]
+    assert sorted(path.name for path in run.snapshots.iterdir()) == ["00000030"]  # nothing temporary is left
+
+
+def test_a_snapshot_of_another_run_is_not_overwritten(run):
+    save_snapshot(run, 30, params())
+    with pytest.raises(ValueError, match=r"already holds another snapshot of step 30.*choose another --run_dir"):
+        save_snapshot(run, 30, params(seed=1))
+    same(load_snapshot(run, 30), params())
+
+
+@pytest.mark.faults
+def test_torn_snapshots_do_not_exist_and_damaged_ones_are_refused(run):
+    torn = run.snapshot(20)
+    torn.mkdir(parents=True)
+    (torn / "params.safetensors").write_bytes(b"half")
+    assert list_snapshots(run) == []
+    with pytest.raises(FileNotFoundError):
+        load_snapshot(run, 20)
+    save_snapshot(run, 20, params())  # takes the torn one's place
+    same(load_snapshot(run, 20), params())
+
+    file = run.snapshot(20) / "params.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"params.safetensors does not have the checksum of snapshot.json; remove"):
+        load_snapshot(run, 20)
+    (run.snapshot(20) / "snapshot.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"snapshot.json is damaged .*remove the snapshot"):
+        load_snapshot(run, 20)
+
+
+def test_old_snapshots_are_retired(run):
+    for step in (0, 5, 10, 15):
+        save_snapshot(run, step, params(step), max_to_keep=2)
+    assert list_snapshots(run) == [10, 15]
+
+
+def test_the_writer_copies_before_the_step_takes_the_arrays(run, mesh):
+    writer = SnapshotWriter(run, mesh)
+    placed = jax.device_put(params()["retriever"], NamedSharding(mesh, P()))
+    writer.write(3, placed)
+    jax.tree.map(lambda leaf: leaf.delete(), placed)  # as donation does
+    writer.wait()
+    same(load_snapshot(run, 3), params()["retriever"])
+    writer.close()
+
+
+@pytest.mark.faults
+def test_what_keeps_a_snapshot_from_being_written_is_raised(run, mesh):
+    writer = SnapshotWriter(run, mesh)
+    save_snapshot(run, 3, params(seed=9))
+    writer.write(3, params())
+    with pytest.raises(ValueError, match="already holds another snapshot"):
+        writer.wait()
+    writer.write(4, params(), wait=True)
+    assert list_snapshots(run) == [3, 4]
+    writer.close()
