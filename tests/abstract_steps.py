@@ -1,0 +1,127 @@
+"""Training steps as abstract values: enough to trace, lower and compile them, without a corpus or a parameter."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from realm_jax.data.ict import IctBatch
+from realm_jax.data.inputs import Inputs, SpecialIds
+from realm_jax.models import Retriever, RetrieverConfig, TransformerConfig
+from realm_jax.tasks.ict import ict_loss
+from realm_jax.tasks.realm import RealmBatch, RealmModel, init_params, realm_loss
+from realm_jax.tasks.task import Task
+from realm_jax.training.optimizer import OptimizerConfig
+from realm_jax.training.sharding import BATCH, state_shardings
+from realm_jax.training.state import init_state, train_step
+
+SPECIAL = SpecialIds(101, 102, 103)
+
+
+def bert_base(**changes: Any) -> TransformerConfig:
+    """As on an accelerator: bfloat16, activations recomputed."""
+    return TransformerConfig(**({"dtype": "bfloat16", "remat": True} | changes))
+
+
+def ints(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+
+def inputs(*shape: int) -> Inputs:
+    return Inputs(ints(*shape), ints(*shape))  # type: ignore[arg-type]
+
+
+def realm_batch(
+    batch: int,
+    num_candidates: int = 8,
+    query_len: int = 96,
+    document_len: int = 288,
+    joint_len: int = 384,
+    masks: int = 10,
+) -> RealmBatch:
+    """Abstract arrays of a batch; the null document takes one of the candidates."""
+    documents = num_candidates - 1
+    return RealmBatch(
+        query=inputs(batch, query_len),
+        documents=inputs(batch, documents, document_len),
+        joint=inputs(batch, documents, joint_len),
+        mask_positions=ints(batch, masks),
+        mask_targets=ints(batch, masks),
+        mask_weights=jax.ShapeDtypeStruct((batch, masks), jnp.float32),
+        candidate_mask=jax.ShapeDtypeStruct((batch, num_candidates), jnp.bool_),
+        is_gold=jax.ShapeDtypeStruct((batch, num_candidates), jnp.bool_),
+    )  # type: ignore[arg-type]
+
+
+def ict_batch(batch: int, query_len: int = 64, document_len: int = 288) -> IctBatch:
+    return IctBatch(inputs(batch, query_len), inputs(batch, document_len), ints(batch))  # type: ignore[arg-type]
+
+
+def bare_task(name: str, init: Any, loss: Any) -> Task:
+    return Task(
+        name=name,
+        init=init,
+        loss=loss,
+        examples=None,  # type: ignore[arg-type]
+        batch=None,  # type: ignore[arg-type]
+        tokens_per_example=1,
+        flops_per_example=1.0,
+        can_accumulate=True,
+    )
+
+
+def realm_task(retriever: RetrieverConfig, reader: TransformerConfig) -> Task:
+    model = RealmModel(retriever, reader, True, SPECIAL)
+    return bare_task(
+        "realm",
+        functools.partial(init_params, model=model),
+        functools.partial(realm_loss, model=model, marginal="per_token"),
+    )
+
+
+def ict_task(retriever: RetrieverConfig) -> Task:
+    def init(rng: jax.Array) -> Any:
+        ids = jnp.ones((1, 8), jnp.int32)
+        return {"retriever": Retriever(retriever).init(rng, ids, ids * 0, ids > 0)["params"]}
+
+    return bare_task("ict", init, functools.partial(ict_loss, config=retriever))
+
+
+def jitted_step(task: Task, mesh: Mesh, batch: Any, accumulation_steps: int = 1) -> tuple[Any, tuple[Any, Any, Any]]:
+    """The loop's jitted step and the abstract values to lower it with."""
+    config = OptimizerConfig()
+    learners = tuple(jax.eval_shape(task.init, jax.random.key(0)))
+    optimizer = config.build(200_000, learners)
+    state = jax.eval_shape(functools.partial(init_state, task=task, optimizer=optimizer), jax.random.key(0))
+    shardings = state_shardings(mesh, state)
+    step = jax.jit(
+        functools.partial(
+            train_step,
+            task=task,
+            optimizer=optimizer,
+            schedules={name: config.schedule(200_000, name) for name in learners},
+            accumulation_steps=accumulation_steps,
+            dropout=True,
+        ),
+        out_shardings=(shardings, NamedSharding(mesh, P())),
+        donate_argnums=0,
+    )
+
+    def placed(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return step, (
+        jax.tree.map(placed, state, shardings),
+        jax.tree.map(lambda leaf: placed(leaf, NamedSharding(mesh, BATCH)), batch),
+        jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=NamedSharding(mesh, P())),
+    )
+
+
+def mesh_of(devices: Any, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """As `MeshConfig.build`, for devices that are not there: `jax.make_mesh` refuses a chip's two cores by themselves."""
+    return Mesh(np.asarray(devices).reshape(-1, fsdp, tensor), ("data", "fsdp", "tensor"))

@@ -1,0 +1,329 @@
+"""The loop, whole: a run that is stopped or killed and resumed equals one that is not."""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from realm_jax.run_dir import RunDir, read_json
+from realm_jax.tasks.ict import Ict
+from realm_jax.training.checkpoint import Checkpoints, list_snapshots, load_params
+from realm_jax.training.loop import train
+from realm_jax.training.optimizer import OptimizerConfig
+from realm_jax.training.recorder import NonFiniteUpdate
+from realm_jax.training.refresh import RefreshConfig
+from realm_jax.training.sharding import MeshConfig
+from tests import tiny
+from tests.training.realm_run import EmbedThread, run_realm
+
+TIMES = ("_ms", "_secs", "per_sec", "time", "mfu", "wait")
+SCRIPT = Path(__file__).with_name("realm_run.py")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return tiny.corpus(tmp_path_factory.mktemp("z"))
+
+
+def lines(run):
+    """metrics.jsonl without what the clock decides."""
+    written = [json.loads(line) for line in RunDir.of(run).metrics_jsonl.read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not any(part in k for part in TIMES)} for line in written]
+
+
+def same_params(one, other, step=None):
+    params = [load_params(RunDir.of(run), step)[1] for run in (one, other)]
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), *params)
+
+
+# --- ICT
+
+
+@dataclasses.dataclass(frozen=True)
+class StoppedIct:
+    """ICT whose examples of one step send this process a SIGTERM, as a preempted machine gets one."""
+
+    ict: Ict
+    stop_at: int
+
+    def build(self, seed):
+        task = self.ict.build(seed)
+
+        def examples(step, batch_size, rows):
+            if step == self.stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return task.examples(step, batch_size, rows)
+
+        return task._replace(examples=examples)
+
+
+def run_ict(run, corpus, task=None, **changes):
+    settings = {
+        "run_dir": str(run),
+        "task": task or tiny.ict(corpus.directory),
+        "optimizer": OptimizerConfig(learning_rate=1e-2, warmup_steps=2),
+        "num_steps": 6,
+        "batch_size": 8,
+    } | changes
+    return train(**settings)
+
+
+@pytest.fixture(scope="module")
+def whole_ict(corpus, tmp_path_factory):
+    run = tmp_path_factory.mktemp("ict")
+    figures = run_ict(run, corpus)
+    assert figures["loss"] == lines(run)[-1]["loss"]
+    return run
+
+
+def test_ict_stopped_and_resumed_is_the_run_that_was_not(corpus, whole_ict, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    run_ict(tmp_path, corpus, StoppedIct(tiny.ict(corpus.directory), 4))
+    assert signal.getsignal(signal.SIGTERM) is before
+    checkpoints = Checkpoints(RunDir.of(tmp_path))
+    stopped_at = checkpoints.latest_step()
+    checkpoints.close()
+    assert stopped_at is not None and 1 < stopped_at < 6  # SIGTERM wrote it: none was due
+    assert read_json(RunDir.of(tmp_path).trainer_status(0))["state"] == "failed"
+    assert len(lines(tmp_path)) == stopped_at
+    with RunDir.of(tmp_path).metrics_jsonl.open("a") as file:  # a line that a killed run wrote after its checkpoint
+        file.write(json.dumps({"step": stopped_at + 1, "loss": 123.0}) + "\n")
+    run_ict(tmp_path, corpus)
+    assert lines(tmp_path) == lines(whole_ict) and len(lines(tmp_path)) == 6
+    same_params(tmp_path, whole_ict)
+    assert read_json(RunDir.of(tmp_path).trainer_status(0))["state"] == "finished"
+
+
+def test_the_metrics_of_a_run(whole_ict):
+    first, *_, last = lines(whole_ict)
+    assert [line["step"] for line in lines(whole_ict)] == [1, 2, 3, 4, 5, 6]
+    assert first["learning_rate"] == pytest.approx(0.005) and last["learning_rate"] == pytest.approx(0.01 * 1 / 4)
+    assert {"loss", "grad_norm", "in_batch_accuracy"} <= set(last) and 0 <= last["in_batch_accuracy"] <= 1
+    raw = json.loads(RunDir.of(whole_ict).metrics_jsonl.read_text().splitlines()[-1])
+    assert raw["examples_per_sec"] > 0 and raw["tokens_per_sec"] == pytest.approx(
+        44 * raw["examples_per_sec"], rel=1e-3
+    )
+
+
+def test_a_finished_run_has_nothing_to_do(corpus, whole_ict):
+    assert run_ict(whole_ict, corpus) == {}
+    assert len(lines(whole_ict)) == 6
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_compiled(corpus, whole_ict, tmp_path):
+    with pytest.raises(ValueError, match=r"task ict takes its negatives from the whole batch.*accumulation_steps=1"):
+        run_ict(tmp_path, corpus, accumulation_steps=2)
+    with pytest.raises(ValueError, match=r"batch_size=8 does not divide into accumulation_steps=3"):
+        run_ict(tmp_path, corpus, accumulation_steps=3)
+    with pytest.raises(ValueError, match=r"batch_size=12 does not divide over 8 devices"):
+        run_ict(tmp_path / "a", corpus, batch_size=12)
+    with pytest.raises(ValueError, match=r"mesh data=3 .* does not cover 8 devices"):
+        run_ict(tmp_path, corpus, mesh=MeshConfig(data=3))
+    with pytest.raises(ValueError, match=r"learner_rates names \['reader'\]; this task's learners: retriever"):
+        run_ict(tmp_path, corpus, optimizer=OptimizerConfig(learner_rates=(("reader", 1e-3),)))
+
+
+def test_warm_starts(corpus, whole_ict, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        run_ict(tmp_path / "a", corpus, warm_start=(str(tmp_path / "nothing"),))
+    wide = dataclasses.replace(tiny.ict(corpus.directory), retriever=tiny.retriever(projection_size=8))
+    with pytest.raises(ValueError, match=r"the retriever has other shapes than this run's"):
+        run_ict(tmp_path / "b", corpus, wide, warm_start=(str(whole_ict),))
+    rate = OptimizerConfig(learning_rate=1e-30, warmup_steps=0, weight_decay=0.0)
+    run_ict(tmp_path / "c", corpus, warm_start=(str(whole_ict),), num_steps=1, optimizer=rate)
+    same_params(tmp_path / "c", whole_ict)
+
+
+@dataclasses.dataclass(frozen=True)
+class BrokenIct:
+    """ICT whose loss is not finite at the steps that it is told."""
+
+    ict: Ict
+    broken: tuple[int, ...]
+
+    def build(self, seed):
+        task = self.ict.build(seed)
+
+        def examples(step, batch_size, rows):
+            batch = task.examples(step, batch_size, rows)
+            # an id beyond the table gives NaN embeddings
+            bad = step in self.broken
+            return batch._replace(query=batch.query._replace(ids=batch.query.ids + (10_000 if bad else 0)))
+
+        return task._replace(examples=examples)
+
+
+def test_a_loss_that_is_not_finite(corpus, tmp_path):
+    task = BrokenIct(tiny.ict(corpus.directory), (1, 2))
+    with pytest.raises(NonFiniteUpdate, match=r"step 1: loss nan.*was not applied and the run stops"):
+        run_ict(tmp_path / "stop", corpus, task, checkpoint_every_steps=1)
+    assert load_params(RunDir.of(tmp_path / "stop"))[0] == 1  # the last finite state is kept
+    run_ict(
+        tmp_path / "skip", corpus, task, num_steps=4, non_finite="skip", checkpoint_every_steps=1, keep_checkpoints=9
+    )
+    same_params_of_steps = [load_params(RunDir.of(tmp_path / "skip"), step)[1] for step in (1, 3)]
+    jax.tree.map(np.testing.assert_array_equal, *same_params_of_steps)
+    assert lines(tmp_path / "skip")[-1]["skipped_updates"] == 2.0
+    with pytest.raises(NonFiniteUpdate, match=r"more than max_skipped_updates=1 updates were skipped"):
+        run_ict(tmp_path / "more", corpus, task, non_finite="skip", max_skipped_updates=1)
+
+
+# --- REALM
+
+
+@pytest.fixture(scope="module")
+def whole_realm(corpus, tmp_path_factory):
+    run = tmp_path_factory.mktemp("realm")
+    with EmbedThread(str(run), str(corpus.directory)):
+        run_realm(str(run), str(corpus.directory))
+    return run
+
+
+def test_a_synchronous_run(whole_realm):
+    written = lines(whole_realm)
+    assert [line["index_version"] for line in written] == [0, 0, 0, 3, 3, 3]
+    assert [line["index_age_steps"] for line in written] == [0, 1, 2, 0, 1, 2]
+    for name in ("retrieval_utility", "null_document_prob", "retrieval_entropy", "learning_rate_retriever"):
+        assert all(np.isfinite(line[name]) for line in written), name
+    raw = json.loads(RunDir.of(whole_realm).metrics_jsonl.read_text().splitlines()[-1])
+    assert {"search_ms", "retrieval_wait_ms", "swap_pause_ms", "index_age_secs", "tokens_per_sec"} <= set(raw)
+    swaps = [json.loads(line) for line in (RunDir.of(whole_realm).metrics / "swaps.jsonl").read_text().splitlines()]
+    assert [(swap["step"], swap["version"]) for swap in swaps] == [(0, 0), (3, 3)]
+    assert list_snapshots(RunDir.of(whole_realm)) == [0, 3, 6]
+    status = read_json(RunDir.of(whole_realm).trainer_status(0))
+    assert status["state"] == "finished" and status["index_version"] == 3 and status["kept_versions"] == [3]
+
+
+def start_process(run, corpus, devices=8, *more):
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), str(run), str(corpus.directory), str(devices), *map(str, more)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
+    )  # fmt: skip
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, output[-3000:]
+
+
+@pytest.mark.faults
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(corpus, whole_realm, tmp_path):
+    process = start_process(tmp_path, corpus)
+    end = time.monotonic() + 200
+    while not (tmp_path / "checkpoints" / "4").exists() and process.poll() is None:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    with EmbedThread(str(tmp_path), str(corpus.directory)):
+        run_realm(str(tmp_path), str(corpus.directory))
+    assert lines(tmp_path) == lines(whole_realm)
+    same_params(tmp_path, whole_realm)
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+@pytest.mark.timeout(1800)
+def test_killed_at_any_instant(corpus, whole_realm, tmp_path):
+    rng = random.Random(0)
+    for _ in range(6):
+        process = start_process(tmp_path, corpus)
+        try:
+            process.wait(timeout=rng.uniform(5, 25))
+        except subprocess.TimeoutExpired:
+            process.kill()
+        process.communicate()
+    finish(start_process(tmp_path, corpus))
+    assert lines(tmp_path) == lines(whole_realm)
+    same_params(tmp_path, whole_realm)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_from_eight_devices_to_four(corpus, whole_realm, tmp_path):
+    """Sums run in another order on another mesh: equal to about 1e-4, not to the bit."""
+    finish(start_process(tmp_path, corpus, 8, 3))
+    finish(start_process(tmp_path, corpus, 4, 6))
+    # num_steps is in the schedule, so the first part differs from the whole run's: compare with its like
+    other = tmp_path / "other"
+    finish(start_process(other, corpus, 8, 3))
+    finish(start_process(other, corpus, 8, 6))
+    one, two = (load_params(RunDir.of(run))[1] for run in (tmp_path, other))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-3), one, two)
+
+
+def test_an_asynchronous_run_swaps_and_resumes_beside_its_own_leftovers(corpus, tmp_path):
+    """Its snapshots differ from those that the killed attempt wrote: they are replaced, not taken for another run's."""
+    run = RunDir.of(tmp_path)
+    place = str(corpus.directory)
+    with EmbedThread(str(tmp_path), place):
+        run_realm(str(tmp_path), place, 3, "asynchronous", checkpoint_every_steps=1)
+    # what a killed run left: a snapshot and an index of a later step, of other parameters
+    later = jax.tree.map(lambda leaf: leaf + 1, load_params(run)[1]["retriever"])
+    from realm_jax.training.checkpoint import save_snapshot
+
+    save_snapshot(run, 6, later)
+    tiny.build_index(run, 6, tiny.realm(corpus.directory).retriever, corpus)
+    with EmbedThread(str(tmp_path), place):
+        run_realm(
+            str(tmp_path), place, 9, "asynchronous",
+            refresh=RefreshConfig(snapshot_every_steps=3, poll_secs=0.02, max_index_age_steps=4, timeout_secs=120.0),
+        )  # fmt: skip
+    written = lines(tmp_path)
+    assert [line["step"] for line in written] == list(range(1, 10))
+    ages = [line["index_age_steps"] for line in written]
+    assert min(ages) >= 0 and max(ages) <= 4
+    versions = [line["index_version"] for line in written]
+    assert versions == sorted(versions) and set(versions) <= {0, 3, 6}
+
+
+def test_an_index_that_grows_too_old_stops_the_run(corpus, tmp_path):
+    run = RunDir.of(tmp_path)
+    with EmbedThread(str(tmp_path), str(corpus.directory)) as embedder:
+
+        def only_the_first(run_dir):
+            return [step for step in original(run_dir) if step == 0]
+
+        original, tiny.missing_versions = tiny.missing_versions, only_the_first
+        try:
+            with pytest.raises(TimeoutError, match=r"step 3: index 00000000 is older than max_index_age_steps=2"):
+                run_realm(
+                    str(tmp_path), str(corpus.directory), 6, "asynchronous",
+                    refresh=RefreshConfig(snapshot_every_steps=3, poll_secs=0.02, max_index_age_steps=2, when_too_old="stop"),
+                )  # fmt: skip
+        finally:
+            tiny.missing_versions = original
+    assert embedder.built == [0] or embedder.built[0] == 0
+    assert read_json(run.trainer_status(0))["state"] == "failed"
+
+
+def test_without_an_embed_job_the_run_says_so(corpus, tmp_path):
+    refresh = RefreshConfig(mode="synchronous", timeout_secs=0.2, poll_secs=0.02)
+    with pytest.raises(
+        TimeoutError, match=r"no index version 00000000 was published within 0 s; is the embed job running"
+    ):
+        run_realm(str(tmp_path), str(corpus.directory), refresh=refresh)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"snapshot_every_steps": 0}, "must be at least 1"),
+        ({"embedder": "in_trainer"}, "cannot be asynchronous"),
+        ({"mode": "replay"}, "replay_file goes with mode='replay'"),
+        ({"replay_file": "x"}, "replay_file goes with mode='replay'"),
+    ],
+)
+def test_refresh_settings_that_cannot_be(changes, message):
+    with pytest.raises(ValueError, match=message):
+        RefreshConfig(**changes)
