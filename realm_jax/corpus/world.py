@@ -11,7 +11,7 @@ import functools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from random import Random
-from typing import Literal, NamedTuple, TypeVar
+from typing import ClassVar, Literal, NamedTuple, TypeVar
 
 from realm_jax.corpus.sources.article import Article
 from realm_jax.corpus.world_phrases import (
@@ -233,7 +233,7 @@ class _NameMaker:
     onsets = tuple("b br d dr f g gr h j k kl l m n p pr r s st sk t tr th v z".split())
     vowels = tuple("a e i o u a e o ai ea".split())
     codas = ("", "", "", "l", "n", "r", "s", "th", "m", "k", "nd", "rt", "x")
-    endings = {
+    endings: ClassVar[dict[str, tuple[str, ...]]] = {
         "first": ("a", "o", "en", "is", "eth", "ik", "an"),
         "surname": ("er", "ock", "ell", "ard", "ish", "un", "ov", "ane"),
         "town": ("ton", "burg", "by", "haven", "ford", "mere", "stad", "wick"),
@@ -247,7 +247,8 @@ class _NameMaker:
         self._used: set[str] = set()
 
     def make(self, sort: str, count: int) -> list[str]:
-        rng, names = self._rng, []
+        rng = self._rng
+        names: list[str] = []
         num_syllables, failures = 1, 0
         while len(names) < count:
             stem = "".join(

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import hashlib
+import itertools
 import re
 import subprocess
 import sys
@@ -54,12 +55,12 @@ def test_spans_are_characters_of_their_text(world: World) -> None:
         assert sentence.text[slice(*sentence.object_span)] == sentence.answer
         assert sentence.salient_spans == (sentence.object_span,)
         assert sentence.object_span in sentence.all_spans
-        assert all(a[1] <= b[0] for a, b in zip(sentence.all_spans, sentence.all_spans[1:]))
+        assert all(a[1] <= b[0] for a, b in itertools.pairwise(sentence.all_spans))
         assert (sentence.text[0].isupper() or sentence.text[0].isdigit()) and sentence.text.endswith(".")
         assert not re.search(r"[{}]|,,|,\.|  | ,", sentence.text), sentence.text
     for article in world.articles:
         assert article.salient_spans
-        assert all(a[1] <= b[0] for a, b in zip(article.salient_spans, article.salient_spans[1:]))
+        assert all(a[1] <= b[0] for a, b in itertools.pairwise(article.salient_spans))
         assert any(article.text[slice(*span)] in names for span in article.salient_spans)
         assert not re.search(r"[{}]|  | \.", article.text), article.text
 
