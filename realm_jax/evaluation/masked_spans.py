@@ -112,7 +112,8 @@ class MaskedSpanEvaluation:
         for batch in self.batches():
             ids.append(search(batch, max(recall_at)).ids)
             gold.append(batch.gold_documents)
-        found = (np.concatenate(ids) == np.concatenate(gold)[:, None])[: len(self.rows)]
+        wanted = np.concatenate(gold)[:, None]
+        found = ((np.concatenate(ids) == wanted) & (wanted >= 0))[: len(self.rows)]  # a missing hit is -1 too
         return {f"heldout_recall_at_{k}": float(found[:, :k].any(axis=1).mean()) for k in recall_at}
 
     def evaluate(self, params: Mapping[str, Any], search: Search, num_examples: int = 0) -> Spans:
