@@ -71,9 +71,7 @@ class WorldConfig:
         check_fields(self)
         facts_known = min(len(facts) for facts in FACTS.values())
         if not 20 <= self.num_articles <= MAX_ARTICLES:
-            raise ValueError(
-                f"WorldConfig.num_articles must lie in 20..{MAX_ARTICLES}, got {self.num_articles}"
-            )
+            raise ValueError(f"WorldConfig.num_articles must lie in 20..{MAX_ARTICLES}, got {self.num_articles}")
         if not 1 <= self.min_facts <= self.max_facts <= facts_known:
             raise ValueError(
                 f"WorldConfig needs 1 <= min_facts <= max_facts <= {facts_known}, "
@@ -187,14 +185,10 @@ def generate(config: WorldConfig) -> World:
             orders = _shuffled(rng, range(3))  # no wording twice for a fact, as long as there are others
             for number in range(config.sentences_per_fact):
                 subject = (f"{article_id}-x-{fact.relation}-{number}", article_id, split, entity)
-                sentences.append(
-                    _write_sentence(subject, fact, facts, orders[number % 3], pools, config, rng)
-                )
+                sentences.append(_write_sentence(subject, fact, facts, orders[number % 3], pools, config, rng))
         for fact in _sample(rng, facts, min(config.questions_per_article, len(facts))):
             text = fact.phrases.question.replace("{s}", entity.name)
-            questions.append(
-                Question(f"{article_id}-q-{fact.relation}", text, fact.object, article_id, split)
-            )
+            questions.append(Question(f"{article_id}-q-{fact.relation}", text, fact.object, article_id, split))
     return World(articles, sentences, questions, restatements)
 
 
@@ -252,8 +246,7 @@ class _NameMaker:
         num_syllables, failures = 1, 0
         while len(names) < count:
             stem = "".join(
-                _pick(rng, self.onsets) + _pick(rng, self.vowels) + _pick(rng, self.codas)
-                for _ in range(num_syllables)
+                _pick(rng, self.onsets) + _pick(rng, self.vowels) + _pick(rng, self.codas) for _ in range(num_syllables)
             )
             name = (stem + _pick(rng, self.endings[sort])).capitalize()
             if name in self._used:
@@ -281,9 +274,7 @@ def _invent_entities(config: WorldConfig, rng: Random) -> _Pools:
     stems = make("town", words("town", 3))
     # Half the companies bear a family's name, so that a name alone tells neither the kind nor the entity.
     num_company_words = words("company", 3)
-    company_words = make("company", (num_company_words + 1) // 2) + _sample(
-        rng, surnames, num_company_words // 2
-    )
+    company_words = make("company", (num_company_words + 1) // 2) + _sample(rng, surnames, num_company_words // 2)
     bearers = {
         "person": [(first, last) for last in surnames for first in first_names],
         "town": [(modifier, stem) for stem in stems for modifier in ("", *TOWN_MODIFIERS)],
@@ -314,9 +305,7 @@ def _invent_entities(config: WorldConfig, rng: Random) -> _Pools:
 def _distinct(rng: Random, items: Sequence[T], count: int) -> list[T]:
     """`count` distinct items without shuffling all of a long list."""
     if count > len(items):
-        raise ValueError(
-            f"the world has {len(items)} names for {count} entities; lower WorldConfig.name_sharing"
-        )
+        raise ValueError(f"the world has {len(items)} names for {count} entities; lower WorldConfig.name_sharing")
     if 2 * count > len(items):
         return _sample(rng, items, count)
     chosen: dict[int, None] = {}
@@ -382,9 +371,7 @@ def _write_article(
     """Writes every fact twice: in a sentence of its own, and in a summary line of catch phrases at the end."""
     sentences = [(_pick(rng, fact.phrases.article[:2]), fact.object) for fact in facts]
     if rng.random() < config.passing_mentions:
-        mentioned = _other(
-            rng, pools.names_by_kind[entity.kind], {entity.name, *(fact.object for fact in facts)}
-        )
+        mentioned = _other(rng, pools.names_by_kind[entity.kind], {entity.name, *(fact.object for fact in facts)})
         place = int(rng.random() * len(sentences)) + 1
         sentences.insert(place, (_pick(rng, PASSING_MENTIONS[entity.kind]), mentioned))
 

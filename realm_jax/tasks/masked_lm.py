@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from realm_jax import losses
 from realm_jax.corpus.store import Corpus
-from realm_jax.data.own_document import OwnDocumentBatch, OwnDocumentExamples
+from realm_jax.data.own_document import Lesson, OwnDocumentBatch, OwnDocumentExamples
 from realm_jax.losses import WeightedSum
 from realm_jax.models import KnowledgeEncoder, TransformerConfig, forward_flops
 from realm_jax.tasks.ict import check_vocabulary
@@ -45,29 +45,19 @@ class MaskedLm:
 
     corpus: str
     reader: TransformerConfig
-    joint_len: int = 384
+    lessons: tuple[Lesson, ...] = (Lesson(until_step=0, joint_len=384, max_sentences=3),)
     max_masks: int = 10
-    max_sentences: int = 3  # taken out of a document at once
-    short_steps: int = 0  # steps of easy examples at the beginning, see OwnDocumentExamples
-    short_sentences: int = 4
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.max_sentences < 1 or self.max_masks < 1:
-            raise ValueError("MaskedLm.max_sentences and max_masks must be at least 1")
+        if self.max_masks < 1 or not self.lessons:
+            raise ValueError("MaskedLm needs max_masks of at least 1 and at least one Lesson")
 
     def build(self, seed: int) -> Task:
         corpus = Corpus.open(self.corpus)
         check_vocabulary(corpus, self.reader.vocab_size, "reader")
-        examples = OwnDocumentExamples(
-            corpus,
-            joint_len=self.joint_len,
-            max_masks=self.max_masks,
-            max_sentences=self.max_sentences,
-            short_steps=self.short_steps,
-            short_sentences=self.short_sentences,
-            seed=seed,
-        )
+        examples = OwnDocumentExamples(corpus, lessons=self.lessons, max_masks=self.max_masks, seed=seed)
+        joint_len = self.lessons[-1].joint_len
 
         def init(rng: jax.Array) -> Params:
             ids = jnp.ones((1, 8), jnp.int32)
@@ -80,7 +70,7 @@ class MaskedLm:
             loss=functools.partial(masked_lm_loss, reader=self.reader),
             examples=examples.batch,
             batch=lambda batch: batch,
-            tokens_per_example=self.joint_len,
-            flops_per_example=3 * forward_flops(self.reader, self.joint_len),
+            tokens_per_example=joint_len,
+            flops_per_example=3 * forward_flops(self.reader, joint_len),
             can_accumulate=True,
         )

@@ -140,7 +140,7 @@ def train(
         non_finite=non_finite,
         max_skipped_updates=max_skipped_updates,
     )
-    compiled: Callable[..., Any] | None = None
+    programs: dict[tuple[tuple[int, ...], ...], Callable[..., Any]] = {}  # one a shape of batch; there are few
     stop_requested, restore_signals = _stop_on_sigterm()
     outcome: Literal["finished", "failed"] = "failed"
     try:
@@ -160,10 +160,12 @@ def train(
             prepared = look_ahead.take(step)
             if step + 1 < num_steps:
                 look_ahead.start(step + 1, state.params, refresher.index if refresher else None)
-            if compiled is None:
-                compiled = _compile(step_fn, state, prepared.batch, rng)
-            state, figures = compiled(state, prepared.batch, rng)
-            recorder.dispatched(step, figures, prepared, refresher)
+            shapes = tuple(leaf.shape for leaf in jax.tree.leaves(prepared.batch))
+            is_new = shapes not in programs
+            if is_new:
+                programs[shapes] = _compile(step_fn, state, prepared.batch, rng)
+            state, figures = programs[shapes](state, prepared.batch, rng)
+            recorder.dispatched(step, figures, prepared, refresher, is_timed=not is_new)
             recorder.drain(keep=1)  # waits for the step before this one, so that one is always in flight
 
             if refresher is not None and evaluate is not None and _due(evaluate_every_steps, step + 1, num_steps):

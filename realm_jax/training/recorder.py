@@ -31,6 +31,7 @@ class _InFlight(NamedTuple):
     done: concurrent.futures.Future[tuple[dict[str, float], float]]  # figures, time.perf_counter() when computed
     ready_at: float
     host_figures: dict[str, float]
+    is_timed: bool
 
 
 class Recorder:
@@ -73,7 +74,6 @@ class Recorder:
         self._in_flight: collections.deque[_InFlight] = collections.deque()
         self._window: list[dict[str, float]] = []
         self._pause_ms = 0.0
-        self._timed_from = first_step + 1  # the first step compiles
         self._num_steps = num_steps
 
     def swapped(self, swap: Swap | None, step: int) -> None:
@@ -87,9 +87,14 @@ class Recorder:
                 file.write(json.dumps({**swap._asdict(), "step": step, "time": time.time()}) + "\n")
 
     def dispatched(
-        self, step: int, figures: dict[str, jax.Array], prepared: Prepared, refresher: Refresher | None
+        self,
+        step: int,
+        figures: dict[str, jax.Array],
+        prepared: Prepared,
+        refresher: Refresher | None,
+        is_timed: bool = True,
     ) -> None:
-        """Notes a step that was handed to the device."""
+        """Notes a step that was handed to the device; one that was compiled first is not timed."""
         host_figures = {}
         if refresher is not None:
             host_figures = {
@@ -101,7 +106,7 @@ class Recorder:
             }
             self._pause_ms = 0.0
         done = self._executor.submit(_wait, figures)
-        self._in_flight.append(_InFlight(step, done, prepared.ready_at, host_figures))
+        self._in_flight.append(_InFlight(step, done, prepared.ready_at, host_figures, is_timed))
 
     def drain(self, keep: int) -> None:
         """Waits for all but the last `keep` steps and records them.
@@ -114,7 +119,7 @@ class Recorder:
             figures, done_at = flight.done.result()
             previous_done_at, self._now = self._now, done_at
             figures |= flight.host_figures
-            if flight.step >= self._timed_from:
+            if flight.is_timed:
                 self._timer.step_done()
                 if flight.host_figures:
                     figures["retrieval_wait_ms"] = max(0.0, flight.ready_at - previous_done_at) * 1e3

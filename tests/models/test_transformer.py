@@ -75,17 +75,21 @@ def bert(params, config, ids, segments, mask):
     head_dim = config.hidden_size // config.num_heads
     for number in range(config.num_layers):
         layer = jax.tree.map(lambda leaf, n=number: leaf[n], p["layers"])
-        weight, bias = layer["attention"]["qkv"]["kernel"], layer["attention"]["qkv"]["bias"]
+        attention = layer["attention"]
         context = np.zeros_like(hidden)
         attended = np.zeros_like(hidden)
         for head in range(config.num_heads):
-            query, key, value = (hidden @ weight[:, which, head] + bias[which, head] for which in range(3))
+            of_head = slice(head * head_dim, (head + 1) * head_dim)
+            query, key, value = (
+                hidden @ attention[name]["kernel"][:, of_head] + attention[name]["bias"][of_head]
+                for name in ("query", "key", "value")
+            )
             scores = query @ key.transpose(0, 2, 1) / math.sqrt(head_dim)
             scores = np.where(mask[:, None, :], scores, -1e30)
             weights = np.exp(scores - scores.max(-1, keepdims=True))
             context = weights / weights.sum(-1, keepdims=True) @ value
-            attended += context @ layer["attention"]["out"]["kernel"][head]
-        hidden = norm(hidden + attended + layer["attention"]["out"]["bias"], layer["attention_norm"])
+            attended += context @ attention["out"]["kernel"][of_head]
+        hidden = norm(hidden + attended + attention["out"]["bias"], layer["attention_norm"])
         inner = gelu(hidden @ layer["feed_forward"]["wi"]["kernel"] + layer["feed_forward"]["wi"]["bias"])
         outer = inner @ layer["feed_forward"]["wo"]["kernel"] + layer["feed_forward"]["wo"]["bias"]
         hidden = norm(hidden + outer, layer["output_norm"])
