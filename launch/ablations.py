@@ -1,0 +1,198 @@
+"""The paper's Table 2 in small: what each part of REALM is worth on the embedded corpus, over several seeds.
+
+    python launch/ablations.py --run_dir=runs/ablations --seeds=0,1,2
+
+Every seed has its own world, its own warm starts (shared by its variants) and its own runs, two at a time, each on half of
+the cores, the index refreshed inside the trainer (synchronous, so that a run is reproducible). Done runs are not done
+again. Writes RUN/table.md and RUN/table.json.
+"""
+
+import argparse
+import dataclasses
+import math
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from processes import Child, Display, split_cores
+
+from realm_jax.run_dir import RunDir, read_json, write_json_atomically, write_text_atomically
+
+RUN_FILE = "runs/realm_tiny.gin"
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A row of the table: a name and what differs from REALM."""
+
+    name: str
+    bindings: tuple[str, ...] = ()
+
+
+VARIANTS = (
+    Variant("REALM"),
+    Variant("index never refreshed", ("--gin.RefreshConfig.mode=frozen",)),
+    Variant("uniform masks", ("--gin.MaskingConfig.kind=uniform",)),
+    Variant("random span masks", ("--gin.MaskingConfig.kind=random_span",)),
+    Variant("per-span marginal", ("--gin.Realm.marginal=per_span",)),
+    # as many documents as the others, so that only the null document is missing
+    Variant("no null document", ("--gin.Realm.null_document=False", "--gin.Realm.num_candidates=4")),
+)
+FIGURES = ("recall_at_1", "recall_at_5", "recall_at_20", "with_retrieval", "null_only", "null_document_prob")
+HEADS = ("recall@1", "recall@5", "recall@20", "span right", "without documents", "weight of null")
+
+
+class Ablations:
+    """Runs what is missing, two processes at a time."""
+
+    def __init__(self, run: RunDir, seeds: Sequence[int], num_steps: int | None, others: Sequence[str]):
+        self.run, self.seeds, self.others = run, seeds, list(others)
+        self.num_steps = [f"--gin.train.num_steps={num_steps}"] if num_steps else []
+        self.display = Display()
+        self.running: dict[int, Child] = {}
+
+    def of_seed(self, seed: int) -> RunDir:
+        return RunDir.of(self.run.path / f"seed{seed}")
+
+    def of_variant(self, seed: int, variant: Variant) -> RunDir:
+        return RunDir.of(self.of_seed(seed).path / variant.name.replace(" ", "_"))
+
+    def command(self, job: str, run: RunDir, gin_file: str, seed: int, extra: Sequence[str] = ()) -> list[str]:
+        corpus = self.of_seed(seed).corpus
+        macros = [f"--gin.CORPUS={corpus}"]
+        if gin_file == RUN_FILE:
+            stages = tuple(str(self.of_seed(seed).stage(name).path) for name in ("ict", "reader"))
+            macros += [f"--gin.X_CORPUS={corpus / 'x_train'}", f"--gin.HELDOUT={corpus / 'x_heldout'}"]
+            macros += [f"--gin.WARM_START={stages}", f"--gin.WorldConfig.seed={seed}"]
+        seeded = [f"--gin.train.seed={seed}"] if job == "train" else []
+        return [
+            sys.executable, "-m", "realm_jax", job, f"--run_dir={run.path}", f"--gin_file={gin_file}",
+            *macros, *seeded, *extra, *self.others,
+        ]  # fmt: skip
+
+    def work(self) -> Iterator[tuple[str, list[list[str]]]]:
+        """(name, commands in order) of everything there is to do; corpora and warm starts come first."""
+        inside = ["--gin.RefreshConfig.embedder=in_trainer"]
+        for seed in self.seeds:
+            base = self.of_seed(seed)
+            corpus = self.command("corpus", base, RUN_FILE, seed)
+            yield f"reader{seed}", [corpus, self.command("train", base.stage("reader"), "runs/reader_tiny.gin", seed)]
+            yield f"ict{seed}", [corpus, self.command("train", base.stage("ict"), "runs/ict_tiny.gin", seed)]
+        for variant in VARIANTS:
+            for seed in self.seeds:
+                run = self.of_variant(seed, variant)
+                if run.evaluation("reading").exists():
+                    continue
+                mode = [] if "mode=frozen" in " ".join(variant.bindings) else ["--gin.RefreshConfig.mode=synchronous"]
+                extra = [*inside, *mode, *variant.bindings]
+                yield (
+                    f"{variant.name} {seed}",
+                    [
+                        self.command("train", run, RUN_FILE, seed, [*extra, *self.num_steps]),
+                        self.command("evaluate", run, RUN_FILE, seed, [*extra, *self.num_steps]),
+                    ],
+                )
+
+    def go(self) -> None:
+        """Works through everything.
+
+        Raises:
+          SystemExit: a process failed; its log is named.
+        """
+        halves = split_cores()
+        queue = list(self.work())
+        for corpus in [commands[0] for name, commands in queue if name.startswith("reader")]:
+            self.follow([("corpus", [corpus])], halves)
+        warm = [(name, commands[1:]) for name, commands in queue if name.startswith(("reader", "ict"))]
+        self.follow(warm, halves)
+        self.follow([item for item in queue if not item[0].startswith(("reader", "ict"))], halves)
+        self.display.done()
+
+    def follow(self, queue: list[tuple[str, list[list[str]]]], halves: tuple[list[int], list[int]]) -> None:
+        todo, slots = list(queue), dict[int, tuple[str, list[list[str]], Child]]()
+        while todo or slots:
+            for half in (0, 1):
+                if half in slots:
+                    name, rest, child = slots[half]
+                    if child.running():
+                        continue
+                    if child.process.returncode:
+                        self.stop()
+                        raise SystemExit(f"{name} failed; the end of {child.log}:\n{child.last_words()}")
+                    slots.pop(half)
+                    if rest:
+                        slots[half] = (name, rest[1:], self.start(half, name, rest[0], halves))
+                elif todo:
+                    name, commands = todo.pop(0)
+                    slots[half] = (name, commands[1:], self.start(half, name, commands[0], halves))
+            self.display.show(" · ".join(name for name, _, _ in slots.values()) + f", {len(todo)} to come")
+            time.sleep(0.5)
+
+    def start(self, half: int, name: str, command: list[str], halves: tuple[list[int], list[int]]) -> Child:
+        log = self.run.path / "logs" / f"{name.replace(' ', '_')}.log"
+        self.running[half] = Child(name, command, log, halves[half], {})
+        return self.running[half]
+
+    def stop(self) -> None:
+        for child in self.running.values():
+            child.stop()
+
+    def rows(self) -> dict[str, list[dict[str, float]]]:
+        """Figures of each row by seed."""
+        found: dict[str, list[dict[str, float]]] = {"ICT only": []}
+        for variant in VARIANTS:
+            for seed in self.seeds:
+                run = self.of_variant(seed, variant)
+                retrieval = read_json(run.evaluation("retrieval"))["rows"]
+                reading = read_json(run.evaluation("reading"))["rows"]
+                found.setdefault(variant.name, []).append({**retrieval["checkpoint"], **reading["realm"]})
+                if variant is VARIANTS[0]:
+                    found["ICT only"].append({**retrieval["ict"], **reading["ict"]})
+                    found.setdefault("BM25", []).append({**retrieval["bm25"], **reading["bm25"]})
+        return found
+
+
+def table(rows: dict[str, list[dict[str, float]]], seeds: Sequence[int]) -> str:
+    """Markdown: mean ± standard deviation over seeds."""
+    lines = ["| | " + " | ".join(HEADS) + " |", "|---" * (len(HEADS) + 1) + "|"]
+    for name, runs in rows.items():
+        cells = []
+        for figure in FIGURES:
+            values = [run[figure] for run in runs if figure in run]
+            spread = statistics.stdev(values) if len(values) > 1 else math.nan
+            cells.append(f"{statistics.mean(values):.3f} ± {spread:.3f}" if values else "–")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", f"Seeds: {', '.join(map(str, seeds))}; mean ± standard deviation."])
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run_dir", default="runs/ablations")
+    parser.add_argument("--seeds", default="0,1,2", help="comma-separated; default 0,1,2")
+    parser.add_argument("--num_steps", type=int, help="REALM steps of every variant; default: the run file's")
+    known, others = parser.parse_known_args(arguments)
+    if any(not argument.startswith("--gin.") for argument in others):
+        parser.error(f"unknown argument {others[0]}; besides the above only --gin.NAME.PARAM=VALUE is passed on")
+    seeds = [int(seed) for seed in known.seeds.split(",")]
+    ablations = Ablations(RunDir.of(known.run_dir), seeds, known.num_steps, others)
+    ablations.run.path.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        ablations.go()
+    finally:
+        ablations.stop()
+    rows = ablations.rows()
+    write_json_atomically(ablations.run.path / "table.json", rows)
+    text = table(rows, seeds)
+    write_text_atomically(ablations.run.path / "table.md", text + "\n")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
