@@ -1,0 +1,187 @@
+"""Masked sentences beside the rest of their document: what is taken out, what is left, and how lessons grow."""
+
+import numpy as np
+import pytest
+
+from realm_jax.corpus.store import make_corpus
+from realm_jax.data.inputs import SpecialIds
+from realm_jax.data.order import batch_positions
+from realm_jax.data.own_document import Lesson, OwnDocumentExamples
+from tests import tiny
+
+TOKENIZER = tiny.tokenizer()
+SPECIAL = SpecialIds.of(TOKENIZER)
+WHOLE = Lesson(until_step=0, joint_len=128)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return tiny.corpus(tmp_path_factory.mktemp("z"))
+
+
+def source(corpus, *lessons, max_masks=4, seed=0):
+    return OwnDocumentExamples(corpus, lessons=lessons or (WHOLE,), max_masks=max_masks, seed=seed)
+
+
+def one_document(directory, *sentences, salient=(), title=""):
+    return make_corpus(directory, [tiny.article(title, list(sentences), salient)], TOKENIZER, with_text=False)
+
+
+def rows_of(batch):
+    """(text of the sentences taken out, as they were; masked pieces; text of the rest) of every row."""
+    for row in range(len(batch.joint.ids)):
+        ids, segments = batch.joint.ids[row].copy(), batch.joint.segment_ids[row]
+        used = batch.mask_weights[row] > 0
+        where = batch.mask_positions[row][used]
+        assert used.tolist() == sorted(used.tolist(), reverse=True) and set(batch.mask_weights[row]) <= {0.0, 1.0}
+        assert not batch.mask_positions[row][~used].any() and not batch.mask_targets[row][~used].any()
+        assert (ids[where] == SPECIAL.mask).all() and (ids == SPECIAL.mask).sum() == len(where)
+        ids[where] = batch.mask_targets[row][used]
+        (first_sep, last_sep) = np.flatnonzero(ids == SPECIAL.sep)
+        assert ids[0] == SPECIAL.cls and (where < first_sep).all() and not ids[last_sep + 1 :].any()
+        assert segments.tolist() == [int(first_sep < i <= last_sep) for i in range(len(ids))]
+        yield (
+            TOKENIZER.decode(ids[1:first_sep]),
+            TOKENIZER.decode(batch.mask_targets[row][used]),
+            TOKENIZER.decode(ids[first_sep + 1 : last_sep]),
+        )
+
+
+def sentences_of(corpus, document):
+    ends = corpus.sentence_ends[document]
+    return [TOKENIZER.decode(part) for part in np.split(np.asarray(corpus.bodies[document]), ends[:-1])]
+
+
+def test_a_sentence_is_taken_out_and_the_rest_holds_its_answer(corpus):
+    """Documents 1, 2, 4, 5 … of each three say the town twice; it is asked for there, and never the year, said once."""
+    examples, looked_up = source(corpus), 0
+    for step in range(5):
+        documents = examples.usable[examples.order(batch_positions(step, 16, slice(None)))]
+        for document, (taken, answer, rest) in zip(
+            documents, rows_of(examples.batch(step, 16, slice(None))), strict=True
+        ):
+            sentences = sentences_of(corpus, document)
+            place = sentences.index(taken)
+            assert rest == " ".join(sentences[:place] + sentences[place + 1 :])
+            assert answer in taken.split() and answer in tiny.TOWNS + tiny.YEARS
+            if document % 3:
+                assert answer in tiny.TOWNS and answer in rest.split()
+                looked_up += 1
+    assert looked_up > 40
+
+
+def test_documents_without_a_second_sentence_or_a_span_are_left_out(corpus, tmp_path):
+    assert sorted(set(range(tiny.NUM_DOCUMENTS)) - set(source(corpus).usable.tolist())) == [5, 9]
+    single = one_document(tmp_path / "a", "ann was born in oslo .", salient=("oslo",))
+    with pytest.raises(ValueError, match=r"no document .* two sentences and a salient span.* longer blocks or another"):
+        source(single)
+
+
+def test_the_subject_is_no_question(tmp_path):
+    """ann stands in the title and in both sentences, oslo in both sentences: only oslo is asked for."""
+    named = ["ann was born in oslo .", "ann lived in oslo ."]
+    corpus = one_document(tmp_path / "a", *named, salient=("ann", "oslo"), title="ann")
+    answers = {answer for step in range(20) for _, answer, _ in rows_of(source(corpus).batch(step, 1, slice(None)))}
+    assert answers == {"oslo"}
+    untitled = one_document(tmp_path / "b", *named, salient=("ann", "oslo"))
+    answers = {answer for step in range(20) for _, answer, _ in rows_of(source(untitled).batch(step, 1, slice(None)))}
+    assert answers == {"ann", "oslo"}
+
+
+def test_several_sentences_with_different_answers(tmp_path):
+    sentences = ["ann was in oslo .", "bob was in rome .", "oslo .", "rome .", "oslo and rome ."]
+    corpus = one_document(tmp_path, *sentences, salient=("oslo", "rome"))
+    examples, counts = source(corpus, Lesson(until_step=0, joint_len=64, max_sentences=3)), set()
+    for step in range(40):
+        ((taken, answers, rest),) = rows_of(examples.batch(step, 1, slice(None)))
+        answers = answers.split()
+        counts.add(len(answers))
+        assert len(set(answers)) == len(answers) and set(answers) <= {"oslo", "rome"}
+        number_taken = taken.count(".")
+        assert number_taken == len(answers) == len(sentences) - rest.count(".")
+        assert sorted([*taken.split(), *rest.split()]) == sorted(" ".join(sentences).split())
+        assert all(answer in rest.split() for answer in answers)  # five sentences, two of them taken at most
+    assert counts == {1, 2}  # three are allowed, but there are only two answers
+
+
+def test_masks_fit_their_slots(tmp_path):
+    corpus = one_document(
+        tmp_path, "ann was in oslo .", "bob was in rome .", "oslo .", "rome .", salient=("oslo", "rome")
+    )
+    examples = source(corpus, Lesson(until_step=0, joint_len=64, max_sentences=2), max_masks=1)
+    assert all(examples.batch(step, 1, slice(None)).mask_weights.tolist() == [[1.0]] for step in range(20))
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_a_window_is_laid_around_the_answer(tmp_path, window):
+    """Both sentences have 60 pieces around oslo; 6 are kept on either side of the mask, `window` of the answer."""
+    long = "often " * 30 + "oslo " + "so " * 28 + "."
+    corpus = one_document(tmp_path, long, long, salient=("oslo",))
+    examples = source(corpus, Lesson(until_step=0, joint_len=32, window=window))
+    places, lengths = set(), set()
+    for step in range(60):
+        ((taken, answer, rest),) = rows_of(examples.batch(step, 1, slice(None)))
+        assert answer == "oslo" and taken.split() == ["often"] * 6 + ["oslo"] + ["so"] * 6
+        assert rest.split().count("oslo") == 1
+        places.add(rest.split().index("oslo"))
+        lengths.add(len(rest.split()))
+    assert places == set(range(1, window + 2)) and max(lengths) == 2 * window + 2 and min(lengths) == 2
+
+
+def test_without_a_recurrence_the_window_is_the_beginning(tmp_path):
+    corpus = one_document(tmp_path, "ann was in oslo .", "often " * 20 + ".", salient=("oslo",))
+    ((taken, answer, rest),) = rows_of(
+        source(corpus, Lesson(until_step=0, joint_len=32, window=2)).batch(0, 1, slice(None))
+    )
+    assert (taken, answer, rest) == ("ann was in oslo .", "oslo", "often " * 4 + "often")
+
+
+def test_a_mask_beyond_the_row_is_no_mask_and_a_window_brings_it_back(tmp_path):
+    """oslo is piece 30 of its sentence: a row of 16 cannot reach it, a window around it can."""
+    corpus = one_document(tmp_path, "often " * 30 + "oslo .", "so ann was in rome .", salient=("oslo",))
+    far = source(corpus, Lesson(until_step=0, joint_len=16)).batch(0, 1, slice(None))
+    assert not far.mask_weights.any() and not far.mask_positions.any() and (far.joint.ids != SPECIAL.mask).all()
+    near = source(corpus, Lesson(until_step=0, joint_len=16, window=4)).batch(0, 1, slice(None))
+    assert near.mask_weights.sum() == 1 and near.joint.ids[0, near.mask_positions[0, 0]] == SPECIAL.mask
+    assert near.mask_positions[0, 0] == 7  # six pieces before it, after [CLS]
+    long_rest = source(corpus, Lesson(until_step=0, joint_len=64)).batch(0, 1, slice(None))
+    assert long_rest.mask_positions[0, 0] == 31 and TOKENIZER.decode(long_rest.mask_targets[0, :1]) == "oslo"
+
+
+@pytest.mark.parametrize("lesson", [WHOLE, Lesson(0, 32, window=3), Lesson(0, 64, max_sentences=3)])
+def test_a_batch_is_a_function_of_seed_step_and_row(corpus, lesson):
+    whole = source(corpus, lesson).batch(9, 8, slice(None))
+    used = source(corpus, lesson)
+    used.batch(2, 8, slice(None))  # what was drawn before does not matter
+    for rows in (slice(0, 8), slice(0, 3), slice(3, 8), slice(5, 6)):  # nor how rows lie on hosts
+        part = used.batch(9, 8, rows)
+        for name in ("mask_positions", "mask_targets", "mask_weights"):
+            np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[rows], err_msg=name)
+        np.testing.assert_array_equal(part.joint.ids, whole.joint.ids[rows])
+    np.testing.assert_array_equal(used.batch(19, 4, slice(None)).joint.ids, whole.joint.ids[4:])  # 2 × 4 as 1 × 8
+    assert not np.array_equal(source(corpus, lesson, seed=1).batch(9, 8, slice(None)).joint.ids, whole.joint.ids)
+
+
+def test_lessons_follow_each_other_and_the_last_goes_on(corpus):
+    lessons = (Lesson(2, 32, window=2), Lesson(4, 32, window=6), Lesson(5, 64, max_sentences=2))
+    examples = source(corpus, *lessons)
+    assert [examples.lesson(step) for step in (0, 1, 2, 3, 4, 5, 99)] == [lessons[i] for i in (0, 0, 1, 1, 2, 2, 2)]
+    shapes = {
+        tuple(leaf.shape for leaf in (*batch.joint, *batch[1:]))
+        for batch in (examples.batch(step, 8, slice(None)) for step in range(8))
+    }
+    assert {shape[0] for shape in shapes} == {(8, 32), (8, 64)} and len(shapes) == 2  # a program each
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"joint_len": 15}, "joint_len must be at least 16"),
+        ({"joint_len": 32, "max_sentences": 0}, "at least 1"),
+        ({"joint_len": 32, "window": 0}, "window at least 1"),
+        ({"joint_len": 32, "window": 4, "max_sentences": 2}, r"Lesson\.window goes with max_sentences=1"),
+    ],
+)
+def test_lessons_that_cannot_be(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Lesson(until_step=0, **settings)
