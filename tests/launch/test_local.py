@@ -1,0 +1,153 @@
+"""The launcher: its command line, and what it does with stages that end well, fail, die or are asked to stop."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tests.launch.stub_stages import load_launcher, stub_stages
+
+STUB = Path(__file__).with_name("stub_stages.py")
+REPORT = "print('recall_at_1 58.2'); print('the page')"
+
+
+@pytest.fixture(scope="module")
+def local():
+    return load_launcher()
+
+
+@pytest.fixture
+def quick(local, monkeypatch):
+    """Polls twenty-five times as often, backs off for tenths of seconds."""
+    hasty = SimpleNamespace(monotonic=time.monotonic, sleep=lambda secs: time.sleep(secs / 25))
+    monkeypatch.setattr(local, "time", hasty)
+    monkeypatch.setattr(local, "FIRST_BACK_OFF_SECS", 0.1)
+    monkeypatch.setattr(local, "LONGEST_BACK_OFF_SECS", 0.2)
+    before = signal.getsignal(signal.SIGTERM)
+    yield local
+    signal.signal(signal.SIGTERM, before)
+
+
+def appends(path, then="pass"):
+    """A program that writes down when it began."""
+    return f"import sys, time; open({str(path)!r}, 'a').write(str(time.monotonic()) + chr(10)); {then}"
+
+
+def waits_for_lines(path, count):
+    return f"import os, time\nwhile not os.path.exists({str(path)!r}) or len(open({str(path)!r}).readlines()) < {count}: time.sleep(0.02)"
+
+
+def test_the_command_line(local, tmp_path):
+    settings = local.parse([f"--run_dir={tmp_path}", "--gin.SEED=3"])
+    assert settings.run.path == tmp_path and settings.bindings == ("--gin.SEED=3",) and settings.documents is None
+    assert settings.embedder == "cpu" and settings.run_file == "runs/realm_tiny.gin"
+    own = local.parse(
+        [f"--run_dir={tmp_path}", f"--corpus={tmp_path}", "--embedder=devices", "--embedder_devices=3", "--trainer_devices=0,1"]
+    )  # fmt: skip
+    assert own.documents == str(tmp_path) and own.run_file == "runs/realm_documents.gin"
+    assert (own.embedder_devices, own.trainer_devices) == ("3", "0,1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--run_dir"),
+        (["--run_dir=x", "--gin_file=y"], "unknown argument --gin_file=y; besides the above only --gin.NAME.PARAM=VALUE"),
+        (["--run_dir=x", "--embedder=devices"], "needs --embedder_devices"),
+        (["--run_dir=x", "--embedder=elsewhere"], "invalid choice"),
+        (["--run_dir=x", "--corpus=not/there"], "--corpus=not/there does not exist"),
+    ],
+)  # fmt: skip
+def test_a_wrong_command_line(local, capsys, arguments, message):
+    with pytest.raises(SystemExit) as error:
+        local.parse(arguments)
+    assert error.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_cores_are_shared_out(local, monkeypatch):
+    processes = sys.modules["processes"]
+    for cores, expected in (({0, 1, 2}, ([0], [1, 2])), ({4, 5}, ([4], [5])), ({7}, ([7], [7]))):
+        monkeypatch.setattr(processes.os, "sched_getaffinity", lambda pid, cores=cores: cores)
+        assert processes.split_cores() == expected
+
+
+def test_all_stages_in_order(quick, monkeypatch, tmp_path, capsys):
+    begun = tmp_path / "order"
+    names = ["corpus", "reader", "ict", "train", "embed", "evaluate"]
+    scripts = {name: f"open({str(begun)!r}, 'a').write('{name} ')" for name in names}
+    scripts["train"] = waits_for_lines(tmp_path / "embedded", 1)
+    scripts["embed"] = appends(tmp_path / "embedded")
+    commands = stub_stages(quick, monkeypatch.setattr, scripts | {"report": REPORT})
+    stale = tmp_path / "run" / "status" / "trainer-00000.json"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("{}")
+    assert quick.main([f"--run_dir={tmp_path / 'run'}", "--gin.SEED=3"]) == 0
+    order = begun.read_text().split()
+    assert order[0] == "corpus" and set(order[1:3]) == {"ict", "reader"} and order[3:] == ["evaluate"]
+    assert not stale.exists()  # the embed job would take an earlier trainer's last word for this one's
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == ["recall_at_1 58.2", "the page", str(tmp_path / "run" / "report.html")]
+    by_name = {name: command for name, command in commands if name != "embed"}
+    assert list(by_name) == ["corpus", "reader", "ict", "train", "evaluate", "report"]
+    for name, command in by_name.items():
+        assert command[:3] == [sys.executable, "-m", "realm_jax"] and ("--gin.SEED=3" in command) == (name != "report")
+    assert f"--run_dir={tmp_path / 'run' / 'stages' / 'ict'}" in by_name["ict"]
+    assert any(part.startswith("--gin.WARM_START=") for part in by_name["train"])
+
+
+def test_a_dead_embedder_is_started_again_ever_later(quick, monkeypatch, tmp_path, capsys):
+    begun = tmp_path / "begun"
+    scripts = {"train": waits_for_lines(begun, 4), "embed": appends(begun, "sys.exit(3)"), "report": REPORT}
+    stub_stages(quick, monkeypatch.setattr, scripts)
+    assert quick.main([f"--run_dir={tmp_path / 'run'}"]) == 0
+    first, second, third, fourth, *_ = (float(line) for line in begun.read_text().split())
+    assert second - first > 0.1 and third - second > 0.2 and fourth - third > 0.2
+    notes = capsys.readouterr().err
+    assert notes.count("embed job ended with 3, starting it again in 0 s; see ") >= 3
+    assert str(tmp_path / "run" / "logs" / "embed.log") in notes
+
+
+def test_the_trainer_may_embed_by_itself(quick, monkeypatch, tmp_path):
+    commands = stub_stages(quick, monkeypatch.setattr, {"report": REPORT})
+    assert quick.main([f"--run_dir={tmp_path / 'run'}", "--embedder=in_trainer"]) == 0
+    assert "embed" not in [name for name, _ in commands]
+    (train,) = (command for name, command in commands if name == "train")
+    assert "--gin.RefreshConfig.embedder=in_trainer" in train
+
+
+@pytest.mark.parametrize("stage", ["corpus", "ict", "train", "evaluate"])
+def test_a_failing_stage_is_reported_with_the_end_of_its_log(quick, monkeypatch, tmp_path, capsys, stage):
+    fails = "import sys\nfor i in range(20): print('line', i)\nsys.exit(7)"
+    commands = stub_stages(quick, monkeypatch.setattr, {stage: fails, "report": REPORT})
+    assert quick.main([f"--run_dir={tmp_path / 'run'}"]) == 1
+    written = capsys.readouterr()
+    log = tmp_path / "run" / "logs" / f"{stage}.log"
+    assert f"{stage} ended with 7; the end of {log}:\nline 5\n" in written.err
+    assert "line 19" in written.err and "line 4\n" not in written.err and not written.out
+    assert "report" not in [name for name, _ in commands]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_being_stopped_ends_the_children_the_trainer_first(tmp_path, number, status):
+    launcher = subprocess.Popen(
+        [sys.executable, str(STUB), f"--run_dir={tmp_path / 'run'}"],
+        env=os.environ | {"STUB_PLACE": str(tmp_path)}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        end = time.monotonic() + 60
+        while not all((tmp_path / f"{name}.ready").exists() for name in ("train", "embed")):
+            assert time.monotonic() < end and launcher.poll() is None
+            time.sleep(0.02)
+        launcher.send_signal(number)
+        _, notes = launcher.communicate(timeout=60)
+    finally:
+        launcher.kill()
+    assert launcher.returncode == status
+    assert ("the same command goes on from here" in notes) == (number == signal.SIGINT)
+    assert (tmp_path / "ended").read_text().split() == ["train", "embed"]
