@@ -42,7 +42,7 @@ def assemble(run: RunDir) -> dict[str, Any] | None:
     return figures
 
 
-def _of_training(metrics: list[dict[str, Any]]) -> dict[str, float | None]:
+def _of_training(metrics: list[dict[str, Any]]) -> dict[str, int | float | None]:
     def values(name: str) -> np.ndarray:
         return series(metrics, name)[1]
 

@@ -8,7 +8,7 @@ import pytest
 
 from realm_jax.corpus.blocks import Block
 from realm_jax.corpus.store import make_corpus
-from realm_jax.evaluation.queries import check_any, masked_sentences, questions, texts_for_search, window
+from realm_jax.evaluation.queries import check_any, known_items, masked_sentences, questions, texts_for_search, window
 from realm_jax.text.tokenizers import SPECIAL_PIECES, WordPieceTokenizer
 
 WORDS = ["ann", "bob", "was", "born", "in", "oslo", "rome", "19", "##31", ".", "who", "river"]
@@ -69,6 +69,30 @@ def test_a_draw_repeats(tmp_path, tokenizer):
     assert len(gold) == 10 and gold == sorted(gold)
     assert gold == [min(q.gold) for q in masked_sentences(x, max_queries=10, seed=3).queries]
     assert gold != [min(q.gold) for q in masked_sentences(x, max_queries=10, seed=4).queries]
+
+
+def test_known_items_are_sentences_of_the_documents_themselves(tmp_path, tokenizer):
+    def two_sentences(source, second, spans):
+        text = "Bob was. " + second
+        ends = np.array([[0, 8], [9, len(text)]], np.int32)
+        return Block(f"{source}#0", source, "", text, ends, np.asarray(spans, np.int32).reshape(-1, 2))
+
+    blocks = [
+        two_sentences("a", "Ann was born in 1931.", [(25, 29)]),
+        two_sentences("b", "Ann was in Oslo.", []),  # nothing to mask
+        two_sentences("c", "In Rome Ann was.", [(12, 16)]),
+    ]
+    z = make_corpus(tmp_path / "z", blocks, tokenizer)
+    found = known_items(z)
+    first, second = found.queries
+    assert first.pieces.tolist() == [5, 7, 8, 9, MASK, MASK, 14] and first.text == "ann was born in ."
+    assert second.pieces.tolist() == [9, MASK, 5, 7, 14] and second.text == "in ann was ."
+    assert [query.gold for query in found.queries] == [{0}, {2}]
+    assert all(query.answers == () for query in found.queries) and found.dropped == {}
+    many = make_corpus(tmp_path / "many", [blocks[0]] * 30, tokenizer)
+    drawn = [known_items(many, max_queries=7, seed=seed).queries for seed in (1, 1, 2)]
+    gold = [[min(query.gold) for query in queries] for queries in drawn]
+    assert len(gold[0]) == 7 and gold[0] == sorted(gold[0]) == gold[1] != gold[2]
 
 
 def rows_to(path, rows):

@@ -1,0 +1,101 @@
+"""From a run directory written by hand to the figures of report.json."""
+
+import json
+import os
+import time
+
+import pytest
+
+from realm_jax.report.assemble import assemble, table
+from realm_jax.report.figures import check_figures
+from realm_jax.run_dir import RunDir, write_json_atomically
+
+METRICS = [
+    {"step": 1, "index_version": 0, "swap_pause_ms": 900.0, "index_age_steps": 0, "retrieval_wait_ms": 0.0},
+    {"step": 2, "index_version": 0, "swap_pause_ms": 0.0, "index_age_steps": 1, "retrieval_wait_ms": 30.0},
+    {"step": 3, "index_version": 2, "swap_pause_ms": 4.5, "index_age_steps": 0, "retrieval_wait_ms": 0.0},
+    {"step": 4, "index_version": 2, "swap_pause_ms": 0.0, "index_age_steps": 1, "retrieval_wait_ms": 0.0},
+    {"step": 5, "index_version": 4, "swap_pause_ms": 7.25, "index_age_steps": 3, "retrieval_wait_ms": 10.0},
+]
+STEP_SECS = [None, 0.5, 0.75, 0.5, 0.25]  # the first step compiles and is not timed
+
+
+def recalls(*figures):
+    return dict(zip(("recall_at_1", "recall_at_5", "recall_at_20"), figures, strict=True))
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = RunDir(tmp_path / "run")
+    run.metrics.mkdir(parents=True)
+    lines = [m | ({"step_secs": s} if s is not None else {}) for m, s in zip(METRICS, STEP_SECS, strict=True)]
+    run.metrics_jsonl.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = {
+        "bm25": recalls(0.1, 0.2, 0.3),
+        "ict": recalls(0.11, 0.21, 0.31),
+        "checkpoint": recalls(0.4, 0.5, 0.6),
+        "served_index": recalls(0.39, 0.49, 0.59) | {"search_recall": 0.998, "version": 4},
+    }
+    write_json_atomically(run.evaluation("retrieval"), {"rows": rows})
+    spans = {
+        "realm": {"with_retrieval": 0.7, "null_only": 0.05, "retrieval_utility": 1.5},
+        "ict": {"with_retrieval": 0.2, "null_only": 0.04, "retrieval_utility": 0.5},
+        "bm25": {"with_retrieval": 0.3, "null_only": 0.05, "retrieval_utility": 0.7},
+    }
+    write_json_atomically(run.evaluation("reading"), {"rows": spans})
+    write_json_atomically(run.corpus / "corpus.json", {"num_documents": 12, "num_pieces": 345})
+    run.config_file("train").write_text("import realm_jax.training.loop as loop\nloop.train.seed = 7\n")
+    run.config_file("corpus").write_text("")
+    begun = time.time() - 100
+    os.utime(run.config_file("corpus"), (begun, begun))
+    return run
+
+
+def test_the_figures(run):
+    figures = assemble(run)
+    check_figures(figures)
+    assert figures["recall_at_1"] == {"bm25": 0.1, "ict": 0.11, "realm": 0.4}
+    assert figures["recall_at_5"] == {"bm25": 0.2, "ict": 0.21, "realm": 0.5}
+    assert figures["recall_at_20"] == {"bm25": 0.3, "ict": 0.31, "realm": 0.6}
+    assert figures["masked_span_accuracy"] == {"bm25": 0.3, "ict": 0.2, "realm": 0.7, "null_only": 0.05}
+    assert figures["retrieval_utility"] == 1.5
+    assert figures["index_versions_served"] == 3  # 0, 2, 4
+    assert figures["swap_pause_ms_max"] == 7.25  # not the 900 ms waited for the first index
+    assert figures["index_age_steps_max"] == 3
+    assert figures["step_secs_median"] == 0.5
+    assert figures["step_secs_max_over_median_at_swaps"] == 1.5  # step 3: 0.75 s
+    assert figures["retrieval_wait_share"] == pytest.approx((0.040 / 5) / 0.5)
+    assert (figures["search_recall"], figures["served_index_version"]) == (0.998, 4)
+    assert figures["corpus"] == {"documents": 12, "pieces": 345} and figures["seed"] == 7
+    assert 100 <= figures["wall_secs"] < 160
+
+
+def test_a_run_without_a_warm_start_or_a_swap(run):
+    for name in ("retrieval", "reading"):
+        content = json.loads(run.evaluation(name).read_text())
+        del content["rows"]["ict"]
+        write_json_atomically(run.evaluation(name), content)
+    run.metrics_jsonl.write_text(json.dumps(METRICS[0]) + "\n")
+    run.config_file("train").write_text("")
+    figures = assemble(run)
+    check_figures(figures)
+    assert figures["recall_at_1"]["ict"] is None and figures["masked_span_accuracy"]["ict"] is None
+    assert figures["swap_pause_ms_max"] is None and figures["step_secs_max_over_median_at_swaps"] is None
+    assert figures["step_secs_median"] is None and figures["retrieval_wait_share"] is None
+    assert figures["index_versions_served"] == 1 and figures["seed"] == 0
+
+
+@pytest.mark.parametrize("name", ["retrieval", "reading"])
+def test_nothing_is_final_before_both_evaluations(run, name):
+    run.evaluation(name).unlink()
+    assert assemble(run) is None
+
+
+def test_the_table_is_in_per_cent(run):
+    figures = assemble(run)
+    figures["recall_at_20"]["ict"] = None
+    lines = [line.split() for line in table(figures).splitlines()]
+    assert lines[0] == ["held-out", "sentences", "bm25", "ict", "realm", "null_only"]
+    assert lines[1] == ["recall_at_1", "10.0", "11.0", "40.0"]
+    assert lines[3] == ["recall_at_20", "30.0", "60.0"]
+    assert lines[4] == ["masked_span_accuracy", "30.0", "20.0", "70.0", "5.0"]
