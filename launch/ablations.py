@@ -36,12 +36,12 @@ class Variant:
 
 VARIANTS = (
     Variant("REALM"),
-    Variant("index never refreshed", ("--gin.RefreshConfig.mode=frozen",)),
-    Variant("uniform masks", ("--gin.MaskingConfig.kind=uniform",)),
-    Variant("random span masks", ("--gin.MaskingConfig.kind=random_span",)),
-    Variant("per-span marginal", ("--gin.Realm.marginal=per_span",)),
+    Variant("index never refreshed", ("--gin.refresh.RefreshConfig.mode=frozen",)),
+    Variant("uniform masks", ("--gin.masking.MaskingConfig.kind=uniform",)),
+    Variant("random span masks", ("--gin.masking.MaskingConfig.kind=random_span",)),
+    Variant("per-span marginal", ("--gin.realm.Realm.marginal=per_span",)),
     # as many documents as the others, so that only the null document is missing
-    Variant("no null document", ("--gin.Realm.null_document=False", "--gin.Realm.num_candidates=4")),
+    Variant("no null document", ("--gin.realm.Realm.null_document=False", "--gin.realm.Realm.num_candidates=4")),
 )
 FIGURES = ("recall_at_1", "recall_at_5", "recall_at_20", "with_retrieval", "null_only", "null_document_prob")
 HEADS = ("recall@1", "recall@5", "recall@20", "span right", "without documents", "weight of null")
@@ -68,7 +68,7 @@ class Ablations:
         if gin_file == RUN_FILE:
             stages = tuple(str(self.of_seed(seed).stage(name).path) for name in ("ict", "reader"))
             macros += [f"--gin.X_CORPUS={corpus / 'x_train'}", f"--gin.HELDOUT={corpus / 'x_heldout'}"]
-            macros += [f"--gin.WARM_START={stages}", f"--gin.WorldConfig.seed={seed}"]
+            macros += [f"--gin.WARM_START={stages}", f"--gin.world.WorldConfig.seed={seed}"]
         seeded = [f"--gin.train.seed={seed}"] if job == "train" else []
         return [
             sys.executable, "-m", "realm_jax", job, f"--run_dir={run.path}", f"--gin_file={gin_file}",
@@ -77,7 +77,7 @@ class Ablations:
 
     def work(self) -> Iterator[tuple[str, list[list[str]]]]:
         """(name, commands in order) of everything there is to do; corpora and warm starts come first."""
-        inside = ["--gin.RefreshConfig.embedder=in_trainer"]
+        inside = ["--gin.refresh.RefreshConfig.embedder=in_trainer"]
         for seed in self.seeds:
             base = self.of_seed(seed)
             corpus = self.command("corpus", base, RUN_FILE, seed)
@@ -88,7 +88,7 @@ class Ablations:
                 run = self.of_variant(seed, variant)
                 if run.evaluation("reading").exists():
                     continue
-                mode = [] if "mode=frozen" in " ".join(variant.bindings) else ["--gin.RefreshConfig.mode=synchronous"]
+                mode = [] if "mode=frozen" in " ".join(variant.bindings) else ["--gin.refresh.RefreshConfig.mode=synchronous"]
                 extra = [*inside, *mode, *variant.bindings]
                 yield (
                     f"{variant.name} {seed}",

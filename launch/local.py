@@ -129,7 +129,7 @@ class Launcher:
         in_trainer = self.settings.embedder == "in_trainer"
         for status in self.run.status.glob("trainer-*.json"):
             status.unlink()  # of an earlier trainer: the embed job would take its last word for this one's
-        inside = ["--gin.RefreshConfig.embedder=in_trainer", "--gin.RefreshConfig.mode=synchronous"]
+        inside = ["--gin.refresh.RefreshConfig.embedder=in_trainer", "--gin.refresh.RefreshConfig.mode=synchronous"]
         trainer = self.child(
             "train", self.run, self.settings.run_file, [] if in_trainer else trainer_cores, "train",
             inside if in_trainer else (), _visible_devices(self.settings.trainer_devices),
