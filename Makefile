@@ -55,7 +55,7 @@ slow: install ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow $(PYTEST_ARGS)
 
 tpu-compile: $(VENV)-tpu/.installed ## compile the steps at the paper's size for TPUs that are not there
-	$(VENV)-tpu/bin/python -m pytest -q -m tpu_compile $(PYTEST_ARGS)
+	$(VENV)-tpu/bin/python -m pytest -q -s -m tpu_compile tests/tpu_compile $(PYTEST_ARGS)
 
 check: format-check lint types test ## format, lint, types, tests (which build every gin file)
 
