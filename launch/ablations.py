@@ -88,7 +88,11 @@ class Ablations:
                 run = self.of_variant(seed, variant)
                 if run.evaluation("reading").exists():
                     continue
-                mode = [] if "mode=frozen" in " ".join(variant.bindings) else ["--gin.refresh.RefreshConfig.mode=synchronous"]
+                mode = (
+                    []
+                    if "mode=frozen" in " ".join(variant.bindings)
+                    else ["--gin.refresh.RefreshConfig.mode=synchronous"]
+                )
                 extra = [*inside, *mode, *variant.bindings]
                 yield (
                     f"{variant.name} {seed}",

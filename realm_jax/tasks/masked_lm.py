@@ -34,6 +34,7 @@ def masked_lm_loss(
         rng is None,
         rngs=dropout_rngs(rng, 0),
     )
+    assert isinstance(logits, jax.Array)
     loss = losses.per_token_loss(losses.gold_log_probs(logits, batch.mask_targets), batch.mask_weights)
     right = (logits.argmax(axis=-1) == batch.mask_targets) * batch.mask_weights
     return loss, {"masked_accuracy": WeightedSum(right.sum(), loss.weight)}

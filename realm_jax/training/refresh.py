@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh
@@ -107,7 +107,7 @@ class Refresher:
         self._kept_versions = kept_versions
         self._replay = config.read_replay()
         self._snapshots = SnapshotWriter(run, mesh)
-        expected = {
+        expected: dict[str, Any] = {
             "corpus_fingerprint": retrieval.corpus.fingerprint,
             "embed_dim": retrieval.config.projection_size,
             "num_documents": retrieval.corpus.num_documents,

@@ -34,15 +34,21 @@ def batch_of(task, settings, corpus):
     return task.retrieval.join(examples, ids)
 
 
+@functools.cache
+def initial_state(settings):
+    task = settings.build(seed=0)
+    optimizer = OPTIMIZER.build(10, tuple(jax.eval_shape(task.init, jax.random.key(0))))
+    return jax.device_get(jax.jit(functools.partial(init_state, task=task, optimizer=optimizer))(jax.random.key(0)))
+
+
 def one_step(settings, corpus, devices=8, accumulation_steps=1, **axes):
     """Loss, metrics and parameters after one update without dropout."""
     task = settings.build(seed=0)
     mesh = MeshConfig(**axes).build(jax.devices()[:devices])
     learners = tuple(jax.eval_shape(task.init, jax.random.key(0)))
     optimizer = OPTIMIZER.build(10, learners)
-    init = functools.partial(init_state, task=task, optimizer=optimizer)
-    shardings = state_shardings(mesh, jax.eval_shape(init, jax.random.key(0)))
-    state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
+    initial = initial_state(settings)
+    state = jax.device_put(initial, state_shardings(mesh, jax.eval_shape(lambda: initial)))
     step = jax.jit(
         functools.partial(
             train_step,
@@ -100,8 +106,7 @@ def test_micro_batches_keep_rows_on_their_devices():
 
 
 def test_parameters_moved(corpus, realm_on_one):
-    task = tiny.realm(corpus.directory).build(seed=0)
-    before = jax.device_get(jax.jit(task.init)(jax.random.key(0)))
+    before = initial_state(tiny.realm(corpus.directory)).params
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, realm_on_one[1])
     assert min(moved["retriever"]["shared_encoder"]["projection"].values()) >= 0
     assert moved["retriever"]["shared_encoder"]["projection"]["kernel"] > 1e-4
