@@ -90,9 +90,7 @@ def test_a_fact_stands_in_one_article_only(world: World) -> None:
         for wording in facts[sentence.relation].article[:2]
     }
     holders = collections.Counter(
-        statement
-        for text in text_of.values()
-        for statement in {part.lower() for part in text.split(". ")} & stated
+        statement for text in text_of.values() for statement in {part.lower() for part in text.split(". ")} & stated
     )
     assert len(holders) > 300
     assert set(holders.values()) == {1}
@@ -121,14 +119,8 @@ def test_wordings_of_sentences_are_used_by_no_article() -> None:
             assert [w.count("{s}") for w in phrases.article] == [1, 1, 0]
             assert all(w.count("{o}") == 1 for w in (*phrases.article, phrases.clue))
             assert phrases.question.count("{s}") == 1
-    assert all(
-        frame.count("{c}") == 1 and len(re.findall(r"\{\d\}", frame)) == len(kinds) for frame, kinds in FRAMES
-    )
-    assert all(
-        "{s}" in wording and "{o}" in wording
-        for wordings in PASSING_MENTIONS.values()
-        for wording in wordings
-    )
+    assert all(frame.count("{c}") == 1 and len(re.findall(r"\{\d\}", frame)) == len(kinds) for frame, kinds in FRAMES)
+    assert all("{s}" in wording and "{o}" in wording for wordings in PASSING_MENTIONS.values() for wording in wordings)
 
 
 def test_partial_mentions_name_the_shared_word_and_a_second_fact_of_the_subject(world: World) -> None:
@@ -161,9 +153,7 @@ def test_names_are_shared_as_often_as_asked() -> None:
         world = generate(WorldConfig(num_articles=200, name_sharing=sharing))
         surnames = {article.title.split()[-1] for article in world.articles}
         people = [
-            a.title
-            for a in world.articles
-            if re.search(r"\b(born|married|Spouse|Pupil|grew up)\b", a.text, re.I)
+            a.title for a in world.articles if re.search(r"\b(born|married|Spouse|Pupil|grew up)\b", a.text, re.I)
         ]
         words = {title.split()[-1] for title in people}
         assert surnames and 0.5 * sharing < len(people) / len(words) < 2.2 * sharing
@@ -177,9 +167,7 @@ def test_bm25_like_overlap_does_not_give_the_document_away(world: World) -> None
     sentences = [s for s in world.sentences if s.split == "heldout"]
     for sentence in sentences:
         start, end = sentence.object_span
-        query = set(re.findall(r"\w+", (sentence.text[:start] + sentence.text[end:]).lower())) & set(
-            frequency
-        )
+        query = set(re.findall(r"\w+", (sentence.text[:start] + sentence.text[end:]).lower())) & set(frequency)
         rarest = min(sorted(query), key=frequency.__getitem__)
         right += next(article_id for article_id, bag in bags if rarest in bag) == sentence.gold_id
     assert 0.05 < right / len(sentences) < 0.5
