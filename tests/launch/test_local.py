@@ -117,7 +117,7 @@ def test_the_trainer_may_embed_by_itself(quick, monkeypatch, tmp_path):
     assert quick.main([f"--run_dir={tmp_path / 'run'}", "--embedder=in_trainer"]) == 0
     assert "embed" not in [name for name, _ in commands]
     (train,) = (command for name, command in commands if name == "train")
-    assert "--gin.RefreshConfig.embedder=in_trainer" in train
+    assert "--gin.refresh.RefreshConfig.embedder=in_trainer" in train
 
 
 @pytest.mark.parametrize("stage", ["corpus", "ict", "train", "evaluate"])

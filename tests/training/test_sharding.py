@@ -58,7 +58,7 @@ def test_every_large_kernel_is_cut(axes, least):
             layers += 1
         if name.endswith("token_embedding/embedding"):
             assert parts == axes.get("fsdp", 1)
-    assert layers == 3 * 3 * 4  # parameters and Adam's two moments, of three encoders, of four kernels
+    assert layers == 3 * 3 * 6  # parameters and two moments, of three encoders, of six kernels
     # Adam's moments lie where their parameters do
     for name, sharding in shardings.items():
         if "/mu/" in name or "/nu/" in name:
