@@ -50,6 +50,7 @@ def train(
     evaluate_every_steps: int = 0,
     non_finite: Literal["stop", "skip"] = "stop",
     max_skipped_updates: int = 10,
+    distributed: bool = False,
 ) -> dict[str, float]:
     """Trains a task; resumes by itself from the newest checkpoint in the run directory.
 
@@ -72,6 +73,8 @@ def train(
       non_finite: "stop" ends the run at a loss or gradient that is not finite, naming the step; "skip" leaves the update
         out, up to `max_skipped_updates` times.
       max_skipped_updates: see `non_finite`.
+      distributed: the run spans several processes, each started with this same command: joins them by
+        `jax.distributed.initialize()`, which finds TPU pods, Slurm and Kubernetes jobs by itself.
 
     Returns:
       The last step's metrics.
@@ -81,6 +84,8 @@ def train(
       TimeoutError: an index version or another host that did not come in time.
       NonFiniteUpdate: a loss or gradient that is not finite (a ValueError).
     """
+    if distributed:
+        jax.distributed.initialize()
     run = RunDir.of(run_dir)
     the_task = task.build(seed)
     the_mesh = mesh.build()

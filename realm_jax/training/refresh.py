@@ -159,7 +159,7 @@ class Refresher:
         self._status.update(index_version=self.version)
         if self.config.mode == "asynchronous":
             self._hot_swap.watch()
-        return swap
+        return swap._replace(pause_ms=0.0)  # nothing was running yet that could have been held up
 
     def begin_step(self, step: int, params: Params) -> Swap | None:
         """Hands out a snapshot if one is due, and swaps a version in if one is ready (or must be waited for).
