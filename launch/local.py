@@ -252,7 +252,8 @@ def main(arguments: Sequence[str]) -> int:
         return 130
     finally:
         launcher.stop()
-    print((settings.run.path / "logs" / "report.log").read_text().rsplit("$ ", 1)[-1].split("\n", 1)[1].rstrip())
+    said = (settings.run.path / "logs" / "report.log").read_text().rsplit("$ ", 1)[-1].splitlines()[1:]
+    print("\n".join(line for line in said if line.strip() != str(report)))
     print(report)
     return 0
 
