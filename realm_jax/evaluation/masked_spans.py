@@ -166,6 +166,11 @@ class MaskedSpanEvaluation:
         row: int,
     ) -> dict[str, Any]:
         tokenizer = self.corpus.tokenizer
+
+        def decode(ids: Int32[np.ndarray, "length"]) -> str:
+            # the model's table may have more rows than the tokenizer has pieces; an untrained one may predict them
+            return tokenizer.decode(np.where(ids < tokenizer.vocab_size, ids, tokenizer.unk_id))
+
         used = batch.mask_weights[row] > 0
         masked = batch.query.ids[row][1 : 1 + len(batch.sentences[row])]
         candidates = []
@@ -180,15 +185,15 @@ class MaskedSpanEvaluation:
                     "text": text,
                     "probability": float(predicted.retrieval_probs[row, column]),
                     "log_prob": float(predicted.gold_log_probs[row, column][used].sum()),
-                    "prediction": tokenizer.decode(predicted.candidate_ids[row, column][used]),
+                    "prediction": decode(predicted.candidate_ids[row, column][used]),
                     "is_gold": bool(document >= 0 and document == batch.gold_documents[row]),
                 }
             )
         return {
             "masked_sentence": with_blank(tokenizer, masked),
-            "answer": tokenizer.decode(batch.mask_targets[row][used]),
-            "prediction": tokenizer.decode(predicted.marginal_ids[row][used]),
-            "null_prediction": tokenizer.decode(predicted.null_ids[row][used]),
+            "answer": decode(batch.mask_targets[row][used]),
+            "prediction": decode(predicted.marginal_ids[row][used]),
+            "null_prediction": decode(predicted.null_ids[row][used]),
             "candidates": candidates,
         }
 

@@ -56,7 +56,9 @@ class Checkpoints:
         """Starts writing; the arrays may be donated as soon as this returns."""
         items: dict[str, Any] = {
             "state": ocp.args.StandardSave(unit.state),
-            "meta": ocp.args.JsonSave({"index_version": unit.index_version}),
+            "meta": ocp.args.JsonSave(
+                {"index_version": unit.index_version, "has_candidates": unit.candidate_ids is not None}
+            ),
         }
         if unit.candidate_ids is not None:
             items["candidates"] = ocp.args.StandardSave({"ids": unit.candidate_ids})
@@ -109,11 +111,10 @@ class Checkpoints:
             "state": ocp.args.StandardRestore(abstract_state),
             "meta": ocp.args.JsonRestore(),
         }
-        if batch_size is not None:
+        # The last step of a run selected nothing for a next one; every other checkpoint of a task with retrieval must.
+        has_candidates = bool(read_json(self._directory / str(step) / "meta" / "metadata")["has_candidates"])
+        if batch_size is not None and has_candidates:
             saved = self._manager.item_metadata(step)["candidates"]
-            if saved is None:
-                batch_size = None  # the last step of a run, which now goes on: nothing was selected for the next one
-        if batch_size is not None:
             shape = tuple(saved["ids"].shape)
             if shape[0] != batch_size:
                 raise ValueError(f"it was written with batch_size={shape[0]}, this run has batch_size={batch_size}")
@@ -122,7 +123,7 @@ class Checkpoints:
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         version = int(restored.meta["index_version"])
         self._versions[step] = version
-        ids = restored.candidates["ids"] if batch_size is not None else None
+        ids = restored.candidates["ids"] if "candidates" in items else None
         return ResumeUnit(restored.state, version, ids)
 
     def kept_versions(self) -> list[int]:

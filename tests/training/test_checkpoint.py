@@ -98,6 +98,17 @@ def test_a_task_without_retrieval_has_no_candidates(run, mesh):
     checkpoints.close()
 
 
+def test_the_last_checkpoint_of_a_run_is_read_again_in_a_fresh_process(run, mesh):
+    """It holds no candidates, since no step follows: starting a finished run again must not fail on that."""
+    checkpoints = Checkpoints(run)
+    checkpoints.save(2, ResumeUnit(state(mesh, 2), 1, None))
+    checkpoints.close()
+    again = Checkpoints(run)
+    unit = again.restore(wanted(state(mesh)), mesh, batch_size=8)
+    assert unit.candidate_ids is None and unit.index_version == 1 and int(unit.state.step) == 2
+    again.close()
+
+
 def test_old_checkpoints_go_and_the_versions_of_the_others_are_kept(run, mesh):
     checkpoints = saved(run, mesh, (2, 4, 6), max_to_keep=2)
     assert checkpoints.latest_step() == 6 and checkpoints.kept_versions() == [3, 5]
