@@ -182,7 +182,8 @@ def table(rows: dict[str, list[dict[str, float]]], seeds: Sequence[int]) -> str:
         for figure in FIGURES:
             values = [run[figure] for run in runs if figure in run]
             spread = statistics.stdev(values) if len(values) > 1 else math.nan
-            cells.append(f"{statistics.mean(values):.3f} ± {spread:.3f}" if values else "–")
+            shown = f"{statistics.mean(values):.3f}" if values else "–"
+            cells.append(shown if math.isnan(spread) else f"{shown} ± {spread:.3f}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", f"Seeds: {', '.join(map(str, seeds))}; mean ± standard deviation."])
 
