@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from realm_jax.corpus.blocks import PieceRows
 from realm_jax.corpus.cutting import CutBatch, Cutter, cut_in_order, in_batches
 from realm_jax.corpus.salient_spans import RuleTagger, SalientSpanTagger, SpacyTagger
 from realm_jax.corpus.sample import TextSample, sample_texts
-from realm_jax.corpus.sources import ORDINARY_CAUSES, Article, read_articles
+from realm_jax.corpus.sources import ORDINARY_CAUSES, Article, read_sources
 from realm_jax.corpus.sources.files import list_files
 from realm_jax.corpus.store import CORPUS_FILE, DEFAULT_TITLE_LEN, Corpus, CorpusInfo, CorpusWriter, read_info
 from realm_jax.corpus.world import WorldConfig
@@ -39,6 +38,7 @@ TRAIN_BPE = "train:bpe"
 RULES = "rules"
 TOO_SHORT = "too short"
 DUPLICATE = "exact duplicate block"
+RENAMED = "renamed_ids"
 WORDS_FILE = "salient_spans.json"
 _SMALLEST_BLOCK = 8
 
@@ -192,7 +192,8 @@ def corpus(
     Args:
       run_dir: the run; the corpus is written to RUN/corpus unless `output_dir` says otherwise.
       output_dir: where to write the corpus.
-      source: a file, a folder, `tfds:NAME`, or several of them; or "world", the generated encyclopedia.
+      source: a file, a folder, `tfds:NAME`, or a tuple of several; or "world", the generated encyclopedia. An id that
+        an earlier source has given gets the number of its source in front.
       source_format: a name of `sources.FORMATS`, or "auto".
       block_len: most pieces of a block; its title is not counted.
       title_len: most pieces of a title; the rest is cut.
@@ -264,6 +265,7 @@ def corpus(
         return info
 
     dropped: Counter[str] = Counter()
+    renamed: Counter[str] = Counter()
     needs_sample = given is None or tagger == RULES
     sample = _sample(sources, source_format, sample_chars, seed, max_dropped_share) if needs_sample else None
     texts = sample.texts if sample else []
@@ -271,13 +273,14 @@ def corpus(
     chosen_tagger = make_tagger(tagger, texts)
 
     def before_finish(counts: Counter[str]) -> None:
+        counts.update(renamed)
         _check_dropped(dropped, counts["articles"], max_dropped_share, sources)
         if isinstance(chosen_tagger, RuleTagger):
             chosen_tagger.save(directory / WORDS_FILE)
 
     build = Build(directory, chosen_tokenizer, chosen_tagger, block_len, title_len, min_pieces, num_workers)
     info = build.write(
-        _read(sources, source_format, dropped),
+        _read(sources, source_format, dropped, renamed),
         dropped,
         sample.chars_read if sample and sample.is_whole else None,
         before_finish,
@@ -339,12 +342,22 @@ def _counts(batch: list[Article], cut: CutBatch, rows: PieceRows) -> dict[str, i
     }
 
 
-def _read(sources: Sequence[str], source_format: str, dropped: Counter[str]) -> Iterator[Article]:
+def _read(
+    sources: Sequence[str], source_format: str, dropped: Counter[str], renamed: Counter[str] | None = None
+) -> Iterator[Article]:
+    """The articles; what is dropped or renamed on the way is counted."""
+
     def on_drop(cause: str) -> None:
         dropped[cause] += 1
 
-    # All are looked at before the first is read: a mistake in the last path should not show after hours.
-    return itertools.chain.from_iterable([read_articles(path, source_format, on_drop) for path in sources])
+    def on_rename(old_id: str, new_id: str) -> None:
+        if renamed is None:
+            return
+        if not renamed:
+            logger.warning("id %r is in more than one source; there it becomes %r, and others likewise", old_id, new_id)
+        renamed[RENAMED] += 1
+
+    return read_sources(sources, source_format, on_drop, on_rename)
 
 
 def _sample(

@@ -154,6 +154,26 @@ def test_several_sources_and_compressed_files(build, articles, tmp_path):
         file.writelines(json.dumps(article) + "\n" for article in articles[10:])
     made = build((first, str(second)))
     assert made.info.num_sources == 30 and made.documents_of("29").size
+    assert "renamed_ids" not in made.info.counts  # ids that do not meet stay as they are
+
+
+def test_ids_that_meet_are_told_apart(build, articles, tmp_path, caplog):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "5").write_text(text_of(40))
+    sources = (
+        write_jsonl(tmp_path / "a.jsonl", articles[:20]),
+        write_jsonl(tmp_path / "b.jsonl", [{"id": str(i), "text": text_of(i + 20)} for i in range(8)]),
+        str(folder),
+    )
+    with caplog.at_level("WARNING"):
+        made = build(sources)
+    assert made.info.counts["renamed_ids"] == 9 and made.info.num_sources == 29 and made.info.dropped == {}
+    assert caplog.text.count("id '0' is in more than one source; there it becomes '2:0', and others likewise") == 1
+    for source_id, i in (("5", 5), ("2:5", 25), ("3:5", 40)):
+        rows = made.documents_of(source_id)
+        assert "".join("".join(made.block(row).text.split()) for row in rows) == "".join(text_of(i).split())
+    assert made.documents_of("2:8").size == 0
 
 
 def test_a_finished_corpus_is_used_again(build, articles, tmp_path, caplog, monkeypatch):

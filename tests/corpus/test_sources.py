@@ -12,7 +12,7 @@ import types
 
 import pytest
 
-from realm_jax.corpus.sources import FORMATS, Article, detect_format, read_articles
+from realm_jax.corpus.sources import FORMATS, Article, detect_format, read_articles, read_sources
 
 
 def read(path, source_format="auto", **settings):
@@ -26,6 +26,32 @@ def json_line(**record):
 
 
 PASSAGES = "".join(json_line(id=f"p{i}", title=f"Title {i}", text=f"Text number {i} is here.") for i in range(200))
+
+
+# Several sources
+
+
+def test_several_sources_share_no_id(tmp_path):
+    for name, ids in (("a", ["1", "2", "2:2"]), ("b", ["2", "3"]), ("c", ["2", "2:2"])):
+        (tmp_path / name).write_text("".join(json_line(id=i, title=name, text=f"Of {name}.") for i in ids))
+    renamed = []
+    articles = read_sources([tmp_path / name for name in "abc"], on_rename=lambda *pair: renamed.append(pair))
+    assert [(article.title, article.id) for article in articles] == [
+        ("a", "1"),
+        ("a", "2"),
+        ("a", "2:2"),
+        ("b", "2:2:2"),  # "2:2" was taken
+        ("b", "3"),
+        ("c", "3:2"),
+        ("c", "3:2:2"),
+    ]
+    assert renamed == [("2", "2:2:2"), ("2", "3:2"), ("2:2", "3:2:2")]
+
+
+def test_the_last_of_several_sources_is_looked_at_before_the_first_is_read(tmp_path):
+    (tmp_path / "a").write_text(PASSAGES)
+    with pytest.raises(FileNotFoundError, match="absent"):
+        read_sources([tmp_path / "a", tmp_path / "absent"])
 
 
 # JSON lines

@@ -51,7 +51,7 @@ class ArticleFilter:
         self._on_drop = on_drop
         self._max_text_chars = max_text_chars
         self._empty_cause = empty_cause
-        self._seen = _HashSet()
+        self._seen = HashSet()
 
     def article(self, article_id: str, title: str, text: str) -> Article | None:
         """The cleaned article; None, once its cause has been reported, if it cannot be used."""
@@ -87,7 +87,7 @@ def _is_encodable(text: str) -> bool:
     return True
 
 
-class _HashSet:
+class HashSet:
     """A set of strings in at most 24 bytes each, by a 64-bit hash (ten million collide once in 370 000 runs).
 
     A Python set of the ids of a whole Wikipedia would take a gigabyte.
