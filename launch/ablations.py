@@ -49,6 +49,14 @@ FIGURES = ("recall_at_1", "recall_at_5", "recall_at_20", "with_retrieval", "null
 HEADS = ("recall@1", "recall@5", "recall@20", "span right", "without documents", "weight of null")
 
 
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Processes to run one after the other."""
+
+    name: str
+    commands: Sequence[list[str]]
+
+
 class Ablations:
     """Runs what is missing, two processes at a time."""
 
@@ -77,30 +85,27 @@ class Ablations:
             *macros, *seeded, *extra, *self.others,
         ]  # fmt: skip
 
-    def work(self) -> Iterator[tuple[str, list[list[str]]]]:
-        """(name, commands in order) of everything there is to do; corpora and warm starts come first."""
-        inside = ["--gin.refresh.RefreshConfig.embedder=in_trainer"]
+    def warm_starts(self) -> Iterator[Work]:
+        """Reader and retriever of every seed."""
         for seed in self.seeds:
-            base = self.of_seed(seed)
-            corpus = self.command("corpus", base, RUN_FILE, seed)
-            yield f"reader{seed}", [corpus, self.command("train", base.stage("reader"), "runs/reader_tiny.gin", seed)]
-            yield f"ict{seed}", [corpus, self.command("train", base.stage("ict"), "runs/ict_tiny.gin", seed)]
+            for stage in ("reader", "ict"):
+                run = self.of_seed(seed).stage(stage)
+                yield Work(f"{stage} {seed}", [self.command("train", run, f"runs/{stage}_tiny.gin", seed)])
+
+    def variants(self) -> Iterator[Work]:
+        """Every row of the table for every seed, but those that are done."""
         for variant in VARIANTS:
             for seed in self.seeds:
                 run = self.of_variant(seed, variant)
                 if run.evaluation("reading").exists():
                     continue
-                mode = [] if variant is FROZEN else ["--gin.refresh.RefreshConfig.mode=synchronous"]
-                extra = [*inside, *mode, *variant.bindings]
                 if variant is VARIANTS[0]:
                     self.lend_stages(run)  # its evaluation measures the warm starts, once a seed
-                yield (
-                    f"{variant.name} {seed}",
-                    [
-                        self.command("train", run, RUN_FILE, seed, [*extra, *self.num_steps]),
-                        self.command("evaluate", run, RUN_FILE, seed, [*extra, *self.num_steps]),
-                    ],
-                )
+                mode = "frozen" if variant is FROZEN else "synchronous"
+                refresh = [f"--gin.refresh.RefreshConfig.{name}" for name in (f"mode={mode}", "embedder=in_trainer")]
+                bindings = [*refresh, *variant.bindings, *self.num_steps]
+                commands = [self.command(job, run, RUN_FILE, seed, bindings) for job in ("train", "evaluate")]
+                yield Work(f"{variant.name} {seed}", commands)
 
     def lend_stages(self, run: RunDir) -> None:
         """Lets a variant's run find the seed's warm starts where evaluation looks for them."""
@@ -115,42 +120,40 @@ class Ablations:
         Raises:
           SystemExit: a process failed; its log is named.
         """
-        halves = split_cores()
-        queue = list(self.work())
-        warm = [(name, commands) for name, commands in queue if name.startswith(("reader", "ict"))]
-        self.display.begin("corpora")
-        for name, commands in warm:
-            if name.startswith("reader"):
-                self.follow([("corpus", [commands[0]])], halves)
-        self.display.begin("warm starts")
-        self.follow([(name, commands[1:]) for name, commands in warm], halves)
-        self.display.begin("REALM")
-        self.follow([item for item in queue if not item[0].startswith(("reader", "ict"))], halves)
+        corpora = [Work(f"corpus {s}", [self.command("corpus", self.of_seed(s), RUN_FILE, s)]) for s in self.seeds]
+        for title, works in (
+            ("corpora", corpora),
+            ("warm starts", list(self.warm_starts())),
+            ("REALM", list(self.variants())),
+        ):
+            self.display.begin(title)
+            self.follow(works)
         self.display.done()
 
-    def follow(self, queue: list[tuple[str, list[list[str]]]], halves: tuple[list[int], list[int]]) -> None:
-        todo, slots = list(queue), dict[int, tuple[str, list[list[str]], Child]]()
+    def follow(self, works: list[Work]) -> None:
+        """Does all of them, two side by side, each on its half of the cores."""
+        todo, slots = list(works), dict[int, tuple[Work, Child]]()
         while todo or slots:
             for half in (0, 1):
                 if half in slots:
-                    name, rest, child = slots[half]
+                    work, child = slots[half]
                     if child.running():
                         continue
                     if child.process.returncode:
                         self.stop()
-                        raise SystemExit(f"{name} failed; the end of {child.log}:\n{child.last_words()}")
+                        raise SystemExit(f"{work.name} failed; the end of {child.log}:\n{child.last_words()}")
                     slots.pop(half)
-                    if rest:
-                        slots[half] = (name, rest[1:], self.start(half, name, rest[0], halves))
-                elif todo:
-                    name, commands = todo.pop(0)
-                    slots[half] = (name, commands[1:], self.start(half, name, commands[0], halves))
-            self.display.show(" · ".join(name for name, _, _ in slots.values()) + f", {len(todo)} to come")
+                    if len(work.commands) > 1:
+                        todo.insert(0, Work(work.name, work.commands[1:]))
+                if todo:
+                    slots[half] = (todo[0], self.start(half, todo[0]))
+                    todo.pop(0)
+            self.display.show(" · ".join(work.name for work, _ in slots.values()) + f", {len(todo)} to come")
             time.sleep(0.5)
 
-    def start(self, half: int, name: str, command: list[str], halves: tuple[list[int], list[int]]) -> Child:
-        log = self.run.path / "logs" / f"{name.replace(' ', '_')}.log"
-        self.running[half] = Child(name, command, log, halves[half], {})
+    def start(self, half: int, work: Work) -> Child:
+        log = self.run.path / "logs" / f"{work.name.replace(' ', '_')}.log"
+        self.running[half] = Child(work.name, work.commands[0], log, split_cores()[half], {})
         return self.running[half]
 
     def stop(self) -> None:

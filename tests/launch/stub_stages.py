@@ -22,14 +22,14 @@ time.sleep(120)
 """
 
 
-def load_launcher() -> Any:
-    """launch/local.py, which is a script and no module of a package."""
+def load_launcher(script: str = "local") -> Any:
+    """launch/SCRIPT.py, which is a script and no module of a package."""
     if str(LAUNCH) not in sys.path:
         sys.path.insert(0, str(LAUNCH))  # as Python does for a script
-    specification = importlib.util.spec_from_file_location("launch_local", LAUNCH / "local.py")
+    specification = importlib.util.spec_from_file_location(f"launch_{script}", LAUNCH / f"{script}.py")
     assert specification is not None and specification.loader is not None
     module = importlib.util.module_from_spec(specification)
-    sys.modules["launch_local"] = module  # dataclasses look their module up
+    sys.modules[f"launch_{script}"] = module  # dataclasses look their module up
     specification.loader.exec_module(module)
     return module
 
