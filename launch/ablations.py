@@ -60,9 +60,9 @@ class Work:
 class Ablations:
     """Runs what is missing, two processes at a time."""
 
-    def __init__(self, run: RunDir, seeds: Sequence[int], num_steps: int | None, others: Sequence[str]):
+    def __init__(self, run: RunDir, seeds: Sequence[int], num_steps: int, others: Sequence[str]):
         self.run, self.seeds, self.others = run, seeds, list(others)
-        self.num_steps = [f"--gin.train.num_steps={num_steps}"] if num_steps else []
+        self.num_steps = [f"--gin.train.num_steps={num_steps}"]
         self.display = Display()
         self.running: dict[int, Child] = {}
 
@@ -195,7 +195,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run_dir", default="runs/ablations")
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated; default 0,1,2")
-    parser.add_argument("--num_steps", type=int, help="REALM steps of every variant; default: the run file's")
+    parser.add_argument("--num_steps", type=int, default=200, help="REALM steps of every variant; default 200")
     known, others = parser.parse_known_args(arguments)
     if any(not argument.startswith("--gin.") for argument in others):
         parser.error(f"unknown argument {others[0]}; besides the above only --gin.NAME.PARAM=VALUE is passed on")

@@ -32,14 +32,14 @@ def test_every_row_for_every_seed_with_its_own_world(ablations, tmp_path):
 
 
 def test_what_is_done_is_not_done_again(ablations, tmp_path):
-    all_of_it = ablations.Ablations(RunDir.of(tmp_path), [0], None, [])
+    all_of_it = ablations.Ablations(RunDir.of(tmp_path), [0], 5, [])
     write_json_atomically(all_of_it.of_variant(0, ablations.VARIANTS[2]).evaluation("reading"), {})
     names = [item.name for item in all_of_it.variants()]
     assert "uniform masks 0" not in names and len(names) == len(ablations.VARIANTS) - 1
 
 
 def test_commands_of_one_work_run_in_order_and_a_failure_names_the_log(ablations, tmp_path):
-    run = ablations.Ablations(RunDir.of(tmp_path), [0], None, [])
+    run = ablations.Ablations(RunDir.of(tmp_path), [0], 5, [])
     said = tmp_path / "said"
     says = [[sys.executable, "-S", "-c", f"open({str(said)!r}, 'a').write({word!r})"] for word in "ab"]
     run.follow([ablations.Work("well", says)])
@@ -59,7 +59,7 @@ def test_the_table_is_of_means_and_sample_deviations(ablations):
 
 
 def test_rows_come_from_the_evaluations(ablations, tmp_path):
-    run = ablations.Ablations(RunDir.of(tmp_path), [0], None, [])
+    run = ablations.Ablations(RunDir.of(tmp_path), [0], 5, [])
     for rank, variant in enumerate(ablations.VARIANTS):
         place = run.of_variant(0, variant)
         rows = {"checkpoint": {"recall_at_1": rank}, "ict": {"recall_at_1": -1}, "bm25": {"recall_at_1": -2}}
