@@ -2,6 +2,7 @@
 
     python launch/local.py --run_dir=runs/pretrain                       the embedded corpus
     python launch/local.py --run_dir=runs/mine --corpus=my/documents     your own documents
+    python launch/local.py --run_dir=runs/wiki --corpus=wiki/ --recipe=encyclopedia      tens of thousands of articles
 
 Every stage is an ordinary `python -m realm_jax JOB` in a process of its own, its output in RUN/logs/. A stage that is
 done is not done again, so the same command resumes whatever was interrupted. The last line printed is the report's path.
@@ -27,6 +28,7 @@ from processes import GRACE_SECS, Child, Display, split_cores  # noqa: E402 - be
 from realm_jax.run_dir import RunDir, read_json  # noqa: E402 - the checkout's own package
 from realm_jax.training.metrics import progress_figures  # noqa: E402
 
+RECIPES = ("tiny", "documents", "encyclopedia")
 FIRST_BACK_OFF_SECS, LONGEST_BACK_OFF_SECS = 1.0, 60.0
 
 
@@ -35,7 +37,8 @@ class Settings:
     """What the command line said."""
 
     run: RunDir
-    documents: str | None
+    documents: tuple[str, ...]
+    recipe: str
     bindings: tuple[str, ...]
     embedder: str
     embedder_devices: str
@@ -43,10 +46,10 @@ class Settings:
 
     @property
     def run_file(self) -> str:
-        return "runs/realm_documents.gin" if self.documents else "runs/realm_tiny.gin"
+        return self.stage_file("realm")
 
     def stage_file(self, stage: str) -> str:
-        return f"runs/{stage}_documents.gin" if self.documents else f"runs/{stage}_tiny.gin"
+        return f"runs/{stage}_{self.recipe}.gin"
 
 
 class StageFailed(Exception):  # noqa: N818 - reads as what it says
@@ -106,7 +109,7 @@ class Launcher:
         corpus = self.run.corpus
         found = [f"--gin.CORPUS={corpus}"]
         if name == "corpus" and self.settings.documents:
-            return [*found, f"--gin.SOURCE={self.settings.documents}"]
+            return [*found, f"--gin.SOURCE={self.settings.documents}"]  # a tuple of paths, as gin writes it
         if name in ("train", "embed", "evaluate"):
             stages = tuple(str(self.run.stage(stage).path) for stage in ("ict", "reader"))
             found.append(f"--gin.WARM_START={stages}")
@@ -203,7 +206,17 @@ def _visible_devices(devices: str) -> dict[str, str]:
 def parse(arguments: Sequence[str]) -> Settings:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run_dir", required=True, help="where the run lies; an interrupted one is resumed")
-    parser.add_argument("--corpus", help="your documents (any format of the corpus job); none: the embedded corpus")
+    parser.add_argument(
+        "--corpus",
+        action="append",
+        default=[],
+        help="your documents, in any format of the corpus job; may be given several times; none: the embedded corpus",
+    )
+    parser.add_argument(
+        "--recipe",
+        choices=RECIPES,
+        help="the run files gin/runs/{reader,ict,realm}_RECIPE.gin; default: documents with --corpus, tiny without",
+    )
     parser.add_argument(
         "--embedder",
         choices=("cpu", "devices", "in_trainer"),
@@ -221,11 +234,16 @@ def parse(arguments: Sequence[str]) -> Settings:
         )
     if known.embedder == "devices" and not known.embedder_devices:
         parser.error("--embedder=devices needs --embedder_devices, and --trainer_devices without them")
-    if known.corpus and not Path(known.corpus).exists() and not known.corpus.startswith("tfds:"):
-        parser.error(f"--corpus={known.corpus} does not exist")
+    for source in known.corpus:
+        if not Path(source).exists() and not source.startswith("tfds:"):
+            parser.error(f"--corpus={source} does not exist")
+    recipe = known.recipe or ("documents" if known.corpus else "tiny")
+    if (recipe == "tiny") == bool(known.corpus):
+        parser.error(f"--recipe={recipe} {'is for the embedded corpus, not for' if known.corpus else 'needs'} --corpus")
     return Settings(
         RunDir.of(known.run_dir),
-        known.corpus,
+        tuple(known.corpus),
+        recipe,
         tuple(others),
         known.embedder,
         known.embedder_devices,

@@ -44,12 +44,14 @@ def waits_for_lines(path, count):
 
 def test_the_command_line(local, tmp_path):
     settings = local.parse([f"--run_dir={tmp_path}", "--gin.SEED=3"])
-    assert settings.run.path == tmp_path and settings.bindings == ("--gin.SEED=3",) and settings.documents is None
+    assert settings.run.path == tmp_path and settings.bindings == ("--gin.SEED=3",) and settings.documents == ()
     assert settings.embedder == "cpu" and settings.run_file == "runs/realm_tiny.gin"
     own = local.parse(
         [f"--run_dir={tmp_path}", f"--corpus={tmp_path}", "--embedder=devices", "--embedder_devices=3", "--trainer_devices=0,1"]
     )  # fmt: skip
-    assert own.documents == str(tmp_path) and own.run_file == "runs/realm_documents.gin"
+    assert own.documents == (str(tmp_path),) and own.run_file == "runs/realm_documents.gin"
+    two = local.parse([f"--run_dir={tmp_path}", f"--corpus={tmp_path}", "--corpus=tfds:x", "--recipe=encyclopedia"])
+    assert two.documents == (str(tmp_path), "tfds:x") and two.stage_file("ict") == "runs/ict_encyclopedia.gin"
     assert (own.embedder_devices, own.trainer_devices) == ("3", "0,1")
 
 
@@ -61,6 +63,8 @@ def test_the_command_line(local, tmp_path):
         (["--run_dir=x", "--embedder=devices"], "needs --embedder_devices"),
         (["--run_dir=x", "--embedder=elsewhere"], "invalid choice"),
         (["--run_dir=x", "--corpus=not/there"], "--corpus=not/there does not exist"),
+        (["--run_dir=x", "--corpus=."  , "--recipe=tiny"], "--recipe=tiny is for the embedded corpus, not for --corpus"),
+        (["--run_dir=x", "--recipe=encyclopedia"], "--recipe=encyclopedia needs --corpus"),
     ],
 )  # fmt: skip
 def test_a_wrong_command_line(local, capsys, arguments, message):
