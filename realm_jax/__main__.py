@@ -166,6 +166,12 @@ def describe_error(error: BaseException) -> str:
     return "\n  ".join(lines[:2])
 
 
+def _not_about_reading(record: logging.LogRecord) -> bool:
+    """False for what Orbax warns of at every checkpoint that is only read: that it is only read."""
+    said = ("CheckpointManagerOptions.read_only=True", "Given directory is read only=", "Metadata file does not exist:")
+    return not record.getMessage().startswith(said)
+
+
 def main(arguments: Sequence[str], jobs: Mapping[str, Job] = JOBS) -> int:
     """Runs a command line and returns its exit status."""
     try:
@@ -178,6 +184,7 @@ def main(arguments: Sequence[str], jobs: Mapping[str, Job] = JOBS) -> int:
         return DONE
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("realm_jax").setLevel(logging.DEBUG if command.debug else logging.INFO)
+    logging.getLogger("absl").addFilter(_not_about_reading)
     return _guarded(lambda: run(command, jobs), command)
 
 

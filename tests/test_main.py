@@ -1,7 +1,9 @@
+import logging
 import subprocess
 import sys
 import time
 
+import orbax.checkpoint as ocp
 import pytest
 
 from realm_jax import __main__ as command_line
@@ -170,6 +172,15 @@ def test_exit_statuses_of_the_real_command(tmp_path):
     assert missing.returncode == 1
     assert missing.stderr.startswith("realm_jax report: no gin file nowhere.gin")
     assert "Traceback" not in missing.stderr
+
+
+def test_reading_a_checkpoint_is_not_warned_of(main, caplog, tmp_path):
+    assert main()[0] == 0
+    logger = logging.getLogger("absl")
+    with ocp.CheckpointManager(tmp_path, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+        assert manager.latest_step() is None
+    logger.warning("CheckpointManager lost a step")
+    assert [record.getMessage() for record in caplog.records] == ["CheckpointManager lost a step"]
 
 
 @pytest.mark.parametrize("name", JOBS)
