@@ -6,6 +6,7 @@ long text, with one character between two articles.
 """
 
 import bisect
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -208,7 +209,8 @@ class _Pieces:
           ValueError: a span outside its text, empty, or before the one in front of it.
         """
         counts = np.asarray([len(s) for s in spans], np.int64)
-        flat = np.asarray([pair for s in spans for pair in s], np.int64).reshape(-1, 2)
+        ends = itertools.chain.from_iterable(pair for s in spans for pair in s)
+        flat = np.fromiter(ends, np.int64, 2 * int(counts.sum())).reshape(-1, 2)
         of_text = np.repeat(np.arange(len(spans)), counts)
         bad = (flat[:, 0] < 0) | (flat[:, 1] <= flat[:, 0]) | (flat[:, 1] > self.lengths[of_text])
         bad[1:] |= (of_text[1:] == of_text[:-1]) & (flat[1:, 0] < flat[:-1, 1])

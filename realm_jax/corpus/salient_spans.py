@@ -79,7 +79,9 @@ _MONTH_DATE = re.compile(
 )
 _SHARE_BEFORE_NAME = 0.98  # a word in lower case this often is no part of the name that follows it
 _AMBIGUOUS_MONTHS = ("May", "March")
-_MONTH_INITIALS = "JFMASOND"
+_MONTH_STARTS = frozenset("Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split())
+_MONEY = "$€£¥"
+_NUMBER_INITIALS = f"0123456789{_MONEY}"
 # One word of a name: O'Neill, Jean-Luc, AT&T, U.S.; before a further one also with a full stop: J. Smith, St. Louis
 # (the sentence does not end there, or the scan would).  A final possessive 's stays outside (but Hadrian's Wall).
 _REST_OF_WORD = rf"(?:(?:\.[{_UPPER}](?!\w))++\.?|\w*+(?:['’-](?!s(?!\w))\w+|&[{_UPPER}]\w*)*+(?:\.(?= [{_UPPER}]))?)"
@@ -104,6 +106,7 @@ _SCAN = re.compile(rf"[{_UPPER}0-9$€£¥](?:(?<=[0-9$€£¥])[\d.,]*+|{_REST_
 _LOWER_WORD = re.compile(r"(?<![\w'’])[a-zß-öø-ÿ]\w+")
 _INNER_CAPITALISED = re.compile(rf"(?<=[a-z,] )[{_UPPER}][\w'’-]+")
 _NEXT_CAPITAL = re.compile(rf"[\s-][{_UPPER}]")
+_ROOT_END = re.compile("['’-]")
 _OPENING = "\"'“‘«([-–—*•: "
 _FUNCTION_WORDS_TEXT = (
     "a an the this that these those he she it they we you i his her its their our your my in on at by of to from "
@@ -211,90 +214,105 @@ class RuleTagger:
         for first, last in sentences:
             for match in _SCAN.finditer(text, first, last):
                 start, end = match.span()
-                initial = text[start]
-                if start < done or (start > first and text[start - 1].isalnum() and initial not in "$€£¥"):
+                if start < done:
                     continue
-                kind = "name"
-                if initial in "0123456789$€£¥":
-                    quantity = _DATE_OR_QUANTITY.match(text, start, last)
-                    if quantity is not None:
-                        kind, end = str(quantity.lastgroup), quantity.end()
-                    elif (named := _ORDINAL_NAME.match(text, start, last)) is not None:
-                        end = named.end()
-                    else:
-                        continue
+                initial, before = text[start], text[start - 1] if start > first else ""
+                if before != " " and before.isalnum() and initial not in _MONEY:
+                    continue
+                if initial in _NUMBER_INITIALS:
+                    kind, end = _number(text, start, last)
                 else:
-                    if start == first or (text[start - 1] in _OPENING and self._begins(text, start, first)):
-                        start = self._after_common_words(text, start, end)
-                    if start < end and text[start] in _MONTH_INITIALS:
-                        if date := _MONTH_DATE.match(text, start, last):
-                            kind, end = "date", date.end()
-                        elif text[start:end] in _AMBIGUOUS_MONTHS:
-                            kind = "date"
-                    if kind == "name" and start < end:
-                        start = self._after_titles(text, start, end)
-                        if " " not in text[start:end] and text[start:end].lower() in _FUNCTION_WORDS:
+                    name = text[start:end]
+                    after_word = before == " " and start > first + 1 and text[start - 2].isalnum()  # as most are
+                    if not after_word and _begins(text, start, first):
+                        name = name[self._after_common_words(name) :]
+                        start = end - len(name)
+                    kind, month_like = "name", name[:3] in _MONTH_STARTS
+                    if month_like and (date := _MONTH_DATE.match(text, start, last)):
+                        kind, end = "date", date.end()
+                    elif month_like and name in _AMBIGUOUS_MONTHS:
+                        kind = "date"
+                    else:
+                        space = name.find(" ")
+                        if space > 0 and name[:space].rstrip(".") in _TITLES:
+                            start += self._after_titles(name)
+                            space = text.find(" ", start, end)
+                        if space < 0 and text[start:end].lower() in _FUNCTION_WORDS:
                             continue
                 if start < end:
                     found.append((start, end, kind))
                     done = end
         return found
 
-    def _begins(self, text: str, start: int, first: int) -> bool:
-        """Whether a sentence, a quotation or what a colon announces begins at `start`."""
-        before = text[max(first, start - 3) : start].rstrip()
-        return not before or (before[-1] in "\"'“‘«([:–—*•" and text[start - 1] != "-")
-
-    def _after_common_words(self, text: str, start: int, end: int) -> int:
-        """Where the name begins once common words at its start are left out; `end` if nothing is left."""
-        first = start
+    def _after_common_words(self, name: str) -> int:
+        """Where the name begins once common words at its start are left out; its length if nothing is left."""
+        start, end = 0, len(name)
         while start < end:
-            word = _first_word(text, start, end)
-            if start > first and word in _AMBIGUOUS_MONTHS:  # "In May"
+            word = _first_word(name, start)
+            if start and word in _AMBIGUOUS_MONTHS:  # "In May"
                 return start
-            following = _NEXT_CAPITAL.search(text, start + len(word), end)
-            if not _is_in(self._common if following is None else self._common_before_name, word):
+            if not _is_in(self._common, word):
                 return start
+            following = _NEXT_CAPITAL.search(name, start + len(word))
             if following is None:
                 return end
+            if not _is_in(self._common_before_name, word):
+                return start
             start = following.start() + 1
         return end
 
-    def _after_titles(self, text: str, start: int, end: int) -> int:
+    def _after_titles(self, name: str) -> int:
         """Where the name begins after ranks and offices ("Major", "Dr."), unless they belong to it ("Major League")."""
+        start = 0
         while True:
-            word = _first_word(text, start, end)
+            word = _first_word(name, start)
             following = start + len(word) + 1
-            if word.rstrip(".") not in _TITLES or following >= end:
+            if word.rstrip(".") not in _TITLES or following >= len(name):
                 return start
-            if not text[following].isupper():  # "Fellow of the Society"
-                following_capital = _NEXT_CAPITAL.search(text, following, end)
+            if not name[following].isupper():  # "Fellow of the Society"
+                following_capital = _NEXT_CAPITAL.search(name, following)
                 if word not in _OFFICES or following_capital is None:
                     return start
                 following = following_capital.start() + 1
-            elif (
-                _is_in(self._common, _first_word(text, following, end))
-                and _first_word(text, following, end) not in _TITLES
-            ):
-                return start
+            else:
+                next_word = _first_word(name, following)
+                if _is_in(self._common, next_word) and next_word not in _TITLES:
+                    return start
             start = following
 
 
-def _first_word(text: str, start: int, end: int) -> str:
-    stop = text.find(" ", start, end)
-    return text[start : end if stop < 0 else stop]
+def _number(text: str, start: int, last: int) -> tuple[str, int]:
+    """Kind and end of what begins with a digit or a sign of money; it ends at its start if it is not salient."""
+    if (quantity := _DATE_OR_QUANTITY.match(text, start, last)) is not None:
+        return str(quantity.lastgroup), quantity.end()
+    if (named := _ORDINAL_NAME.match(text, start, last)) is not None:
+        return "name", named.end()
+    return "number", start
+
+
+def _begins(text: str, start: int, first: int) -> bool:
+    """Whether a sentence, a quotation or what a colon announces begins at `start`."""
+    if start > first and text[start - 1] not in _OPENING:
+        return False
+    before = text[max(first, start - 3) : start].rstrip()
+    return not before or (before[-1] in "\"'“‘«([:–—*•" and text[start - 1] != "-")
+
+
+def _first_word(name: str, start: int) -> str:
+    stop = name.find(" ", start)
+    return name[start:] if stop < 0 else name[start:stop]
 
 
 def _is_in(common: set[str] | frozenset[str], word: str) -> bool:
     """Whether a capitalised word is one of the common ones, as it is or before its hyphen; NASA is not."""
     if len(word) > 1 and word.isupper():
         return False
-    return word.lower() in common or _root(word) in common
+    return word.lower() in common or (_ROOT_END.search(word) is not None and _root(word) in common)
 
 
 def _root(word: str) -> str:
     """The lower-cased word without what follows an apostrophe or a hyphen."""
-    return re.split("['’-]", word, maxsplit=1)[0].lower()
+    return _ROOT_END.split(word, 1)[0].lower()
 
 
 class SpacyTagger:

@@ -29,11 +29,15 @@ _OPENERS = _words(
 _CLOSING = "\"'”’»)\\]"
 _OPENING = "\"'“‘«(["
 # A stop with its closing quotes and brackets, then white space; a line break; or a stop of a script without spaces.
+# It begins with one set of characters, on which the search skips ahead three times as fast as on alternatives.
 _CANDIDATE = re.compile(
-    rf"([.!?…]+)[{_CLOSING}]*(?:[^\S\n]+(?:''[^\S\n]+|[{_CLOSING}][^\S\n]+(?=[A-Z]))?|\n)|\n|[。！？｡][」』”’）]*"
+    rf"[.!?…\n。！？｡](?:(?<=[.!?…])([.!?…]*+)[{_CLOSING}]*+"
+    rf"(?:[^\S\n]+(?:''[^\S\n]+|[{_CLOSING}][^\S\n]+(?=[A-Z]))?|\n)|(?<=\n)|(?<=[。！？｡])[」』”’）]*+)"
 )
 _WORD_BEFORE = re.compile(r"(?:\w|[.'’&-](?=\w))+$")
 _WORD_AFTER = re.compile(r"\w+")
+_MAX_WORD = 24  # how far back to look for the beginning of a word
+_LONG_WORD = 7  # so long a word is no abbreviation
 
 
 def sentence_spans(text: str) -> list[tuple[int, int]]:
@@ -48,9 +52,12 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
     start = 0
     for match in _CANDIDATE.finditer(text):
         end = match.end()
-        stop = match.group(1)
-        if stop is not None and text[end - 1] != "\n" and not _ends_sentence(text, start, match.start(), end, stop):
-            continue
+        further_stops = match.group(1)
+        if further_stops is not None and text[end - 1] != "\n":
+            stop_at = match.start()
+            alone = text[stop_at] == "." and not further_stops
+            if not _ends_sentence(text, start, stop_at, end, alone):
+                continue
         _append_stripped(spans, text, start, end)
         start = end
     _append_stripped(spans, text, start, len(text))
@@ -66,8 +73,13 @@ def _append_stripped(spans: list[tuple[int, int]], text: str, start: int, end: i
         spans.append((start, end))
 
 
-def _ends_sentence(text: str, start: int, stop_at: int, after: int, stop: str) -> bool:
-    """Whether the stop at `stop_at` ends the sentence that began at `start`; the next word would begin at `after`."""
+def _ends_sentence(text: str, start: int, stop_at: int, after: int, alone: bool) -> bool:
+    """Whether the stop at `stop_at` ends the sentence that began at `start`.
+
+    Args:
+      after: where the next word would begin.
+      alone: it is a single full stop, the only one that can belong to an abbreviation.
+    """
     if after >= len(text):
         return True
     first = text[after]
@@ -80,14 +92,22 @@ def _ends_sentence(text: str, start: int, stop_at: int, after: int, stop: str) -
         return False
     if first.isspace() or first in ",;:–—-/&":  # "etc. – and", "Yahoo! & co": the sentence goes on
         return first.isspace()
-    if stop != ".":
+    if not alone:
         return True
-    # Only a single full stop can belong to an abbreviation, and most follow a long lower-case word.
-    word_match = _WORD_BEFORE.search(text, max(start, stop_at - 24), stop_at)
+    before = text[max(start, stop_at - _MAX_WORD) : stop_at]
+    word_end = before[-_LONG_WORD:]
+    if len(word_end) == _LONG_WORD and word_end.isalnum() and "." not in before:
+        return True  # most full stops follow a long word: no need to look for its beginning
+    word_match = _WORD_BEFORE.search(before, before.rfind(" ") + 1)
     if word_match is None:
         return stop_at > start
     word = word_match.group()
-    if len(word) > 6 and "." not in word:
+    return _ends_after_word(text, word, stop_at, after)
+
+
+def _ends_after_word(text: str, word: str, stop_at: int, after: int) -> bool:
+    """Whether the full stop after a word ends the sentence: not if it belongs to an abbreviation or an initial."""
+    if len(word) >= _LONG_WORD and "." not in word:
         return True
     lowered = word.lower()
     if text[stop_at - len(word) - 1] == "°":  # "at 18 °C. Then"
@@ -95,7 +115,7 @@ def _ends_sentence(text: str, start: int, stop_at: int, after: int, stop: str) -
     initial = len(word) == 1 and word.isupper()
     if not initial and lowered in _LEADING_ABBREVIATIONS:
         # "No. 5", "fig. 3", "St. Louis"; those that are common words too ("no", "art") must look like the abbreviation.
-        return lowered in ("no", "art", "cat", "sec") and not (first.isdigit() or word[0].isupper())
+        return lowered in ("no", "art", "cat", "sec") and not (text[after].isdigit() or word[0].isupper())
     dotted = "." in word
     if dotted or initial or lowered in _TRAILING_ABBREVIATIONS:
         next_word = _WORD_AFTER.match(text, after)

@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple, Protocol, SupportsInt, runtime_checkable
 import numpy as np
 import sentencepiece
 import tokenizers
-from jaxtyping import Int32, Int64
+from jaxtyping import Bool, Int32, Int64
 
 SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ModelType = Literal["unigram", "bpe"]
@@ -148,33 +148,50 @@ class SentencePieceTokenizer:
         SentencePiece's own offsets take four times as long as the ids. Where normalization keeps one character one
         character, the lengths of the pieces tell them; the rest of the lines is given to SentencePiece.
         """
-        widths = self._widths[ids]
+        widths, exact = self._known_widths(lines, line_lens, ids, bounds)
         ends = np.cumsum(widths)
-        before = np.concatenate([np.zeros(1, np.int64), ends])[bounds]  # [num_lines + 1]
-        # One more than the line, for the space that SentencePiece puts in front. In ASCII characters can only get
-        # fewer, so that an equal sum says that none did; elsewhere some could become more.
-        exact = np.diff(before) == line_lens + 1
-        ends -= np.repeat(before[:-1], np.diff(bounds)) + 1
+        before = np.concatenate([np.zeros(1, np.int64), ends])[bounds[:-1]]  # [num_lines]
+        ends -= np.repeat(before, np.diff(bounds)) + 1  # without the space that SentencePiece puts in front
         offsets = np.stack([np.maximum(ends - widths, 0), ends], axis=1).astype(np.int32)
-        for i, line in enumerate(lines):
-            if not (line.isascii() or self._is_one_to_one(line)):
-                exact[i] = False
         for i in np.flatnonzero(~exact & (np.diff(bounds) > 0)).tolist():
             pairs = self._processor.encode(lines[i], return_type="offset_mapping")["offsets"]
             offsets[bounds[i] : bounds[i + 1]] = pairs
         return offsets
 
+    def _known_widths(
+        self, lines: Sequence[str], line_lens: np.ndarray, ids: np.ndarray, bounds: np.ndarray
+    ) -> tuple[Int64[np.ndarray, "num_pieces"], Bool[np.ndarray, "num_lines"]]:
+        """Characters of each piece with the space before it, and of which lines they are certain."""
+        counts = np.diff(bounds)
+        line_of = np.repeat(np.arange(len(lines)), counts)
+        unknown = ids == self.unk_id
+        num_unknown = np.bincount(line_of[unknown], minlength=len(lines))
+        widths = np.where(unknown, 0, self._widths[ids])
+        before = np.concatenate([np.zeros(1, np.int64), np.cumsum(widths)])[bounds]  # [num_lines + 1]
+        # What the known pieces leave of a line. One more, for the space that SentencePiece puts in front.
+        rest = line_lens + 1 - np.diff(before)
+        # One unknown piece is what is left; several have a character each if so many are left.
+        exact = np.where(num_unknown == 1, (rest > 0) & (rest <= line_lens + 1), rest == num_unknown)
+        # An equal sum says that no character got lost. In ASCII none can be added, elsewhere some could.
+        for i, (line, has_unknown) in enumerate(zip(lines, (num_unknown > 0).tolist(), strict=True)):
+            if has_unknown:  # there is no sum to compare: spaces that get lost must be looked for
+                exact[i] &= "  " not in f" {line} " and self._is_one_to_one(line)
+            elif not line.isascii():
+                exact[i] &= self._is_one_to_one(line)
+        widths[unknown] = np.where(num_unknown == 1, rest, 1)[line_of[unknown]]
+        return widths, exact
+
     @functools.cached_property
     def _widths(self) -> Int64[np.ndarray, "vocab"]:
         """Characters of each piece; absurd where they are not known, so that no line with such a piece adds up."""
         widths = np.asarray([len(piece) for piece in self._pieces], np.int64)
-        unknown = -(1 << 40)
-        widths[[self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id]] = unknown
+        no_width = -(1 << 40)
+        widths[[self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id]] = no_width
         # A model of other habits, such as white space at the ends of pieces, is left to SentencePiece altogether.
         probe = self._processor.encode("to be (or) not to be", return_type="offset_mapping")
         ends = np.cumsum(widths[np.asarray(probe["ids"], np.int64)]) - 1
         if ends.tolist() != [end for _, end in probe["offsets"]]:
-            widths[:] = unknown
+            widths[:] = no_width
         return widths
 
     @functools.cached_property
@@ -185,6 +202,7 @@ class SentencePieceTokenizer:
             chr(code)
             for code in range(0xA1, 0x2200)
             if unicodedata.category(chr(code))[0] in "LNPS"
+            and not 0x1100 <= code < 0x1200  # Hangul letters, which NFKC joins to syllables
             and len(normalize(f"a{chr(code)}a")) == len(normalize("aba"))
         ]
         pattern = re.compile(f"[ -~{re.escape(''.join(kept))}]*")

@@ -130,6 +130,19 @@ def test_offsets_are_sentencepieces_own(sentencepiece_tokenizer):
     assert end == len(text) and start < end
 
 
+def test_offsets_around_unknown_pieces_are_sentencepieces_own(sentencepiece_tokenizer):
+    rng = np.random.default_rng(0)
+    # No pieces of the vocabulary: * ~ Ж ᄀ ᅡ 가; characters that normalization drops, joins or multiplies.
+    parts = ["Bob ", "was", "in ", "Köln", "*", "~", "Ж", "가", "ᄀ", "ᅡ", " ", "  ", "½", "e\u0301", "\u200b", "İ"]
+    lines = ["".join(rng.choice(parts, rng.integers(1, 9))) for _ in range(2000)]
+    encodings = sentencepiece_tokenizer.encode_batch(lines)
+    num_unknown = np.asarray([np.count_nonzero(e.ids == sentencepiece_tokenizer.unk_id) for e in encodings])
+    assert np.count_nonzero(num_unknown == 1) > 300 and np.count_nonzero(num_unknown > 1) > 300
+    for line, got in zip(lines, encodings, strict=True):
+        want = sentencepiece_tokenizer._processor.encode(line, return_type="offset_mapping")["offsets"]
+        assert got.offsets.tolist() == [list(pair) for pair in want], line
+
+
 def test_save_load_pickle(tokenizer, tmp_path):
     tokenizer.save(tmp_path / "tokenizer")
     want = tokenizer.encode(ODD_TEXT).ids
