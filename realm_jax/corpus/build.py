@@ -1,10 +1,10 @@
 """The corpus job: reads articles, cuts them into blocks, tags salient spans, tokenizes, writes a corpus directory."""
 
+import contextlib
 import dataclasses
-import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +14,10 @@ from tqdm import tqdm
 
 from realm_jax.corpus import dataset
 from realm_jax.corpus.blocks import PieceRows
-from realm_jax.corpus.cutting import CutBatch, Cutter, cut_in_order, in_batches
+from realm_jax.corpus.cutting import CutBatch, Cutter, available_cores, cut_in_order, in_batches
 from realm_jax.corpus.salient_spans import RuleTagger, SalientSpanTagger, SpacyTagger
-from realm_jax.corpus.sample import TextSample, sample_texts
-from realm_jax.corpus.sources import ORDINARY_CAUSES, Article, read_sources
-from realm_jax.corpus.sources.files import list_files
+from realm_jax.corpus.source_text import DUPLICATE, TOO_SHORT, SourceText, listed
+from realm_jax.corpus.sources import Article
 from realm_jax.corpus.store import CORPUS_FILE, DEFAULT_TITLE_LEN, Corpus, CorpusInfo, CorpusWriter, read_info
 from realm_jax.corpus.world import WorldConfig
 from realm_jax.run_dir import RunDir
@@ -36,9 +35,6 @@ WORLD = "world"
 TRAIN = "train"
 TRAIN_BPE = "train:bpe"
 RULES = "rules"
-TOO_SHORT = "too short"
-DUPLICATE = "exact duplicate block"
-RENAMED = "renamed_ids"
 WORDS_FILE = "salient_spans.json"
 _SMALLEST_BLOCK = 8
 
@@ -128,8 +124,9 @@ class Build:
             CorpusWriter(self.directory, self.tokenizer, self.block_len, self.title_len) as writer,
             dataset.BlockWriter(self.directory / "blocks") as block_writer,
             tqdm(total=total_chars, unit="char", unit_scale=True, desc=self.directory.name, disable=None) as bar,
+            contextlib.closing(cut_in_order(cutter, in_batches(articles), self.num_workers)) as batches,
         ):
-            for batch, cut in cut_in_order(cutter, in_batches(articles), self.num_workers):
+            for batch, cut in batches:
                 keep = self._keep(cut, seen)
                 rows = cut.rows.select(keep)
                 origins = [batch[a] for a in cut.articles[keep].tolist()]
@@ -146,7 +143,7 @@ class Build:
                 bar.set_postfix(documents=writer.num_documents, refresh=False)
             dropped += Counter()  # forgets causes that did not occur
             if writer.num_documents == 0:
-                causes = _listed(dropped) or "nothing was read"
+                causes = listed(dropped) or "nothing was read"
                 raise ValueError(f"no text for a corpus in {info.get('source')} ({causes}); expected some article")
             block_writer.finish()
             before_finish(counts)
@@ -183,7 +180,7 @@ def corpus(
     licence: str = "unknown",
     world: WorldConfig | None = None,
     seed: int = 0,
-    num_workers: int = 0,
+    num_workers: int | None = None,
 ) -> CorpusInfo:
     """Builds a corpus: text cut into blocks, tagged, tokenized, and stored for random access.
 
@@ -207,7 +204,8 @@ def corpus(
       licence: of the text, kept in corpus.json.
       world: the generated encyclopedia's settings, for source "world".
       seed: of the sample.
-      num_workers: processes beside this one; 0 does everything here.
+      num_workers: processes beside this one, which start once the text proves long; 0 does everything here, None has
+        one for each core. The corpus does not depend on it.
 
     Raises:
       ValueError: for settings that make no sense, a finished corpus of other settings in the same place, a source
@@ -215,35 +213,29 @@ def corpus(
       FileNotFoundError: the source is not there.
     """
     sources = (source,) if isinstance(source, str) else source
-    if block_len < _SMALLEST_BLOCK:
-        raise ValueError(f"expected block_len of at least {_SMALLEST_BLOCK} pieces, got {block_len}")
-    for name, value, least in (
-        ("title_len", title_len, 0),
-        ("min_pieces", min_pieces, 1),
-        ("num_workers", num_workers, 0),
-    ):
-        if value < least:
-            raise ValueError(f"expected {name} of at least {least}, got {value}")
+    if num_workers is None:
+        cores = available_cores()
+        num_workers = cores if cores > 1 else 0
+    _check_sources(sources, world)
+    _check_at_least(_SMALLEST_BLOCK, " pieces", block_len=block_len)
+    _check_at_least(0, title_len=title_len, num_workers=num_workers)
+    _check_at_least(1, min_pieces=min_pieces)
     if not 0 <= max_dropped_share <= 1:
         raise ValueError(f"expected max_dropped_share between 0 and 1, got {max_dropped_share}")
-    if not sources or (WORLD in sources and len(sources) > 1):
-        raise ValueError(f"expected one source, or several paths, got {source!r}")
-    if world is not None and WORLD not in sources:
-        raise ValueError(f'world settings are for source="{WORLD}", got source={source!r}; leave one of them out')
     if tagger != RULES:
         make_tagger(tagger, ())  # refuses an unknown name before the slow work
-    directory = Path(output_dir) if output_dir else RunDir.of(run_dir).corpus
     given = None if tokenizer in (TRAIN, TRAIN_BPE) else load_tokenizer(tokenizer)
-    model_type: ModelType = "bpe" if tokenizer == TRAIN_BPE else "unigram"
+    learner = given or Training(vocab_size, "bpe" if tokenizer == TRAIN_BPE else "unigram")
+    text = SourceText(tuple(path for path in sources if path != WORLD), source_format, max_dropped_share)
     settings = {
         "source": list(sources),
         "source_format": source_format,
-        "source_stamp": _stamp(sources),
+        "source_stamp": text.stamp(),
         "block_len": block_len,
         "title_len": title_len,
         "min_pieces": min_pieces,
         "tokenizer": tokenizer if given is None else given.fingerprint,
-        "vocab_size": vocab_size if given is None else given.vocab_size,
+        "vocab_size": learner.vocab_size,
         "tagger": tagger,
         "sample_chars": sample_chars,
         "seed": seed,
@@ -251,45 +243,74 @@ def corpus(
     if WORLD in sources:
         world = world or WorldConfig()
         settings["world"] = dataclasses.asdict(world)
-    finished = _finished(directory, settings)
-    if finished is not None:
+    directory = Path(output_dir) if output_dir else RunDir.of(run_dir).corpus
+    if (finished := _finished(directory, settings)) is not None:
         logger.info("%s holds this corpus already (%d documents): used again", directory, finished.num_documents)
         return finished
     if world is not None:
         from realm_jax.corpus.build_world import build_world
 
-        info = build_world(
-            directory, world, given or Training(vocab_size, model_type), block_len, title_len, licence, settings
+        info = build_world(directory, world, learner, block_len, title_len, licence, settings)
+    else:
+        learned = _learn(text, learner, tagger, sample_chars, seed)
+        build = Build(
+            directory, learned.tokenizer, learned.tagger, block_len, title_len, min_pieces, num_workers=num_workers
         )
-        log_statistics(directory, info)
-        return info
+        info = _build_from_text(build, text, learned.total_chars, licence, settings)
+    log_statistics(directory, info)
+    return info
 
+
+def _check_sources(sources: Sequence[str], world: WorldConfig | None) -> None:
+    if not sources or (WORLD in sources and len(sources) > 1):
+        raise ValueError(f"expected one source, or several paths, got {sources!r}")
+    if world is not None and WORLD not in sources:
+        raise ValueError(f'world settings are for source="{WORLD}", got source={sources!r}; leave one of them out')
+
+
+def _check_at_least(least: int, unit: str = "", **settings: int) -> None:
+    for name, value in settings.items():
+        if value < least:
+            raise ValueError(f"expected {name} of at least {least}{unit}, got {value}")
+
+
+class _Learned(NamedTuple):
+    tokenizer: Tokenizer
+    tagger: SalientSpanTagger | None
+    total_chars: int | None  # of the source, if it was read whole
+
+
+def _learn(text: SourceText, tokenizer: Tokenizer | Training, tagger: str, sample_chars: int, seed: int) -> _Learned:
+    """Trains the tokenizer and counts words on a sample of the text, as far as they are not given."""
+    if not isinstance(tokenizer, Training) and tagger != RULES:
+        return _Learned(tokenizer, make_tagger(tagger, ()), None)
+    sample = text.sample(sample_chars, seed)
+    if isinstance(tokenizer, Training):
+        tokenizer = tokenizer.learn(sample.texts)
+    return _Learned(tokenizer, make_tagger(tagger, sample.texts), sample.chars_read if sample.is_whole else None)
+
+
+def _build_from_text(
+    build: Build, text: SourceText, total_chars: int | None, licence: str, settings: Mapping[str, Any]
+) -> CorpusInfo:
     dropped: Counter[str] = Counter()
     renamed: Counter[str] = Counter()
-    needs_sample = given is None or tagger == RULES
-    sample = _sample(sources, source_format, sample_chars, seed, max_dropped_share) if needs_sample else None
-    texts = sample.texts if sample else []
-    chosen_tokenizer = given or Training(vocab_size, model_type).learn(texts)
-    chosen_tagger = make_tagger(tagger, texts)
 
     def before_finish(counts: Counter[str]) -> None:
         counts.update(renamed)
-        _check_dropped(dropped, counts["articles"], max_dropped_share, sources)
-        if isinstance(chosen_tagger, RuleTagger):
-            chosen_tagger.save(directory / WORDS_FILE)
+        text.check_dropped(dropped, counts["articles"])
+        if isinstance(build.tagger, RuleTagger):
+            build.tagger.save(build.directory / WORDS_FILE)
 
-    build = Build(directory, chosen_tokenizer, chosen_tagger, block_len, title_len, min_pieces, num_workers)
-    info = build.write(
-        _read(sources, source_format, dropped, renamed),
+    return build.write(
+        text.read(dropped, renamed),
         dropped,
-        sample.chars_read if sample and sample.is_whole else None,
+        total_chars,
         before_finish,
-        source=", ".join(sources),
+        source=", ".join(text.paths),
         licence=licence,
         settings=settings,
     )
-    log_statistics(directory, info)
-    return info
 
 
 def make_tagger(name: str, texts: Iterable[str]) -> SalientSpanTagger | None:
@@ -326,7 +347,7 @@ def log_statistics(directory: Path, info: CorpusInfo) -> None:
         100 * counts["unknown_pieces"] / info.num_pieces,
     )
     if info.dropped:
-        logger.info("dropped: %s", _listed(info.dropped))
+        logger.info("dropped: %s", listed(info.dropped))
 
 
 def _counts(batch: list[Article], cut: CutBatch, rows: PieceRows) -> dict[str, int]:
@@ -340,61 +361,6 @@ def _counts(batch: list[Article], cut: CutBatch, rows: PieceRows) -> dict[str, i
         "lost_salient_spans": cut.lost_spans,
         "unknown_pieces": cut.unknown_pieces,
     }
-
-
-def _read(
-    sources: Sequence[str], source_format: str, dropped: Counter[str], renamed: Counter[str] | None = None
-) -> Iterator[Article]:
-    """The articles; what is dropped or renamed on the way is counted."""
-
-    def on_drop(cause: str) -> None:
-        dropped[cause] += 1
-
-    def on_rename(old_id: str, new_id: str) -> None:
-        if renamed is None:
-            return
-        if not renamed:
-            logger.warning("id %r is in more than one source; there it becomes %r, and others likewise", old_id, new_id)
-        renamed[RENAMED] += 1
-
-    return read_sources(sources, source_format, on_drop, on_rename)
-
-
-def _sample(
-    sources: Sequence[str], source_format: str, sample_chars: int, seed: int, max_dropped_share: float
-) -> TextSample:
-    dropped: Counter[str] = Counter()
-    articles = _read(sources, source_format, dropped)
-    sample = sample_texts((article.text for article in articles), sample_chars, seed)
-    if sample.is_whole:
-        _check_dropped(dropped, sample.num_read, max_dropped_share, sources)
-    return sample
-
-
-def _check_dropped(dropped: Mapping[str, int], num_used: int, max_share: float, sources: Sequence[str]) -> None:
-    ordinary = {*ORDINARY_CAUSES, TOO_SHORT, DUPLICATE}
-    defects = {cause: count for cause, count in dropped.items() if cause not in ordinary}
-    num_defects = sum(defects.values())
-    if num_defects > max_share * (num_used + num_defects):
-        raise ValueError(
-            f"{num_defects} of {num_used + num_defects} records of {', '.join(sources)} cannot be used "
-            f"({_listed(defects)}), more than max_dropped_share={max_share}; repair the text or raise the share"
-        )
-
-
-def _listed(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {cause}" for cause, count in Counter(counts).most_common() if count)
-
-
-def _stamp(sources: Sequence[str]) -> str:
-    """A fingerprint of names and sizes of the source's files, so that a changed source is noticed unread."""
-    files = []
-    for source in sources:
-        if source != WORLD and not source.startswith("tfds:"):
-            path = Path(source)
-            found = list_files(path, lambda cause: None)
-            files.append([(str(f.relative_to(path)) if f != path else "", f.stat().st_size) for f in found])
-    return hashlib.sha256(repr(files).encode()).hexdigest()[:16]
 
 
 def _finished(directory: Path, settings: Mapping[str, Any]) -> CorpusInfo | None:

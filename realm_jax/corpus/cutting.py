@@ -1,8 +1,14 @@
 """Articles in, finished rows out: the part of the corpus job that may run in several processes."""
 
+import itertools
 import multiprocessing
+import os
+import signal
+import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -19,6 +25,7 @@ from realm_jax.text.tokenizers import Tokenizer
 # Large enough that numpy's cost per call vanishes, small enough to stay in a processor's cache.
 BATCH_CHARS = 1 << 18
 _BATCH_ARTICLES = 4096
+BATCHES_BEFORE_WORKERS = 32
 
 
 class CutBatch(NamedTuple):
@@ -111,27 +118,53 @@ def in_batches(articles: Iterable[Article]) -> Iterator[list[Article]]:
         yield batch
 
 
+def available_cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def cut_in_order(
     cutter: Cutter, batches: Iterable[list[Article]], num_workers: int
-) -> Iterator[tuple[list[Article], CutBatch]]:
+) -> Generator[tuple[list[Article], CutBatch], None, None]:
     """Cuts batches, in this process or in `num_workers` others, and yields them in their order.
 
+    The first batches are cut here in any case: starting a worker takes seconds, which a small corpus does not need.
     At most two batches a worker are under way: memory does not grow with the source.
+
+    Raises:
+      RuntimeError: a worker died.
     """
-    if num_workers == 0:
-        for batch in batches:
-            yield batch, cutter(batch)
-        return
+    stream = iter(batches)
+    for batch in itertools.islice(stream, BATCHES_BEFORE_WORKERS if num_workers else None):
+        yield batch, cutter(batch)
+    if (further := next(stream, None)) is not None:
+        yield from _cut_in_workers(cutter, itertools.chain([further], stream), num_workers)
+
+
+def _cut_in_workers(
+    cutter: Cutter, batches: Iterable[list[Article]], num_workers: int
+) -> Iterator[tuple[list[Article], CutBatch]]:
     context = multiprocessing.get_context("spawn")  # a fork would copy the threads of jax and of the tokenizer
-    with context.Pool(num_workers, _start_worker, (cutter,)) as pool:
-        under_way: deque = deque()
+    # Not multiprocessing.Pool, which waits for ever for the answer of a worker that was killed.
+    executor = ProcessPoolExecutor(num_workers, context, _start_worker, (cutter,))
+    under_way: deque[tuple[list[Article], Future[CutBatch]]] = deque()
+    try:
         for batch in batches:
-            under_way.append((batch, pool.apply_async(_cut_in_worker, (batch,))))
+            under_way.append((batch, executor.submit(_cut_in_worker, batch)))
             if len(under_way) >= 2 * num_workers:
                 first, result = under_way.popleft()
-                yield first, result.get()
+                yield first, result.result()
         for first, result in under_way:
-            yield first, result.get()
+            yield first, result.result()
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a worker process of the corpus job died: out of memory, or started by a script without "
+            'if __name__ == "__main__"; set a smaller num_workers (0: no further process)'
+        ) from error
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
 _worker_cutter: Cutter | None = None
@@ -140,6 +173,16 @@ _worker_cutter: Cutter | None = None
 def _start_worker(cutter: Cutter) -> None:
     global _worker_cutter
     _worker_cutter = cutter
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends the workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends a worker whose parent was killed and could not say so."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _cut_in_worker(batch: list[Article]) -> CutBatch:

@@ -127,7 +127,8 @@ class SentencePieceTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
         lines = [line for text in texts for line in text.split("\n")]  # a line break always ends a piece
         line_lens = np.fromiter(map(len, lines), np.int64, len(lines))
-        line_ids = self._processor.encode(lines, return_type="numpy") if lines else []
+        # One thread: the corpus job has a process for each core.
+        line_ids = self._processor.encode(lines, return_type="numpy", num_threads=1) if lines else []
         counts = np.fromiter(map(len, line_ids), np.int64, len(lines))
         ids = np.concatenate([np.zeros(0, np.int32), *line_ids])
         bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])

@@ -7,9 +7,7 @@ import pytest
 
 from realm_jax.corpus import build as build_module
 from realm_jax.corpus.build import corpus
-from realm_jax.corpus.cutting import Cutter, cut_in_order, in_batches
 from realm_jax.corpus.sample import sample_texts
-from realm_jax.corpus.sources import Article
 from realm_jax.corpus.store import Corpus
 from realm_jax.corpus.world import WorldConfig, generate
 from realm_jax.text.tokenizers import SPECIAL_PIECES, WordPieceTokenizer
@@ -79,18 +77,30 @@ def test_same_input_gives_the_same_corpus(build, articles, tmp_path):
 
 def test_workers_change_nothing(build, articles, tmp_path, monkeypatch):
     monkeypatch.setattr("realm_jax.corpus.cutting.BATCH_CHARS", 500)
+    monkeypatch.setattr("realm_jax.corpus.cutting.BATCHES_BEFORE_WORKERS", 2)
+    source = write_jsonl(
+        tmp_path / "a.jsonl", [*articles, {"id": "again", "text": text_of(3)}, {"text": ""}, {"text": "Hi."}]
+    )
+    one, two = build(source, "one", num_workers=0), build(source, "two", num_workers=2)
+    assert (one.directory / "corpus.json").read_bytes() == (two.directory / "corpus.json").read_bytes()
+    for file in ("blocks/realm_blocks-train.array_record-00000-of-00001", "salient_spans.json"):
+        assert (one.directory / file).read_bytes() == (two.directory / file).read_bytes()
+
+
+def test_a_worker_for_each_core_by_default(build, articles, tmp_path, monkeypatch):
+    asked = []
+    cut_in_order = build_module.cut_in_order
+
+    def note(cutter, batches, num_workers):
+        asked.append(num_workers)
+        return cut_in_order(cutter, batches, 0)
+
+    monkeypatch.setattr(build_module, "cut_in_order", note)
     source = write_jsonl(tmp_path / "a.jsonl", articles)
-    one, two = build(source, "one"), build(source, "two", num_workers=1)
-    assert one.fingerprint == two.fingerprint and one.info.counts == two.info.counts
-    assert two.block(9).text == one.block(9).text
-
-
-def test_batches_keep_order_and_bound():
-    tokenizer = WordPieceTokenizer([*SPECIAL_PIECES, "a", "."])
-    made = [Article(str(i), "", "a. " * (i + 1)) for i in range(40)]
-    cutter = Cutter(tokenizer, None, block_len=8, title_len=4)
-    got = [article.id for batch, _ in cut_in_order(cutter, in_batches(iter(made)), 0) for article in batch]
-    assert got == [str(i) for i in range(40)]
+    for cores, settings in ((6, {}), (1, {}), (6, {"num_workers": 2})):
+        monkeypatch.setattr(build_module, "available_cores", lambda cores=cores: cores)
+        build(source, str(len(asked)), **settings)
+    assert asked == [6, 0, 2]
 
 
 def test_what_is_dropped_is_counted(build, articles, tmp_path):
@@ -253,6 +263,8 @@ def test_bert_vocabulary(build, articles, tmp_path):
     [
         ({"block_len": 4}, "block_len of at least 8 pieces, got 4"),
         ({"min_pieces": 0}, "min_pieces of at least 1, got 0"),
+        ({"title_len": -1}, "title_len of at least 0, got -1"),
+        ({"num_workers": -1}, "num_workers of at least 0, got -1"),
         ({"max_dropped_share": 1.5}, "max_dropped_share between 0 and 1, got 1.5"),
         ({"tagger": "magic"}, "expected tagger .* got 'magic'"),
         ({"tokenizer": "nowhere"}, "no tokenizer at nowhere"),
