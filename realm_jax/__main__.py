@@ -114,8 +114,6 @@ def job_help(name: str, jobs: Mapping[str, Job] = JOBS) -> str:
         row = f"{parameter.name}: {typed.describe(annotations.get(parameter.name, Any))}  {default}"
         rows.append(f"  {row if len(row) <= 116 else row[:112] + ' ...'}")
         rows += textwrap.wrap(meanings.get(parameter.name, ""), 116, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    number = next((p for p in parameters if type(p.default) is int), None)
-    override = f" --gin.{name}.{number.name}={number.default}" if number else ""
     return "\n".join(
         [
             f"usage: {USAGE.replace('JOB', name)}",
@@ -125,7 +123,7 @@ def job_help(name: str, jobs: Mapping[str, Job] = JOBS) -> str:
             f"parameters, set as --gin.{name}.PARAM=VALUE, or as {job.short_name}.PARAM = VALUE in a gin file:",
             *rows,
             "",
-            f"example: python -m realm_jax {name} --run_dir=runs/tiny --gin_file=runs/realm_tiny.gin{override}",
+            f"example: python -m realm_jax {name} {job.example}",
         ]
     )
 

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 
 class Job(NamedTuple):
-    """Where a job's function lives, as `module:function`, and what it does in a line."""
+    """Where a job's function lives, as `module:function`; what it does in a line; arguments that run it, to imitate."""
 
     place: str
     summary: str
+    example: str = "--run_dir=RUN"
 
     @property
     def selector(self) -> str:
@@ -28,12 +29,34 @@ class Job(NamedTuple):
         return getattr(importlib.import_module(module), name)
 
 
+_OWN_DOCUMENTS = "--run_dir=runs/mine --gin_file=runs/realm_documents.gin --gin.CORPUS=runs/mine/corpus"
+
 JOBS: Mapping[str, Job] = MappingProxyType(
     {
-        "corpus": Job("realm_jax.corpus.build:corpus", "cut texts into blocks, tag salient spans, tokenise"),
-        "train": Job("realm_jax.training.loop:train", "pre-train (ICT or REALM), swapping in new index versions"),
-        "embed": Job("realm_jax.retrieval.embed:embed", "embed the corpus with each new snapshot, publish its index"),
-        "evaluate": Job("realm_jax.evaluation.retrieval:evaluate", "measure retrieval with a checkpoint and an index"),
-        "report": Job("realm_jax.report:report", "gather a run's figures into report.json and report.html"),
+        "corpus": Job(
+            "realm_jax.corpus.build:corpus",
+            "cut texts into blocks, tag salient spans, tokenise",
+            f"{_OWN_DOCUMENTS} --gin.SOURCE=my/documents",
+        ),
+        "train": Job(
+            "realm_jax.training.loop:train",
+            "pre-train (ICT or REALM), swapping in new index versions",
+            f"{_OWN_DOCUMENTS} --gin.train.num_steps=450",
+        ),
+        "embed": Job(
+            "realm_jax.retrieval.embed:embed",
+            "embed the corpus with each new snapshot, publish its index",
+            f"{_OWN_DOCUMENTS} --gin.embed.once=True",
+        ),
+        "evaluate": Job(
+            "realm_jax.evaluation.retrieval:evaluate",
+            "measure retrieval with a checkpoint and an index",
+            f"{_OWN_DOCUMENTS} --gin.evaluate.max_queries=200",
+        ),
+        "report": Job(
+            "realm_jax.report:report",
+            "gather a run's figures into report.json and report.html",
+            "--run_dir=runs/mine",
+        ),
     }
 )
