@@ -134,7 +134,7 @@ def cut_in_order(
     At most two batches a worker are under way: memory does not grow with the source.
 
     Raises:
-      RuntimeError: a worker died.
+      ChildProcessError: a worker died.
     """
     stream = iter(batches)
     for batch in itertools.islice(stream, BATCHES_BEFORE_WORKERS if num_workers else None):
@@ -159,7 +159,7 @@ def _cut_in_workers(
         for first, result in under_way:
             yield first, result.result()
     except BrokenProcessPool as error:
-        raise RuntimeError(
+        raise ChildProcessError(
             "a worker process of the corpus job died: out of memory, or started by a script without "
             'if __name__ == "__main__"; set a smaller num_workers (0: no further process)'
         ) from error

@@ -109,18 +109,22 @@ def test_what_is_dropped_is_counted(build, articles, tmp_path):
         {**articles[3], "id": "again"},
         {"id": "s", "title": "", "text": "Hi."},
         {"id": "e", "title": "", "text": " "},
+        {"id": "long", "text": "x" * 8_000_001},
+        {"id": "7", "text": "Another seventh article, of the same id."},
         "{not json",
     ]
     path = tmp_path / "a.jsonl"
     write_jsonl(path, bad)
     with path.open("ab") as file:
         file.write(b'{"id": "u", "text": "\xff\xfe no"}\n')
-    made = build(str(path))
+    made = build(str(path), max_dropped_share=0.2)
     assert made.info.dropped == {
+        "duplicate id": 1,
         "empty text": 1,
         "exact duplicate block": 4,
         "malformed record": 1,
         "not UTF-8": 1,
+        "over-long record": 1,
         "too short": 1,
     }
     assert made.documents_of("again").tolist() == [] and made.info.num_sources == 30
@@ -129,10 +133,12 @@ def test_what_is_dropped_is_counted(build, articles, tmp_path):
 def test_documents_without_salient_spans_are_kept_and_counted(build, articles, tmp_path):
     plain = {"id": "p", "title": "", "text": "nothing of note happens in this text of plain words."}
     made = build(write_jsonl(tmp_path / "a.jsonl", [*articles, plain]))
-    assert made.info.counts["documents_without_salient_spans"] >= 1
+    num_without = np.count_nonzero(made.salient_spans.lengths() == 0)
+    assert made.info.counts["documents_without_salient_spans"] == num_without > 0 and made.info.dropped == {}
     assert made.salient_spans[int(made.documents_of("p")[0])].shape == (0, 2)
     without = build(write_jsonl(tmp_path / "a.jsonl", articles), "none", tagger="none")
     assert without.info.counts["salient_spans"] == 0
+    assert without.info.counts["documents_without_salient_spans"] == without.num_documents
 
 
 def test_too_much_dropped(build, articles, tmp_path):
@@ -141,6 +147,19 @@ def test_too_much_dropped(build, articles, tmp_path):
         build(source)
     assert not (tmp_path / "run/corpus").exists()  # found before the slow work
     assert build(source, max_dropped_share=0.25).info.dropped == {"malformed record": 10}
+
+
+def test_too_much_dropped_where_no_sample_was_read(build, articles, tmp_path):
+    z = build(write_jsonl(tmp_path / "z.jsonl", articles), "z")
+    source = write_jsonl(tmp_path / "a.jsonl", [*articles, *["{no"] * 5])
+    given = {"tokenizer": str(z.directory / "tokenizer"), "tagger": "none"}
+    with pytest.raises(
+        ValueError, match=r"5 of 35 records of .*a.jsonl cannot be used .*max_dropped_share=0.1; repair"
+    ):
+        build(source, **given)
+    with pytest.raises(ValueError, match="unfinished corpus"):
+        Corpus.open(tmp_path / "run/corpus")
+    assert build(source, **given, max_dropped_share=0.15).info.dropped == {"malformed record": 5}
 
 
 def test_own_folder_just_works(tmp_path, caplog):

@@ -66,7 +66,9 @@ def test_an_error_in_a_worker_is_raised_here(small_batches):
 
 
 def test_a_worker_that_dies_is_told(small_batches):
-    with pytest.raises(RuntimeError, match=r"a worker process of the corpus job died: .*set a smaller num_workers"):
+    with pytest.raises(
+        ChildProcessError, match=r"a worker process of the corpus job died: .*set a smaller num_workers"
+    ):
         cut(1, TroubledTagger(die))
 
 

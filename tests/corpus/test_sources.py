@@ -75,6 +75,15 @@ def test_json_lines(tmp_path):
     assert dropped == {}
 
 
+def test_records_without_ids_in_files_of_one_name(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "part.jsonl").write_text(json_line(text=f"Of {folder}.") + json_line(id="7", text=folder))
+    articles, dropped = read(tmp_path)
+    assert [article.id for article in articles] == ["a/part.jsonl:1", "7", "b/part.jsonl:1"]
+    assert dropped == {"duplicate id": 1}
+
+
 def test_bad_json_lines_are_counted_by_cause(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_bytes(

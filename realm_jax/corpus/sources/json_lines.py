@@ -2,6 +2,7 @@
 
 import html
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ _TEXT_KEYS = ("text", "contents")
 
 def read_json_lines(files: list[Path], on_drop: OnDrop, max_text_chars: int) -> Iterator[Article]:
     """Articles of JSON lines; a record without an id is named by its file and line."""
+    names = _names(files)
     keep = ArticleFilter(on_drop, max_text_chars)
     for path, number, record in _records(files, on_drop, max_text_chars):
         article_id, title, text = _first(record, _ID_KEYS), record.get("title"), _first(record, _TEXT_KEYS)
         if not isinstance(text, str) or not isinstance(title, str | None) or isinstance(article_id, dict | list | bool):
             on_drop(MALFORMED)
             continue
-        name = f"{path.name}:{number}" if article_id in (None, "") else str(article_id)
+        name = f"{names[path]}:{number}" if article_id in (None, "") else str(article_id)
         if article := keep.article(name, title or "", text):
             yield article
 
@@ -41,6 +43,15 @@ def without_title_line(title: str, text: str) -> str:
     """A WikiExtractor text without its first line where that repeats the title, and with HTML entities decoded."""
     first, _, rest = text.lstrip().partition("\n")
     return html.unescape(rest if first.strip() == title.strip() else text)
+
+
+def _names(files: list[Path]) -> dict[Path, str]:
+    """What to call each file: its name, or its path below their common folder if two have the same name."""
+    names = {path: path.name for path in files}
+    if len(set(names.values())) == len(files):
+        return names
+    folder = os.path.commonpath([path.parent for path in files])
+    return {path: path.relative_to(folder).as_posix() for path in files}
 
 
 def _records(files: list[Path], on_drop: OnDrop, max_text_chars: int) -> Iterator[tuple[Path, int, dict[str, Any]]]:
