@@ -152,7 +152,7 @@ class Ablations:
             time.sleep(0.5)
 
     def start(self, half: int, work: Work) -> Child:
-        log = self.run.path / "logs" / f"{work.name.replace(' ', '_')}.log"
+        log = self.run.logs / f"{work.name.replace(' ', '_')}.log"
         self.running[half] = Child(work.name, work.commands[0], log, split_cores()[half], {})
         return self.running[half]
 

@@ -100,7 +100,7 @@ class Launcher:
         command = [sys.executable, "-m", "realm_jax", job, f"--run_dir={run.path}"]
         if gin_file is not None:
             command += [f"--gin_file={gin_file}", *self.macros(name), *self.settings.bindings, *extra]
-        child = Child(name, command, self.run.path / "logs" / f"{name}.log", cores, environment or {})
+        child = Child(name, command, self.run.logs / f"{name}.log", cores, environment or {})
         self.children.append(child)
         return child
 
@@ -270,7 +270,7 @@ def main(arguments: Sequence[str]) -> int:
         return 130
     finally:
         launcher.stop()
-    said = (settings.run.path / "logs" / "report.log").read_text().rsplit("$ ", 1)[-1].splitlines()[1:]
+    said = (settings.run.logs / "report.log").read_text().rsplit("$ ", 1)[-1].splitlines()[1:]
     print("\n".join(line for line in said if line.strip() != str(report)))
     print(report)
     return 0

@@ -145,11 +145,12 @@ def parameter_meanings(doc: str) -> dict[str, str]:
 def run(command: CommandLine, jobs: Mapping[str, Job] = JOBS) -> Any:
     """Binds the configuration, saves it in the run directory and runs the job; returns what the job returns."""
     from realm_jax import config
-    from realm_jax.run_dir import RunDir, write_text_atomically
+    from realm_jax.config.saving import saved
+    from realm_jax.run_dir import RunDir
 
     kwargs = config.bind(command.job, command.gin_files, command.bindings, jobs)
-    write_text_atomically(RunDir.of(command.run_dir).config_file(command.job), config.operative_config())
-    return jobs[command.job].function()(run_dir=command.run_dir, **kwargs)
+    with saved(RunDir.of(command.run_dir), command.job, config.operative_config()):
+        return jobs[command.job].function()(run_dir=command.run_dir, **kwargs)
 
 
 def describe_error(error: BaseException) -> str:

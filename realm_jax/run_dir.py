@@ -56,6 +56,11 @@ class RunDir:
         return self.path / "status"
 
     @property
+    def logs(self) -> Path:
+        """What the processes of the run print, when a launcher starts them."""
+        return self.path / "logs"
+
+    @property
     def embedder_status(self) -> Path:
         return self.status / "embedder.json"
 
@@ -77,9 +82,9 @@ class RunDir:
         """Masked sentences with their candidates and predictions, to look at."""
         return self.path / "examples.json"
 
-    def config_file(self, job: str) -> Path:
-        """The operative configuration of a job, saved when it starts."""
-        return self.path / f"config-{job}.gin"
+    def config_file(self, job: str, number: int = 0) -> Path:
+        """The operative configuration of a job, saved when it starts; with a number, an earlier one, 1 the first."""
+        return self.path / f"config-{job}{f'.{number}' if number else ''}.gin"
 
     def snapshot(self, step: int) -> Path:
         return self.snapshots / f"{step:08d}"

@@ -1,4 +1,5 @@
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -48,8 +49,54 @@ def test_a_job_runs_and_its_configuration_is_saved(main, tmp_path):
 
 
 def test_the_configuration_is_saved_before_the_work(main, tmp_path):
-    assert main("--gin.train.corpus=mistake")[0] == 1
-    assert "corpus = 'mistake'" in (tmp_path / "run" / "config-train.gin").read_text()
+    assert main("--gin.train.corpus=interrupt")[0] == 130
+    assert "corpus = 'interrupt'" in (tmp_path / "run" / "config-train.gin").read_text()
+
+
+def texts(folder):
+    return {path.name: path.read_text() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_an_earlier_configuration_is_kept_with_its_time(main, tmp_path):
+    run = tmp_path / "run"
+    for num_steps in (7, 7, 8, 8, 9):
+        assert main(f"--gin.train.num_steps={num_steps}")[0] == 0
+        if num_steps == 7:
+            os.utime(run / "config-train.gin", (1e9, 1e9))
+    names = ["config-train.1.gin", "config-train.2.gin", "config-train.gin"]
+    assert [path.name for path in sorted(run.iterdir())] == names
+    for name, num_steps in zip(names, (7, 8, 9), strict=True):
+        assert f"num_steps = {num_steps}\n" in (run / name).read_text()
+    assert (run / names[0]).stat().st_mtime == 1e9
+
+
+@pytest.mark.parametrize("corpus", ["mistake", "missing", "slow"])
+def test_a_job_that_refuses_leaves_the_run_as_it_was(main, tmp_path, corpus):
+    assert main()[0] == 0
+    (tmp_path / "run" / "logs").mkdir()
+    os.utime(tmp_path / "run" / "config-train.gin", (1e9, 1e9))
+    before = texts(tmp_path / "run")
+    assert main(f"--gin.train.corpus={corpus}")[0] == 1
+    assert texts(tmp_path / "run") == before
+    assert (tmp_path / "run" / "config-train.gin").stat().st_mtime == 1e9
+
+
+def test_a_misspelt_run_dir_is_not_made(main, tmp_path):
+    assert main("--gin.train.corpus=mistake", run_dir=tmp_path / "rnu" / "deep")[0] == 1
+    assert not (tmp_path / "rnu").exists()
+
+
+@pytest.mark.parametrize("had_configuration", [True, False])
+def test_a_job_that_fails_after_it_has_written_keeps_its_configuration(main, tmp_path, had_configuration):
+    run = tmp_path / "run"
+    if had_configuration:
+        assert main()[0] == 0
+    assert main("--gin.train.corpus=midway")[0] == 1
+    assert "corpus = 'midway'" in (run / "config-train.gin").read_text()
+    assert (run / "config-train.1.gin").exists() == had_configuration
+    (run / "metrics.jsonl").unlink()
+    assert main("--gin.train.corpus=logs")[0] == 1  # what a process says of itself is no work
+    assert "corpus = 'midway'" in (run / "config-train.gin").read_text()
 
 
 def test_nothing_is_written_for_a_refused_configuration(main, tmp_path):

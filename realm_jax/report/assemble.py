@@ -2,7 +2,9 @@
 
 import datetime
 import itertools
+import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,7 +39,7 @@ def assemble(run: RunDir) -> dict[str, Any] | None:
     figures["served_index_version"] = served.get("version")
     corpus = read_json(run.corpus / "corpus.json") if (run.corpus / "corpus.json").exists() else {}
     figures["corpus"] = {"documents": corpus.get("num_documents"), "pieces": corpus.get("num_pieces")}
-    figures["seed"] = _seed(run)
+    figures["seed"] = _seed(run, metrics)
     figures["wall_secs"] = _wall_secs(run)
     return figures
 
@@ -73,11 +75,20 @@ def _slowest_swap(metrics: list[dict[str, Any]]) -> float | None:
     return max(swapped) / median if swapped and median else None
 
 
-def _seed(run: RunDir) -> int | None:
-    config = run.config_file("train")
-    if not config.exists():
+def _configs(run: RunDir, job: str) -> list[Path]:
+    """The configurations that a job was run with, the newest last."""
+    earlier = itertools.takewhile(Path.exists, (run.config_file(job, number) for number in itertools.count(1)))
+    return [path for path in (*earlier, run.config_file(job)) if path.exists()]
+
+
+def _seed(run: RunDir, metrics: list[dict[str, Any]]) -> int | None:
+    """The seed of the configuration in force at the last step: a later command may have found nothing to train."""
+    configs = _configs(run, "train")
+    if not configs:
         return None
-    for line in config.read_text().splitlines():
+    last_step_at = max((entry["time"] for entry in metrics if "time" in entry), default=math.inf)
+    in_force = [path for path in configs if path.stat().st_mtime <= last_step_at] or configs
+    for line in in_force[-1].read_text().splitlines():
         name, _, value = line.partition("=")
         if name.strip() in ("train.seed", "loop.train.seed"):
             return int(value)
@@ -86,8 +97,7 @@ def _seed(run: RunDir) -> int | None:
 
 def _wall_secs(run: RunDir) -> float:
     """From the first thing that the run wrote (its corpus job's configuration, or the trainer's) to now."""
-    configs: list[Any] = [path for path in (run.config_file("corpus"), run.config_file("train")) if path.exists()]
-    begun = min((path.stat().st_mtime for path in configs), default=None)
+    begun = min((path.stat().st_mtime for job in ("corpus", "train") for path in _configs(run, job)), default=None)
     now = datetime.datetime.now().timestamp()
     return round(now - begun, 1) if begun is not None else 0.0
 

@@ -28,7 +28,11 @@ def recalls(*figures):
 def run(tmp_path):
     run = RunDir(tmp_path / "run")
     run.metrics.mkdir(parents=True)
-    lines = [m | ({"step_secs": s} if s is not None else {}) for m, s in zip(METRICS, STEP_SECS, strict=True)]
+    now = time.time()
+    lines = [
+        m | ({"step_secs": s} if s is not None else {}) | {"time": now + m["step"]}
+        for m, s in zip(METRICS, STEP_SECS, strict=True)
+    ]
     run.metrics_jsonl.write_text("".join(json.dumps(line) + "\n" for line in lines))
     rows = {
         "bm25": recalls(0.1, 0.2, 0.3),
@@ -83,6 +87,21 @@ def test_a_run_without_a_warm_start_or_a_swap(run):
     assert figures["swap_pause_ms_max"] is None and figures["step_secs_max_over_median_at_swaps"] is None
     assert figures["step_secs_median"] is None and figures["retrieval_wait_share"] is None
     assert figures["index_versions_served"] == 1 and figures["seed"] == 0
+
+
+def test_the_seed_is_of_the_configuration_that_trained(run):
+    last_step_at = json.loads(run.metrics_jsonl.read_text().splitlines()[-1])["time"]
+    settings = [(1, "seed = 5", -50), (2, "seed = 6", -20), (0, "seed = 7", 10)]  # the last had nothing left to train
+    for number, text, after_secs in settings:
+        place = run.config_file("train", number)
+        place.write_text(f"loop.train.{text}\n")
+        os.utime(place, (last_step_at + after_secs,) * 2)
+    figures = assemble(run)
+    assert figures["seed"] == 6
+    os.utime(run.config_file("corpus"), (last_step_at, last_step_at))
+    assert 45 <= assemble(run)["wall_secs"] < 105  # since the first of them
+    run.metrics_jsonl.write_text("")  # a trainer that has only begun
+    assert assemble(run)["seed"] == 7
 
 
 @pytest.mark.parametrize("name", ["retrieval", "reading"])
