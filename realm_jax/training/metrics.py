@@ -231,6 +231,7 @@ class ProgressBar:
         self._total, self._initial, self._description = total_steps, initial_step, description
         self._log_every_secs, self._clock = log_every_secs, clock
         self._started = clock()
+        self._left_out_secs, self._left_out_steps = 0.0, 0
         self._logged: float | None = None
         self._bar: Any = None
         stream = stream or sys.stderr
@@ -241,22 +242,32 @@ class ProgressBar:
                 desc=description,
                 file=stream,
                 dynamic_ncols=True,
-                bar_format="{desc} {percentage:3.0f}% |{bar:12}| {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}",
+                bar_format="{desc} {percentage:3.0f}% |{bar:12}| {n_fmt}/{total_fmt} {elapsed}{postfix}",
             )
 
     def update(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Shows that `step` steps are done. Call it when figures are at hand, not only every n steps."""
-        figures = progress_figures(metrics)
+        now = self._clock()
+        figures = f"{self._time_left(step, now)} left, {progress_figures(metrics)}"
         if self._bar is not None:
             self._bar.set_postfix_str(figures, refresh=False)
             self._bar.update(step - self._bar.n)
-            return
-        now = self._clock()
-        if self._logged is None or now - self._logged >= self._log_every_secs or step >= self._total:
+        elif self._logged is None or now - self._logged >= self._log_every_secs or step >= self._total:
             self._logged = now
-            done = step - self._initial
-            left = "?" if done <= 0 else _clock_time((now - self._started) / done * (self._total - step))
-            logger.info("%s %d/%d, %s left, %s", self._description, step, self._total, left, figures)
+            logger.info("%s %d/%d, %s", self._description, step, self._total, figures)
+
+    def leave_out(self, secs: float) -> None:
+        """Leaves a step that took `secs` out of the rate: it was compiled first, and the next ones will not be."""
+        self._left_out_secs += secs
+        self._left_out_steps += 1
+
+    def _time_left(self, step: int, now: float) -> str:
+        steps = step - self._initial - self._left_out_steps
+        if step >= self._total:
+            return _clock_time(0.0)
+        if steps <= 0:
+            return "?"
+        return _clock_time((now - self._started - self._left_out_secs) / steps * (self._total - step))
 
     def close(self) -> None:
         if self._bar is not None:

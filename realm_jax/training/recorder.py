@@ -125,6 +125,8 @@ class Recorder:
                     figures["retrieval_wait_ms"] = max(0.0, flight.ready_at - previous_done_at) * 1e3
             else:
                 self._timer.skip()
+                if self._bar is not None:
+                    self._bar.leave_out(done_at - previous_done_at)
             self._check_finite(flight.step, figures)
             self._window.append(figures)
             if (flight.step + 1) % self._log_every_steps == 0 or flight.step + 1 == self._num_steps:
