@@ -60,7 +60,7 @@ class Recorder:
         self._writer = MetricWriter(run, jax.process_index())
         self._writer.resume_from(first_step + 1)
         self._swaps_path = run.metrics / "swaps.jsonl"
-        self._forget_swaps_from(first_step)
+        self._swaps = self._swaps_before(first_step)
         self._bar = ProgressBar(num_steps, first_step, task.name) if jax.process_index() == 0 else None
         self._now = time.perf_counter()
         self._timer = StepTimer(
@@ -81,10 +81,12 @@ class Recorder:
         if swap is None:
             return
         self._pause_ms = max(self._pause_ms, swap.pause_ms)
+        self._swaps.append(json.dumps({**swap._asdict(), "step": step, "time": time.time()}) + "\n")
         if jax.process_index() == 0:
-            self._swaps_path.parent.mkdir(parents=True, exist_ok=True)
-            with self._swaps_path.open("a") as file:
-                file.write(json.dumps({**swap._asdict(), "step": step, "time": time.time()}) + "\n")
+            try:
+                write_text_atomically(self._swaps_path, "".join(self._swaps))
+            except OSError as error:  # a full disk: the next swap writes this one too
+                logger.error("the swap at step %d cannot be recorded, training goes on: %s", step, error)
 
     def dispatched(
         self,
@@ -174,12 +176,10 @@ class Recorder:
                 f"{what}: more than max_skipped_updates={self._max_skipped_updates} updates were skipped"
             )
 
-    def _forget_swaps_from(self, step: int) -> None:
-        """Drops what a resumed run will do again."""
-        if jax.process_index() == 0 and self._swaps_path.exists():
-            lines = self._swaps_path.read_text().splitlines()
-            kept = [line for line in lines if line and json.loads(line)["step"] < step]
-            write_text_atomically(self._swaps_path, "".join(line + "\n" for line in kept))
+    def _swaps_before(self, step: int) -> list[str]:
+        """The lines of swaps.jsonl but those that a resumed run will write again."""
+        lines = self._swaps_path.read_text().splitlines(keepends=True) if self._swaps_path.exists() else []
+        return [line for line in lines if json.loads(line)["step"] < step]
 
 
 def _wait(figures: dict[str, Any]) -> tuple[dict[str, float], float]:

@@ -1,5 +1,6 @@
 """What a trainer says of itself in the run directory: the embed job and the progress display read it."""
 
+import logging
 import os
 import threading
 import time
@@ -7,6 +8,8 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from realm_jax.run_dir import RunDir, write_json_atomically
+
+logger = logging.getLogger(__name__)
 
 
 class TrainerStatus:
@@ -28,7 +31,8 @@ class TrainerStatus:
         self._path = run.trainer_status(process)
         self._write_every_secs = write_every_secs
         self._lock = threading.Lock()
-        self._written_at = 0.0
+        self._written_at = -float("inf")
+        self._failing = False
         self._fields: dict[str, Any] = {
             "state": "running",
             "step": step,
@@ -56,5 +60,12 @@ class TrainerStatus:
             self._write()
 
     def _write(self) -> None:
-        write_json_atomically(self._path, {**self._fields, "updated_at": time.time()})
-        self._written_at = time.monotonic()
+        try:
+            write_json_atomically(self._path, {**self._fields, "updated_at": time.time()})
+        except OSError as error:  # a full disk: what was said last stands, and what it names is kept
+            if not self._failing:
+                logger.error("%s cannot be written, training goes on: %s", self._path, error)
+            self._failing, self._written_at = True, -float("inf")  # the next change is written, whatever it is
+        else:
+            self._failing = False
+            self._written_at = time.monotonic()
