@@ -1,6 +1,6 @@
 """The generated encyclopedia as corpora: the articles, two streams of sentences to mask, and the questions.
 
-CORPUS/                  the articles, with restatements.npy beside their other arrays
+CORPUS/                  the articles
 CORPUS/x_train           sentences to mask about training entities, each with its gold document
 CORPUS/x_heldout         the same about held-out entities: for evaluation only
 CORPUS/questions.jsonl   one {"id", "question", "answer", "gold_id", "gold_document", "split"} a line
@@ -14,14 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Int32
-
 from realm_jax.corpus.build import Build, Documents, Training
 from realm_jax.corpus.sample import sample_texts
 from realm_jax.corpus.sources import Article
-from realm_jax.corpus.store import RESTATEMENTS_FILE, CorpusInfo
-from realm_jax.corpus.world import Question, Restatement, Split, World, WorldConfig, generate
+from realm_jax.corpus.store import CorpusInfo
+from realm_jax.corpus.world import Question, Split, World, WorldConfig, generate
 from realm_jax.text.tokenizers import Tokenizer
 
 QUESTIONS_FILE = "questions.jsonl"
@@ -59,8 +56,6 @@ def build_world(
         for name, split in STREAMS.items():
             _write_stream(directory / name, world, split, rows, tokenizer, block_len, info)
         _write_questions(directory / QUESTIONS_FILE, world.questions, rows)
-        table = _restatement_table(world, rows, tokenizer)
-        np.save(directory / RESTATEMENTS_FILE, table, allow_pickle=False)
 
     build = Build(directory, tokenizer, None, block_len, title_len, drop_duplicates=False, on_documents=rows.add)
     return build.write(
@@ -77,9 +72,6 @@ class _Rows:
     def add(self, documents: Documents) -> None:
         for row, (article, text) in enumerate(zip(documents.articles, documents.texts, strict=True), documents.first):
             self._of.setdefault(article.id, []).append((row, text))
-
-    def of(self, article_id: str) -> list[tuple[int, str]]:
-        return self._of[article_id]
 
     def gold(self, article_id: str, answers: Sequence[str]) -> int:
         """The document of the article that holds an answer; its first, should a cut have gone through the answer."""
@@ -126,31 +118,3 @@ def _write_questions(path: Path, questions: Sequence[Question], rows: _Rows) -> 
                 "split": question.split,
             }
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
-
-
-def _restatement_table(world: World, rows: _Rows, tokenizer: Tokenizer) -> Int32[np.ndarray, "num_restatements 7"]:
-    """Restatements in pieces: document, then [start, end) of sentence, object and the other statement's object.
-
-    Those of an article that was cut into several documents are left out.
-    """
-    texts = {article.id: article.text for article in world.articles}
-    table: list[tuple[int, ...]] = []
-    offsets: dict[str, np.ndarray] = {}
-    for item in world.restatements:
-        documents = rows.of(item.article_id)
-        if len(documents) != 1:
-            continue
-        row, text = documents[0]
-        if item.article_id not in offsets:
-            offsets[item.article_id] = tokenizer.encode(text).offsets
-        shift = texts[item.article_id].index(text)  # white space in front of the first sentence
-        table.append((row, *_pieces_of(item, offsets[item.article_id], shift)))
-    return np.asarray(table, np.int32).reshape(-1, 7)
-
-
-def _pieces_of(item: Restatement, offsets: np.ndarray, shift: int) -> list[int]:
-    places = []
-    for start, end in (item.sentence_span, item.object_span, item.other_span):
-        places.append(int(np.searchsorted(offsets[:, 1], start - shift, side="right")))
-        places.append(int(np.searchsorted(offsets[:, 0], end - shift, side="left")))
-    return places

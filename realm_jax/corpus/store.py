@@ -29,7 +29,6 @@ CORPUS_FILE = "corpus.json"
 FORMAT_VERSION = 1
 RAGGED_ARRAYS = ("titles", "bodies", "sentence_ends", "salient_spans", "source_ids")
 DEFAULT_TITLE_LEN = 32
-RESTATEMENTS_FILE = "tokens/restatements.npy"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,10 +155,6 @@ class Corpus:
         self._answers: Ragged | None = None
         if (tokens / "answers.offsets.npy").exists():
             self._answers = _open_ragged(tokens, "answers", info.num_documents)
-        # Of the generated encyclopedia: facts that a document states twice (see build_world.py).
-        self.restatements: np.ndarray | None = None
-        if (directory / RESTATEMENTS_FILE).exists():
-            self.restatements = _open_array(directory / RESTATEMENTS_FILE)
         if self.bodies.num_values != info.num_pieces:
             raise ValueError(
                 f"{directory}: {CORPUS_FILE} says {info.num_pieces} pieces, tokens/ holds {self.bodies.num_values}; "

@@ -121,26 +121,12 @@ class Question(NamedTuple):
     split: Split
 
 
-class Restatement(NamedTuple):
-    """A fact's second wording inside its article: warm-start material that needs no sentence from outside the articles.
-
-    Masking `object_span` of the sentence and removing the sentence leaves the answer in the rest of the article, in
-    other words (`other_span`). Both directions are listed. All spans are half-open character offsets into the article.
-    """
-
-    article_id: str
-    sentence_span: Span
-    object_span: Span
-    other_span: Span
-
-
 class World(NamedTuple):
     """What `generate` makes."""
 
     articles: list[Article]
     sentences: list[MaskableSentence]
     questions: list[Question]
-    restatements: list[Restatement]
 
     def sentences_of(self, split: Split) -> Iterator[MaskableSentence]:
         """The sentences to mask whose subject is a training entity, or a held-out one."""
@@ -166,21 +152,18 @@ class _Pools(NamedTuple):
 
 
 def generate(config: WorldConfig) -> World:
-    """Generates the encyclopedia, the sentences to mask, the questions and the warm-start material of a seed."""
+    """Generates the encyclopedia, the sentences to mask and the questions of a seed."""
     rng = Random(config.seed)
     pools = _invent_entities(config, rng)
     heldout = set(_sample(rng, range(config.num_articles), round(config.heldout_share * config.num_articles)))
     articles: list[Article] = []
     sentences: list[MaskableSentence] = []
     questions: list[Question] = []
-    restatements: list[Restatement] = []
     for i, entity in enumerate(pools.entities):
         article_id = f"world-{i:06d}"
         split: Split = "heldout" if i in heldout else "train"
         facts = _invent_facts(entity, pools, config, rng)
-        article, pairs = _write_article(article_id, entity, facts, pools, config, rng)
-        articles.append(article)
-        restatements.extend(pairs)
+        articles.append(_write_article(article_id, entity, facts, pools, config, rng))
         for fact in facts:
             orders = _shuffled(rng, range(3))  # no wording twice for a fact, as long as there are others
             for number in range(config.sentences_per_fact):
@@ -189,7 +172,7 @@ def generate(config: WorldConfig) -> World:
         for fact in _sample(rng, facts, min(config.questions_per_article, len(facts))):
             text = fact.phrases.question.replace("{s}", entity.name)
             questions.append(Question(f"{article_id}-q-{fact.relation}", text, fact.object, article_id, split))
-    return World(articles, sentences, questions, restatements)
+    return World(articles, sentences, questions)
 
 
 # Only Random.random() is used below: its stream is the same in every Python version, that of its other methods is not.
@@ -367,7 +350,7 @@ def _parsed_inside(template: str) -> tuple[str, ...]:
 
 def _write_article(
     article_id: str, entity: _Entity, facts: list[_Fact], pools: _Pools, config: WorldConfig, rng: Random
-) -> tuple[Article, list[Restatement]]:
+) -> Article:
     """Writes every fact twice: in a sentence of its own, and in a summary line of catch phrases at the end."""
     sentences = [(_pick(rng, fact.phrases.article[:2]), fact.object) for fact in facts]
     if rng.random() < config.passing_mentions:
@@ -376,34 +359,23 @@ def _write_article(
         sentences.insert(place, (_pick(rng, PASSING_MENTIONS[entity.kind]), mentioned))
 
     text = _Text()
-    told: dict[str, tuple[Span, Span]] = {}  # by object: the spans of its sentence and of the object
     for number, (wording, object_name) in enumerate(sentences):
         start = text.length
         for i, part in enumerate(_parsed(wording)):
             if i % 2 == 0:
                 text.add(part)
             elif part == "o":
-                object_span = text.mention(object_name)
+                text.mention(object_name)
             else:
                 _mention_subject(text, entity, full=number == 0, at_start=text.length == start, rng=rng)
-        text.add(".")
-        told[object_name] = ((start, text.length), object_span)
-        text.add(" ")
+        text.add(". ")
 
-    start = text.length
-    summary: list[tuple[str, Span]] = []
     for number, fact in enumerate(_shuffled(rng, facts)):
         before, after = fact.phrases.article[2].split("{o}")
         text.add(before if number else before[:1].upper() + before[1:])
-        summary.append((fact.object, text.mention(fact.object)))
+        text.mention(fact.object)
         text.add(after + ("; " if number + 1 < len(facts) else "."))
-    article = Article(article_id, entity.name, str(text), salient_spans=tuple(text.spans))
-    pairs = []
-    for object_name, in_summary in summary:
-        sentence_span, in_sentence = told[object_name]
-        pairs.append(Restatement(article_id, sentence_span, in_sentence, in_summary))
-        pairs.append(Restatement(article_id, (start, text.length), in_summary, in_sentence))
-    return article, pairs
+    return Article(article_id, entity.name, str(text), salient_spans=tuple(text.spans))
 
 
 def _mention_subject(text: _Text, entity: _Entity, *, full: bool, at_start: bool, rng: Random) -> None:

@@ -2,7 +2,6 @@ import dataclasses
 import gzip
 import json
 
-import numpy as np
 import pytest
 
 from realm_jax.corpus import build as build_module
@@ -366,22 +365,10 @@ def test_world_questions(world_corpus):
     assert {record["split"] for record in records} == {"train", "heldout"}
 
 
-def test_world_restatements(world_corpus):
-    made, config = world_corpus
-    world = generate(config)
-    texts = {article.id: article.text for article in world.articles}
-    assert made.restatements.shape == (len(world.restatements), 7)
-    for row, item in list(zip(made.restatements.tolist(), world.restatements, strict=True))[::13]:
-        body = made.bodies[row[0]]
-        spans = (item.sentence_span, item.object_span, item.other_span)
-        for (start, end), span in zip(np.asarray(row[1:]).reshape(3, 2), spans, strict=True):
-            assert made.tokenizer.decode(body[start:end]) == texts[item.article_id][slice(*span)].lower()
-
-
 def test_world_with_short_blocks(tmp_path):
     corpus(run_dir=str(tmp_path), world=WorldConfig(num_articles=30), vocab_size=400, block_len=32)
     made, stream = Corpus.open(tmp_path / "corpus"), Corpus.open(tmp_path / "corpus/x_train")
-    assert made.num_documents > 60 and len(made.restatements) == 0
+    assert made.num_documents > 60
     for row in range(0, stream.num_documents, 17):
         assert stream.answers(row)[0] in made.block(int(stream.gold_documents[row])).text
 
