@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from realm_jax.corpus.blocks import Block
-from realm_jax.corpus.store import Corpus, make_corpus
+from realm_jax.corpus.store import Corpus
+from realm_jax.corpus.writer import make_corpus
 from realm_jax.models import RetrieverConfig, TransformerConfig
 from realm_jax.retrieval.build_version import BatchSettings, IndexSettings, build_version
 from realm_jax.retrieval.embedder import Embedder

@@ -15,11 +15,13 @@ from tqdm import tqdm
 from realm_jax.corpus import dataset
 from realm_jax.corpus.blocks import PieceRows
 from realm_jax.corpus.cutting import CutBatch, Cutter, available_cores, cut_in_order, in_batches
+from realm_jax.corpus.info import CORPUS_FILE, CorpusInfo, read_info
 from realm_jax.corpus.salient_spans import RuleTagger, SalientSpanTagger, SpacyTagger
 from realm_jax.corpus.source_text import DUPLICATE, TOO_SHORT, SourceText, listed
 from realm_jax.corpus.sources import Article
-from realm_jax.corpus.store import CORPUS_FILE, DEFAULT_TITLE_LEN, Corpus, CorpusInfo, CorpusWriter, read_info
+from realm_jax.corpus.store import Corpus
 from realm_jax.corpus.world import WorldConfig
+from realm_jax.corpus.writer import DEFAULT_TITLE_LEN, CorpusWriter
 from realm_jax.run_dir import RunDir
 from realm_jax.text.tokenizers import (
     ModelType,

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from realm_jax.corpus.build import Build, Documents, Training
+from realm_jax.corpus.info import CorpusInfo
 from realm_jax.corpus.sample import sample_texts
 from realm_jax.corpus.sources import Article
-from realm_jax.corpus.store import CorpusInfo
 from realm_jax.corpus.world import Question, Split, World, WorldConfig, generate
 from realm_jax.text.tokenizers import Tokenizer
 

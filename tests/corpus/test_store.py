@@ -8,7 +8,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from realm_jax.corpus.blocks import Block, piece_rows
-from realm_jax.corpus.store import Corpus, CorpusWriter, Ragged, content_fingerprint, make_corpus
+from realm_jax.corpus.ragged import Ragged
+from realm_jax.corpus.store import Corpus
+from realm_jax.corpus.writer import CorpusWriter, content_fingerprint, make_corpus
 from realm_jax.text.tokenizers import SPECIAL_PIECES, WordPieceTokenizer
 
 WORDS = ["ann", "bob", "was", "born", "in", "oslo", "rome", "19", "##31", "."]

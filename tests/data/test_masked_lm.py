@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from realm_jax.corpus.store import make_corpus
+from realm_jax.corpus.writer import make_corpus
 from realm_jax.data.inputs import SpecialIds, joint_inputs
 from realm_jax.data.masked_lm import MaskedSentences, masked_batch
 from realm_jax.data.masking import MaskingConfig

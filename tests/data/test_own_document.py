@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from realm_jax.corpus.store import make_corpus
+from realm_jax.corpus.writer import make_corpus
 from realm_jax.data.inputs import SpecialIds
 from realm_jax.data.order import batch_positions
 from realm_jax.data.own_document import Lesson, OwnDocumentExamples

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from realm_jax.corpus.blocks import Block
-from realm_jax.corpus.store import make_corpus
+from realm_jax.corpus.writer import make_corpus
 from realm_jax.evaluation.queries import check_any, known_items, masked_sentences, questions, texts_for_search, window
 from realm_jax.text.tokenizers import SPECIAL_PIECES, WordPieceTokenizer
 

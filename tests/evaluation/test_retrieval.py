@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from realm_jax.corpus.blocks import Block
-from realm_jax.corpus.store import make_corpus
+from realm_jax.corpus.writer import make_corpus
 from realm_jax.data.inputs import SpecialIds, document_inputs
 from realm_jax.evaluation.queries import RetrievalQuery
 from realm_jax.evaluation.retrieval import Judge, embed_corpus, evaluate, evaluate_rankings, retriever_params

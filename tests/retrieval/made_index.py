@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from realm_jax.corpus.blocks import PieceRows
-from realm_jax.corpus.store import Corpus, CorpusWriter
+from realm_jax.corpus.store import Corpus
+from realm_jax.corpus.writer import CorpusWriter
 from realm_jax.retrieval.build_version import BatchSettings, IndexSettings, build_version
 from realm_jax.retrieval.manifest import Manifest
 from realm_jax.text.tokenizers import WordPieceTokenizer

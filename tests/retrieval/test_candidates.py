@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from realm_jax.corpus.store import make_corpus
+from realm_jax.corpus.writer import make_corpus
 from realm_jax.data.inputs import NO_CANDIDATE, NULL_DOCUMENT
 from realm_jax.retrieval.candidates import contains, select_candidates
 from realm_jax.retrieval.index import SearchResult

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from realm_jax.corpus.store import Corpus, make_corpus
+from realm_jax.corpus.store import Corpus
+from realm_jax.corpus.writer import make_corpus
 from realm_jax.data.inputs import NO_CANDIDATE, NULL_DOCUMENT, Inputs
 from realm_jax.retrieval.index import SearchResult
 from realm_jax.tasks.realm import check_same_tokenizer, init_params, realm_loss
