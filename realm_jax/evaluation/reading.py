@@ -1,6 +1,5 @@
 """How well a pre-trained reader fills masked spans with the documents that different retrievers bring it."""
 
-import logging
 from typing import Any
 
 import numpy as np
@@ -10,15 +9,14 @@ from realm_jax.data.masked_lm import MaskedBatch
 from realm_jax.evaluation.bm25 import Bm25Index
 from realm_jax.evaluation.masked_spans import MaskedSpanEvaluation, Search
 from realm_jax.evaluation.queries import texts_for_search
-from realm_jax.evaluation.retrieval import embed_corpus
+from realm_jax.retrieval.build_version import BatchSettings
+from realm_jax.retrieval.embedder import Embedder
 from realm_jax.retrieval.exact import ExactIndex
 from realm_jax.retrieval.index import SearchResult
 from realm_jax.run_dir import RunDir
 from realm_jax.tasks.realm import Realm
 from realm_jax.tasks.task import Params
 from realm_jax.training.checkpoint import load_params
-
-logger = logging.getLogger(__name__)
 
 
 def evaluate_reading(
@@ -65,9 +63,8 @@ def evaluate_reading(
 
 def _exact_search(evaluation: MaskedSpanEvaluation, params: Params, task: Realm) -> Search:
     """Exact search over documents embedded afresh with the same parameters."""
-    embeddings = embed_corpus(
-        params["retriever"], task.retriever, evaluation.corpus, task.document_len, 64, evaluation.model.special
-    )
+    batches = BatchSettings(document_len=task.document_len, query_len=task.query_len)
+    embeddings = Embedder(task.retriever, params["retriever"]).embed_corpus(evaluation.corpus, batches)
     return evaluation.search_in(params, ExactIndex(embeddings))
 
 

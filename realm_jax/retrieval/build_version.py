@@ -3,23 +3,28 @@
 The embed job calls it in a process of its own; the trainer calls it between two steps where one accelerator does all.
 """
 
-import collections
 import dataclasses
 import errno
 import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from realm_jax.corpus.store import Corpus
-from realm_jax.data.inputs import SpecialIds, document_inputs
+from realm_jax.data.inputs import SpecialIds
+from realm_jax.retrieval.embed_documents import EmbedBatch, embed_in_batches
 from realm_jax.retrieval.index import check_embeddings
-from realm_jax.retrieval.length_batches import choose_lengths, input_lengths, length_batches, length_histogram
+from realm_jax.retrieval.length_batches import (
+    LengthBatch,
+    choose_lengths,
+    input_lengths,
+    length_batches,
+    length_histogram,
+)
 from realm_jax.retrieval.lock import exclusive
 from realm_jax.retrieval.manifest import Backend, IndexRefused, Manifest, Shard
 from realm_jax.retrieval.recall import embed_sentences, random_sentences, recall_of_shards, sample_documents
@@ -39,9 +44,6 @@ from realm_jax.retrieval.versions import list_versions, publish, read_manifest, 
 from realm_jax.typed import check_fields
 
 logger = logging.getLogger(__name__)
-
-EmbedBatch = Callable[[np.ndarray, np.ndarray], Any]
-"""Takes ids and segment ids, int32 [rows, length] padded with 0; gives embeddings [rows, embed]."""
 
 
 class BuildStopped(Exception):  # noqa: N818 - nothing went wrong
@@ -288,31 +290,21 @@ class _Build:
     def _embed(self, first: int, count: int) -> np.ndarray:
         documents = np.arange(first, first + count, dtype=np.int64)
         lengths = input_lengths(self.corpus, documents, self.batches.document_len)
+        batches = self._until_stopped(length_batches(lengths, self.static_lengths, self.batches.batch_size))
         result = np.zeros((count, self.embed_dim), np.float32)
-        # two batches under way: the device computes one while the host prepares the next
-        under_way: collections.deque[tuple[np.ndarray, Any]] = collections.deque()
-
-        def collect() -> None:
-            rows, output = under_way.popleft()
-            embedded = np.asarray(output)
+        for rows, embedded in embed_in_batches(self.corpus, documents, batches, self.embed_documents, self.special):
             if embedded.ndim != 2 or embedded.shape[1] != self.embed_dim:
                 raise ValueError(f"expected embeddings [rows, {self.embed_dim}], got {list(embedded.shape)}")
-            result[rows] = embedded[: len(rows)]  # what follows are padding rows
+            result[rows] = embedded
             self.done += len(rows)
             self.on_progress(self.done, self.corpus.num_documents)
+        return result
 
-        for batch in length_batches(lengths, self.static_lengths, self.batches.batch_size):
+    def _until_stopped(self, batches: Iterator[LengthBatch]) -> Iterator[LengthBatch]:
+        for batch in batches:
             if self.should_stop():
                 raise BuildStopped(f"stopped while building index version {self.version}")
-            padded = np.full(batch.num_rows, -1, np.int64)
-            padded[: len(batch.documents)] = documents[batch.documents]
-            inputs = document_inputs(self.corpus, padded, batch.length, self.special)
-            under_way.append((batch.documents, self.embed_documents(inputs.ids, inputs.segment_ids)))
-            if len(under_way) > 1:
-                collect()
-        while under_way:
-            collect()
-        return result
+            yield batch
 
     def _recall_queries(self, shards: Sequence[Shard], embed_queries: EmbedBatch | None) -> np.ndarray:
         documents = sample_documents(self.corpus.num_documents, self.settings.recall_queries)

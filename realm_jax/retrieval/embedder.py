@@ -10,18 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Float, Float32, Int32
 
 from realm_jax.corpus.store import Corpus
+from realm_jax.data.inputs import SpecialIds
 from realm_jax.models import Retriever, RetrieverConfig
 from realm_jax.retrieval.build_version import (
     DEFAULT_BATCHES,
     DEFAULT_INDEX,
     BatchSettings,
-    EmbedBatch,
     IndexSettings,
     build_version,
 )
+from realm_jax.retrieval.embed_documents import embed_in_batches
+from realm_jax.retrieval.length_batches import choose_lengths, input_lengths, length_batches
 from realm_jax.retrieval.manifest import Manifest
 from realm_jax.run_dir import RunDir
 from realm_jax.training.checkpoint import flatten_params, load_snapshot, snapshot_checksum
@@ -38,7 +40,7 @@ def embed_inputs(
     config: RetrieverConfig,
     method: Method,
 ) -> Float[Array, "batch embed"]:
-    """Embeddings of documents or queries in float32. The one jitted program of the embed job."""
+    """Embeddings of documents or queries in float32. The one jitted program of the embed job and of the evaluation."""
     embeddings = Retriever(config).apply({"params": params}, ids, segment_ids, ids != 0, method=method)
     return jnp.asarray(embeddings, jnp.float32)
 
@@ -70,6 +72,33 @@ class Embedder:
         """Starts embedding `[CLS] x [SEP]`; the rows must be a multiple of `num_devices`."""
         return self._embed(ids, segment_ids, "embed_queries")
 
+    def embed_corpus(self, corpus: Corpus, batches: BatchSettings) -> Float32[np.ndarray, "num_documents embed"]:
+        """Embeds every document into memory, in the batches in which the embed job embeds a shard.
+
+        Args:
+          corpus: the knowledge corpus.
+          batches: sizes; the batch size is rounded up to a multiple of `num_devices`.
+
+        Raises:
+          ValueError: a corpus or lengths that the retriever cannot read.
+        """
+        check_inputs(self.config, corpus, batches)
+        documents = np.arange(corpus.num_documents, dtype=np.int64)
+        lengths = input_lengths(corpus, documents, batches.document_len)
+        counts = np.bincount(lengths, minlength=batches.document_len + 1)
+        in_batches = length_batches(
+            lengths, choose_lengths(counts, batches.num_lengths), self.rounded(batches.batch_size)
+        )
+        embeddings = np.empty((corpus.num_documents, self.config.projection_size), np.float32)
+        special = SpecialIds.of(corpus.tokenizer)
+        for rows, embedded in embed_in_batches(corpus, documents, in_batches, self.embed_documents, special):
+            embeddings[rows] = embedded
+        return embeddings
+
+    def rounded(self, batch_size: int) -> int:
+        """The batch size, rounded up to a multiple of the devices."""
+        return -(-batch_size // self.num_devices) * self.num_devices
+
     def _embed(self, ids: np.ndarray, segment_ids: np.ndarray, method: Method) -> Array:
         placed = jax.device_put((ids, segment_ids), self._rows)
         return embed_inputs(self._params, *placed, config=self.config, method=method)
@@ -86,8 +115,8 @@ def check_params(config: RetrieverConfig, params: Mapping[str, Any]) -> None:
     for name in sorted(expected.keys() | got.keys()):
         if expected.get(name) != got.get(name):
             raise ValueError(
-                f"the snapshot is not of this retriever: parameter {name}: expected {expected.get(name, 'none')}, "
-                f"got {got.get(name, 'none')}; give the embed job the RetrieverConfig that the run is trained with"
+                f"the parameters are not of this retriever: parameter {name}: expected {expected.get(name, 'none')}, "
+                f"got {got.get(name, 'none')}; give the job the RetrieverConfig that the run is trained with"
             )
 
 
@@ -185,17 +214,15 @@ def embed_params(
     """`embed_snapshot` with parameters at hand."""
     check_inputs(config, corpus, batches)
     embedder = Embedder(config, params)
-    embed_documents: EmbedBatch = embedder.embed_documents
-    rounded = -(-batches.batch_size // embedder.num_devices) * embedder.num_devices
     return build_version(
         run.index,
         version,
-        embed_documents,
+        embedder.embed_documents,
         corpus,
         settings,
         embed_dim=config.projection_size,
         snapshot_checksum=checksum,
-        batches=dataclasses.replace(batches, batch_size=rounded),
+        batches=dataclasses.replace(batches, batch_size=embedder.rounded(batches.batch_size)),
         embed_queries=embedder.embed_queries,
         on_progress=on_progress,
         should_stop=should_stop,

@@ -1,4 +1,4 @@
-"""The evaluate job: figures by hand with a made-up search, then with models and files."""
+"""The evaluate job, with models and files."""
 
 import functools
 import json
@@ -11,11 +11,10 @@ import pytest
 from realm_jax.corpus.blocks import Block
 from realm_jax.corpus.writer import make_corpus
 from realm_jax.data.inputs import SpecialIds, document_inputs
-from realm_jax.evaluation.queries import RetrievalQuery
-from realm_jax.evaluation.retrieval import Judge, embed_corpus, evaluate, evaluate_rankings, retriever_params
+from realm_jax.evaluation.retrieval import evaluate, retriever_params
 from realm_jax.models import Retriever, RetrieverConfig, TransformerConfig
 from realm_jax.retrieval.build_version import BatchSettings, IndexSettings, build_version
-from realm_jax.retrieval.index import SearchResult
+from realm_jax.retrieval.embedder import Embedder
 from realm_jax.run_dir import RunDir, write_json_atomically
 from realm_jax.text.tokenizers import SPECIAL_PIECES, WordPieceTokenizer
 from realm_jax.training.checkpoint import save_snapshot
@@ -64,54 +63,6 @@ def init(config, seed):
     return jax.tree.map(np.asarray, variables["params"])
 
 
-def query(gold, answers):
-    return RetrievalQuery("", np.zeros(1, np.int32), frozenset(gold), tuple(answers))
-
-
-def test_figures_by_hand(corpora):
-    # documents 0..6 state the towns; the last query has no gold document, the one before no answer
-    queries = [query({0}, ["Oslo"]), query({1}, ["nowhere"]), query({2}, []), query(set(), ["cork"])]
-    rankings = [[3, 0, 2], [1, 0, 2], [0, 1, 3], [5, 5, -1]]
-    asked = []
-
-    def search(part, num_results):
-        asked.append((len(part), num_results))
-        first = sum(count for count, _ in asked[:-1])
-        ids = np.array(rankings[first : first + len(part)])
-        return SearchResult(ids, np.zeros(ids.shape, np.float32))
-
-    figures = evaluate_rankings(queries, search, Judge(corpora[0]), recall_at=(1, 2, 3), batch_size=3)
-    assert asked == [(3, 3), (1, 3)]
-    assert figures == {
-        "queries_with_gold": 3,
-        "recall_at_1": pytest.approx(1 / 3),
-        "recall_at_2": pytest.approx(2 / 3),
-        "recall_at_3": pytest.approx(2 / 3),
-        "mrr": pytest.approx((1 / 2 + 1 + 0) / 3),
-        "queries_with_answers": 3,
-        "answer_recall_at_1": pytest.approx(1 / 3),  # cork alone
-        "answer_recall_at_2": pytest.approx(2 / 3),
-        "answer_recall_at_3": pytest.approx(2 / 3),
-        "answer_mrr": pytest.approx((1 / 2 + 0 + 1) / 3),
-    }
-    asked.clear()
-    by_gold = evaluate_rankings(queries, search, None, recall_at=(1,))
-    assert by_gold == {"queries_with_gold": 3, "recall_at_1": pytest.approx(1 / 3), "mrr": pytest.approx(1 / 2)}
-
-
-@pytest.mark.parametrize("batch_size", [3, 16])
-def test_every_document_is_embedded_as_if_alone(corpora, config, batch_size):
-    corpus, params = corpora[0], init(config, 0)
-    special = SpecialIds.of(corpus.tokenizer)
-    embeddings = embed_corpus(params, config, corpus, 64, batch_size, special)
-    assert embeddings.shape == (7, 8)
-    embed = jax.jit(functools.partial(Retriever(config).apply, method="embed_documents"))
-    for document in range(7):
-        one = document_inputs(corpus, np.array([document]), 40, special)
-        alone = embed({"params": params}, one.ids, one.segment_ids, one.ids != 0)
-        np.testing.assert_allclose(embeddings[document], alone[0], rtol=1e-4, atol=1e-5)
-
-
 def test_the_job_measures_bm25_stage_and_checkpoint(corpora, config, tmp_path, capsys):
     place = corpora[1]
     run = RunDir(tmp_path)
@@ -140,7 +91,7 @@ def test_the_served_index_stands_in_the_same_table(corpora, config, tmp_path):
     run, params = RunDir(tmp_path), init(config, 1)
     save_snapshot(run, 300, params)
     special = SpecialIds.of(corpus.tokenizer)
-    embeddings = {300: embed_corpus(params, config, corpus, 32, 4, special)}
+    embeddings = {300: Embedder(config, params).embed_corpus(corpus, BatchSettings(document_len=32))}
     embeddings[200] = -embeddings[300]  # a stale version that ranks the wrong way round
     for version, rows in embeddings.items():
         inputs = document_inputs(corpus, np.arange(7), 32, special).ids

@@ -270,13 +270,13 @@ def test_one_embedder_a_run(run):
 _JOB = """
 import sys
 from realm_jax.models import RetrieverConfig, TransformerConfig
-from realm_jax.retrieval import build_version
+from realm_jax.retrieval import embed_documents
 from realm_jax.retrieval.embed import embed
 from tests.retrieval.test_embed import SETTINGS
 if sys.argv[2] == "slow":
     import time
-    original = build_version.document_inputs
-    build_version.document_inputs = lambda *arguments: (time.sleep(0.3), original(*arguments))[1]
+    original = embed_documents.document_inputs
+    embed_documents.document_inputs = lambda *arguments: (time.sleep(0.3), original(*arguments))[1]
 embed(run_dir=sys.argv[1], **SETTINGS)
 """
 
