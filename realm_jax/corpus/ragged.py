@@ -28,6 +28,10 @@ class Ragged:
             raise IndexError(f"row {row} of {len(self)}")
         return self._values[self._offsets[row] : self._offsets[row + 1]].astype(np.int32)
 
+    def values_of(self, first: int, stop: int) -> Int64[np.ndarray, "num_values *pair"]:
+        """The values of rows first to stop - 1 one after the other; `lengths` tells where each row ends."""
+        return self._values[self._offsets[first] : self._offsets[stop]].astype(np.int64)
+
     @property
     def num_values(self) -> int:
         """Values of all rows together."""

@@ -1,5 +1,6 @@
 """Masked sentences x with their targets y: what REALM pre-training reads (arXiv:2002.08909, section 3.4)."""
 
+import logging
 from typing import NamedTuple
 
 import numpy as np
@@ -7,8 +8,11 @@ from jaxtyping import Float32, Int32, Int64
 
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.inputs import Inputs, SpecialIds, query_inputs
+from realm_jax.data.maskable import is_maskable, listed, maskable_documents
 from realm_jax.data.masking import MaskingConfig, Sentence, choose_masks
 from realm_jax.data.order import ExampleOrder, batch_positions, example_rng
+
+logger = logging.getLogger(__name__)
 
 
 class MaskedBatch(NamedTuple):
@@ -24,7 +28,15 @@ class MaskedBatch(NamedTuple):
 
 
 class MaskedSentences:
-    """Draws masked sentences from a corpus."""
+    """Draws masked sentences from a corpus.
+
+    Every sentence drawn has a mask. "salient" masking draws from documents with a salient span that lies within one
+    sentence and has at most `max_masks` pieces; the others have none that could be masked whole.
+
+    Attributes:
+      usable: the documents drawn from, ascending.
+      left_out: how many of the corpus's documents are not, by cause.
+    """
 
     def __init__(
         self,
@@ -46,14 +58,20 @@ class MaskedSentences:
         self.special = SpecialIds.of(corpus.tokenizer)
         self.query_len, self.masking, self.seed = query_len, masking, seed
         self.is_knowledge_corpus = is_knowledge_corpus
-        every = np.arange(corpus.num_documents)
-        source = corpus.salient_spans if masking.kind == "salient" else corpus.bodies
-        self.usable = every[source.lengths(every) > 0]
+        self._longest = min(masking.max_masks, query_len - 2)
+        if masking.kind == "salient":
+            self.usable, self.left_out = maskable_documents(corpus, self._longest)
+        else:
+            self.usable = np.flatnonzero(corpus.bodies.lengths() > 0)
+            empty = corpus.num_documents - len(self.usable)
+            self.left_out = {"no text": empty} if empty else {}
         if not len(self.usable):
             raise ValueError(
-                f"no document of the corpus has {'a salient span' if masking.kind == 'salient' else 'any text'}; "
-                "give the corpus job another tagger or the task another MaskingConfig.kind"
+                f"no document of the corpus has anything to mask ({listed(self.left_out)}); give the corpus job another "
+                "tagger, or the task a greater MaskingConfig.max_masks or another kind"
             )
+        if self.left_out:
+            logger.info("%s: nothing is masked in %s", corpus.directory, listed(self.left_out))
         self.order = ExampleOrder(len(self.usable), seed)
 
     def batch(self, step: int, batch_size: int, rows: slice) -> MaskedBatch:
@@ -77,23 +95,28 @@ class MaskedSentences:
         )
 
     def _sentence(self, document_id: int, rng: np.random.Generator) -> Sentence:
-        """A sentence of the document: of "salient" masking one that holds a randomly drawn span."""
+        """A sentence of the document: of "salient" masking one that holds a randomly drawn span, which stays in a window."""
         body = np.asarray(self.corpus.bodies[document_id], np.int32)
         ends = np.asarray(self.corpus.sentence_ends[document_id])
         spans = np.asarray(self.corpus.salient_spans[document_id], np.int32).reshape(-1, 2)
         anchor = None
         if self.masking.kind == "salient":
-            short = spans[spans[:, 1] - spans[:, 0] <= self.masking.max_masks]
-            anchor = int(rng.choice(short[:, 0])) if len(short) else int(spans[0, 0])
-            number = min(int(np.searchsorted(ends, anchor, side="right")), len(ends) - 1)
+            maskable = spans[is_maskable(spans, ends, self._longest)]
+            if not len(maskable):
+                raise ValueError(f"document {document_id} has no salient span to mask; draw from `usable`")
+            anchor, anchor_end = maskable[int(rng.integers(len(maskable)))].tolist()
+            number = int(np.searchsorted(ends, anchor, side="right"))
         else:
-            number = int(rng.integers(len(ends)))
+            not_empty = np.flatnonzero(np.diff(ends, prepend=0))
+            number = int(not_empty[rng.integers(len(not_empty))])
         start, end = (int(ends[number - 1]) if number else 0), int(ends[number])
         room = self.query_len - 2
         if end - start > room:  # a window around the anchor, else anywhere
             latest = end - room
-            wanted = anchor - room // 2 if anchor is not None else int(rng.integers(start, latest + 1))
-            start = min(max(wanted, start), latest)
+            if anchor is None:
+                start = int(rng.integers(start, latest + 1))
+            else:
+                start = min(max(anchor - room // 2, anchor_end - room, start), latest)
             end = start + room
         inside = spans[(spans[:, 0] >= start) & (spans[:, 1] <= end)] - start
         return Sentence(body[start:end], inside.astype(np.int32))

@@ -1,6 +1,7 @@
 """Masked sentences beside the rest of their own document: on these a reader learns to look its answers up."""
 
 import dataclasses
+import logging
 from typing import NamedTuple
 
 import numpy as np
@@ -8,8 +9,11 @@ from jaxtyping import Float32, Int32
 
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.inputs import Inputs, SpecialIds, pair_inputs
+from realm_jax.data.maskable import is_maskable, listed, maskable_documents
 from realm_jax.data.order import ExampleOrder, batch_positions, example_rng
 from realm_jax.typed import check_fields
+
+logger = logging.getLogger(__name__)
 
 
 class OwnDocumentBatch(NamedTuple):
@@ -53,18 +57,30 @@ class OwnDocumentExamples:
     From random parameters, copying out of a whole document is learned very late. It is learned at once where the rest is
     cut to a few pieces around the answer, and grows from there: hence the lessons. While the window is small the masked
     sentence is cut to the pieces around its mask as well.
+
+    Every row has a mask, and no mask is lost at the end of a row: drawn from are documents with two sentences and a
+    salient span that lies within a sentence, has at most `max_masks` pieces and fits in a row of the shortest lesson; a
+    sentence longer than the row is cut to the pieces around its mask; a further sentence is taken out only if it fits in
+    the row beside those before.
+
+    Attributes:
+      usable: the documents drawn from, ascending.
+      left_out: how many of the corpus's documents are not, by cause.
     """
 
     def __init__(self, corpus: Corpus, *, lessons: tuple[Lesson, ...], max_masks: int, seed: int):
         self.corpus = corpus
         self.special = SpecialIds.of(corpus.tokenizer)
         self.lessons, self.max_masks, self.seed = lessons, max_masks, seed
-        self.usable = np.flatnonzero((corpus.salient_spans.lengths() > 0) & (corpus.sentence_ends.lengths() > 1))
+        self._longest = min(max_masks, *(_room(lesson) for lesson in lessons))
+        self.usable, self.left_out = maskable_documents(corpus, self._longest, min_sentences=2)
         if not len(self.usable):
             raise ValueError(
-                "no document of the corpus has two sentences and a salient span, so a reader can look nothing up in it; "
-                "build the corpus with longer blocks or another tagger"
+                "no document of the corpus has two sentences and a salient span to mask, so a reader can look nothing up "
+                f"in it ({listed(self.left_out)}); build the corpus with longer blocks or another tagger, or raise max_masks"
             )
+        if self.left_out:
+            logger.info("%s: nothing is masked in %s", corpus.directory, listed(self.left_out))
         self.order = ExampleOrder(len(self.usable), seed)
 
     def lesson(self, step: int) -> Lesson:
@@ -80,11 +96,10 @@ class OwnDocumentExamples:
         weights = np.zeros((len(positions), self.max_masks), np.float32)
         for row, document_id in enumerate(self.usable[self.order(positions)]):
             rng = example_rng(self.seed, int(positions[row]))
-            sentences, where, rest = self._take_out(int(document_id), rng, lesson.max_sentences)
+            sentences, where, rest = self._take_out(int(document_id), rng, lesson)
             if lesson.window is not None:
                 sentences, where, rest = _cut_around(sentences, where, rest, lesson.window, rng)
-            # a mask beyond the row's end would point at nothing
-            where = where[where < lesson.joint_len - 3][: self.max_masks]
+            sentences, where = _cut_to_row(sentences, where, _room(lesson))
             mask_positions[row, : len(where)] = where + 1
             targets[row, : len(where)] = sentences[where]
             weights[row, : len(where)] = 1.0
@@ -96,7 +111,7 @@ class OwnDocumentExamples:
         return OwnDocumentBatch(joint, mask_positions, targets, weights)
 
     def _take_out(
-        self, document_id: int, rng: np.random.Generator, max_sentences: int
+        self, document_id: int, rng: np.random.Generator, lesson: Lesson
     ) -> tuple[Int32[np.ndarray, "length"], Int32[np.ndarray, "num_masks"], Int32[np.ndarray, "rest"]]:
         """(the sentences taken out, positions to mask in them, the sentences left)."""
         body = np.asarray(self.corpus.bodies[document_id], np.int32)
@@ -104,7 +119,8 @@ class OwnDocumentExamples:
         ends = np.asarray(self.corpus.sentence_ends[document_id])
         starts = np.concatenate([[0], ends[:-1]])
         spans = np.asarray(self.corpus.salient_spans[document_id], np.int32).reshape(-1, 2)
-        holder = np.minimum(np.searchsorted(ends, spans[:, 0], side="right"), len(ends) - 1)
+        spans = spans[is_maskable(spans, ends, self._longest)]
+        holder = np.searchsorted(ends, spans[:, 0], side="right")
         keys = [tuple(body[start:end].tolist()) for start, end in spans]
         repeated = [
             index
@@ -113,7 +129,8 @@ class OwnDocumentExamples:
         ]
         worth_asking = [index for index in repeated if not set(keys[index]) <= title]  # the subject is no question
         order = rng.permutation(worth_asking or repeated or np.arange(len(spans)))
-        chosen = self._choose(order, keys, holder, int(rng.integers(1, max_sentences + 1)))
+        wanted = int(rng.integers(1, lesson.max_sentences + 1))
+        chosen = self._choose(order, keys, holder, (ends - starts)[holder], wanted, _room(lesson))
         taken = [int(holder[index]) for index in chosen]
         pieces: list[np.ndarray] = []
         masks: list[np.ndarray] = []
@@ -125,18 +142,44 @@ class OwnDocumentExamples:
         rest = [body[starts[number] : ends[number]] for number in range(len(ends)) if number not in taken]
         return np.concatenate(pieces), np.concatenate(masks), np.concatenate([np.zeros(0, np.int32), *rest])
 
-    def _choose(self, order: np.ndarray, keys: list[tuple[int, ...]], holder: np.ndarray, wanted: int) -> list[int]:
-        """Up to `wanted` spans of different sentences with different answers, within the room for masks."""
+    def _choose(
+        self,
+        order: np.ndarray,
+        keys: list[tuple[int, ...]],
+        holder: np.ndarray,
+        sentence_lengths: np.ndarray,
+        wanted: int,
+        room: int,
+    ) -> list[int]:
+        """Up to `wanted` spans of different sentences with different answers, within the room for pieces and masks."""
         chosen: list[int] = []
-        room = self.max_masks
+        masks_left = self.max_masks
         for index in order.tolist():
             fresh = all(keys[index] != keys[c] and holder[index] != holder[c] for c in chosen)
-            if fresh and (len(keys[index]) <= room or not chosen):
+            fits = len(keys[index]) <= masks_left and sentence_lengths[index] <= room
+            if fresh and (fits or not chosen):
                 chosen.append(index)
-                room -= len(keys[index])
+                masks_left -= len(keys[index])
+                room -= int(sentence_lengths[index])
             if len(chosen) == wanted:
                 break
         return chosen
+
+
+def _room(lesson: Lesson) -> int:
+    """Pieces of a row that are neither [CLS] nor [SEP]."""
+    return lesson.joint_len - 3
+
+
+def _cut_to_row(
+    sentences: Int32[np.ndarray, "length"], where: Int32[np.ndarray, "num_masks"], room: int
+) -> tuple[Int32[np.ndarray, "kept"], Int32[np.ndarray, "num_masks"]]:
+    """Cuts a sentence that is longer than a row to the pieces around its mask; several sentences always fit."""
+    if len(sentences) <= room:
+        return sentences, where
+    middle = (int(where[0]) + int(where[-1]) + 1) // 2
+    start = min(max(0, middle - room // 2), len(sentences) - room)
+    return sentences[start : start + room], where - start
 
 
 def _cut_around(

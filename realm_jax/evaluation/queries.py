@@ -109,7 +109,7 @@ def known_items(corpus: Corpus, max_queries: int | None = None, seed: int = 0) -
         masked[positions[weights > 0] - 1] = corpus.tokenizer.mask_id
         text = corpus.tokenizer.decode(masked[masked != corpus.tokenizer.mask_id])
         queries.append(RetrievalQuery(text, masked, frozenset([row]), ()))
-    return QuerySet(queries, f"{corpus.directory} (sentences of the documents themselves)", {})
+    return QuerySet(queries, f"{corpus.directory} (sentences of the documents themselves)", drawn.left_out)
 
 
 def questions(

@@ -97,7 +97,9 @@ def test_windows_of_long_sentences_hold_the_mask(corpus):
 
 def test_salient_draws_only_documents_that_have_a_span(corpus):
     assert 9 not in source(corpus).usable and len(source(corpus).usable) == tiny.NUM_DOCUMENTS - 1
+    assert source(corpus).left_out == {"no salient span": 1}
     assert len(source(corpus, kind="uniform").usable) == tiny.NUM_DOCUMENTS
+    assert source(corpus, kind="uniform").left_out == {}
     drawn = np.concatenate([source(corpus).batch(step, 13, slice(None)).source_documents for step in range(3)])
     assert sorted(drawn.tolist()) == [d for d in range(tiny.NUM_DOCUMENTS) if d != 9]  # one epoch
 
@@ -105,9 +107,69 @@ def test_salient_draws_only_documents_that_have_a_span(corpus):
 def test_a_corpus_without_spans(tmp_path):
     plain = make_corpus(tmp_path, [tiny.article("ann", ["ann was born ."])], TOKENIZER, with_text=False)
     with pytest.raises(
-        ValueError, match="no document of the corpus has a salient span; give the corpus job another tagger"
+        ValueError, match=r"has anything to mask \(1: no salient span\); give the corpus job another tagger"
     ):
         source(plain)
+
+
+def spanned(directory, *documents):
+    """A corpus of (sentences, their salient spans in words, counted from the document's start)."""
+    blocks = []
+    for sentences, spans in documents:
+        block = tiny.article("", sentences)
+        starts = np.cumsum([0, *(len(word) + 1 for word in block.text.split(" "))])
+        characters = np.array([(starts[start], starts[end] - 1) for start, end in spans], np.int32)
+        blocks.append(block._replace(salient_spans=characters.reshape(-1, 2)))
+    return make_corpus(directory, blocks, TOKENIZER, with_text=False)
+
+
+def test_a_document_with_nothing_but_spans_too_long_or_across_sentences_is_left_out(tmp_path):
+    long = "ann was born in oslo and lived in rome ."
+    corpus = spanned(
+        tmp_path,
+        ([long], [(0, 9)]),  # nine pieces
+        ([long], [(0, 5)]),
+        ([long, "bob was in bern ."], [(8, 12)]),  # ends in the next sentence
+        ([long, "bob was in bern ."], [(8, 12), (13, 14)]),
+        ([long], []),
+    )
+    examples = source(corpus, max_masks=5)
+    assert examples.usable.tolist() == [1, 3]
+    cause = "no salient span of at most 5 pieces within a sentence"
+    assert examples.left_out == {"no salient span": 1, cause: 2}
+    seen = set()
+    for step in range(12):
+        batch = examples.batch(step, 4, slice(None))
+        for row, document in enumerate(batch.source_documents.tolist()):
+            used = batch.mask_weights[row] > 0
+            seen.add((document, TOKENIZER.decode(batch.mask_targets[row][used])))
+    assert seen == {(1, "ann was born in oslo"), (3, "bern")}
+    assert source(corpus, max_masks=9).usable.tolist() == [0, 1, 3]
+    assert source(corpus, max_masks=9, query_len=8).usable.tolist() == [1, 3]  # six pieces of a sentence are seen
+    with pytest.raises(ValueError, match="document 0 has no salient span to mask"):
+        examples.mask(np.array([0]), [example_rng(0, 0)])
+    with pytest.raises(ValueError, match=r"anything to mask \(1: no salient span; 4: no salient span of at most 0"):
+        source(corpus, query_len=2)
+
+
+def test_a_window_holds_the_whole_span(tmp_path):
+    """The span is longer than half of the window that is cut around its first piece."""
+    sentence = "often " * 20 + "ann was born in oslo and lived " + "so " * 20 + "."
+    corpus = spanned(tmp_path, ([sentence], [(20, 27)]))
+    for query_len in (9, 11, 12, 20):
+        batch = source(corpus, query_len=query_len, max_masks=8).batch(0, 1, slice(None))
+        assert TOKENIZER.decode(batch.mask_targets[0, :7]) == "ann was born in oslo and lived"
+        assert batch.mask_weights[0].tolist() == [1.0] * 7 + [0.0] and len(batch.sentences[0]) == query_len - 2
+
+
+@pytest.mark.parametrize("kind", ["random_span", "uniform"])
+def test_a_sentence_without_pieces_is_not_drawn(tmp_path, kind):
+    """The tokenizer drops the characters of the second sentence."""
+    corpus = make_corpus(tmp_path, [tiny.article("", ["ann was .", "\u200b", "bob was ."])], TOKENIZER, with_text=False)
+    assert corpus.sentence_ends[0].tolist() == [3, 3, 6]
+    batch = source(corpus, kind=kind).batch(0, 24, slice(None))
+    assert (batch.mask_weights.sum(axis=1) > 0).all()
+    assert {TOKENIZER.decode(sentence) for sentence in batch.sentences} == {"ann was .", "bob was ."}
 
 
 def test_gold_and_source_documents(corpus, tmp_path):

@@ -72,8 +72,11 @@ def test_a_sentence_is_taken_out_and_the_rest_holds_its_answer(corpus):
 
 def test_documents_without_a_second_sentence_or_a_span_are_left_out(corpus, tmp_path):
     assert sorted(set(range(tiny.NUM_DOCUMENTS)) - set(source(corpus).usable.tolist())) == [5, 9]
+    assert source(corpus).left_out == {"no salient span": 1, "fewer than 2 sentences": 1}
     single = one_document(tmp_path / "a", "ann was born in oslo .", salient=("oslo",))
-    with pytest.raises(ValueError, match=r"no document .* two sentences and a salient span.* longer blocks or another"):
+    with pytest.raises(
+        ValueError, match=r"two sentences and a salient span .*\(1: fewer than 2 sentences\).* longer blocks or"
+    ):
         source(single)
 
 
@@ -136,16 +139,54 @@ def test_without_a_recurrence_the_window_is_the_beginning(tmp_path):
     assert (taken, answer, rest) == ("ann was in oslo .", "oslo", "often " * 4 + "often")
 
 
-def test_a_mask_beyond_the_row_is_no_mask_and_a_window_brings_it_back(tmp_path):
-    """oslo is piece 30 of its sentence: a row of 16 cannot reach it, a window around it can."""
+def test_a_sentence_longer_than_the_row_is_cut_around_its_mask(tmp_path):
+    """oslo is piece 30 of its sentence: a row of 16, of which 13 are pieces, would end before it."""
     corpus = one_document(tmp_path, "often " * 30 + "oslo .", "so ann was in rome .", salient=("oslo",))
-    far = source(corpus, Lesson(until_step=0, joint_len=16)).batch(0, 1, slice(None))
-    assert not far.mask_weights.any() and not far.mask_positions.any() and (far.joint.ids != SPECIAL.mask).all()
+    for lesson in (Lesson(until_step=0, joint_len=16), Lesson(until_step=0, joint_len=16, window=60)):
+        far = source(corpus, lesson).batch(0, 1, slice(None))
+        assert far.mask_weights.tolist() == [[1.0, 0.0, 0.0, 0.0]]
+        assert far.mask_positions[0, 0] == 12  # of the last 13 pieces the last but one, after [CLS]
+        assert list(rows_of(far)) == [("often " * 11 + "oslo .", "oslo", "")]
+    middle = one_document(tmp_path / "m", "often " * 30 + "oslo " + "so " * 30 + ".", "in rome .", salient=("oslo",))
+    batch = source(middle, Lesson(until_step=0, joint_len=16)).batch(0, 1, slice(None))
+    assert list(rows_of(batch)) == [("often " * 6 + "oslo " + ("so " * 6).strip(), "oslo", "")]
     near = source(corpus, Lesson(until_step=0, joint_len=16, window=4)).batch(0, 1, slice(None))
     assert near.mask_weights.sum() == 1 and near.joint.ids[0, near.mask_positions[0, 0]] == SPECIAL.mask
     assert near.mask_positions[0, 0] == 7  # six pieces before it, after [CLS]
     long_rest = source(corpus, Lesson(until_step=0, joint_len=64)).batch(0, 1, slice(None))
     assert long_rest.mask_positions[0, 0] == 31 and TOKENIZER.decode(long_rest.mask_targets[0, :1]) == "oslo"
+
+
+def test_further_sentences_are_taken_out_only_if_they_fit_in_the_row(tmp_path):
+    """13 pieces are left for the sentences taken out: those of 5 and 8 go together, none goes with the one of 12."""
+    five, eight, twelve = "ann was in oslo .", "so so so ann was in rome .", "so " * 8 + "was in bern ."
+    corpus = one_document(tmp_path, five, eight, twelve, "oslo rome bern .", salient=("oslo", "rome", "bern"))
+    examples, taken = source(corpus, Lesson(until_step=0, joint_len=16, max_sentences=3)), set()
+    for step in range(60):
+        batch = examples.batch(step, 1, slice(None))
+        ((text, answers, _),) = rows_of(batch)
+        taken.add(text)
+        assert set(answers.split()) <= set(text.split()) and batch.mask_weights.sum() == text.count(".")
+    assert taken & {f"{five} {eight}", f"{eight} {five}"} and all(len(text.split()) <= 13 for text in taken)
+    assert twelve in taken and not any(twelve in text for text in taken - {twelve})
+
+
+def test_a_span_is_masked_whole_or_not_at_all(tmp_path):
+    """Of a span of five pieces no four are masked; a document that has no other span is left out."""
+    sentences = ["ann was in oslo and rome .", "ann was in oslo and bern ."]
+    block = tiny.article("", sentences)
+    spans = [(0, 15), (27, 42), (47, 51)]  # "ann was in oslo" twice, "bern"
+    assert [block.text[start:end] for start, end in spans] == ["ann was in oslo", "ann was in oslo", "bern"]
+    with_bern = block._replace(salient_spans=np.array(spans, np.int32))
+    without = block._replace(salient_spans=np.array(spans[:2], np.int32), source_id="b")
+    corpus = make_corpus(tmp_path, [with_bern, without], TOKENIZER, with_text=False)
+    examples = source(corpus, max_masks=3)
+    assert examples.usable.tolist() == [0]
+    assert examples.left_out == {"no salient span of at most 3 pieces within a sentence": 1}
+    assert {answer for step in range(8) for _, answer, _ in rows_of(examples.batch(step, 2, slice(None)))} == {"bern"}
+    whole = source(corpus, max_masks=4)
+    answers = {answer for step in range(8) for _, answer, _ in rows_of(whole.batch(step, 2, slice(None)))}
+    assert whole.usable.tolist() == [0, 1] and answers == {"ann was in oslo"}  # repeated, so asked for
 
 
 @pytest.mark.parametrize("lesson", [WHOLE, Lesson(0, 32, window=3), Lesson(0, 64, max_sentences=3)])
