@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from realm_jax.corpus.store import Corpus
 from realm_jax.data.masked_lm import MaskedSentences
 from realm_jax.data.masking import MaskingConfig
 from realm_jax.data.order import example_rng
-from realm_jax.evaluation.answers import normalise_answer
+from realm_jax.evaluation.answers import contains_answer, normalise_answer
 from realm_jax.text.tokenizers import Tokenizer
 
 _WHOLE_SENTENCE = 514  # pieces; sentences beyond are cut to a window around their mask
@@ -117,18 +118,22 @@ def questions(
 ) -> QuerySet:
     """Questions from JSON lines: {"question", "answer": str or [str, …]}, and "gold_id" or "passage_id" if known.
 
-    A gold id is the id of an article or passage; every document cut from it counts as gold. Answers that are regular
-    expressions ("answer_is_regex") cannot be looked up here and are left out.
+    A gold id is the id of an article or passage. Of one that was cut into several documents, those that contain an answer
+    are gold; all of them where none does (a cut went through the answer) or where no answer is given. The corpus may have
+    other sources besides; an id that two of them use belongs to the first (the corpus job renames the other). A gold
+    passage that is not in the corpus (another source, a duplicate of text already there) is counted; its question is kept
+    for its answers. Answers that are regular expressions ("answer_is_regex") cannot be looked up here: those questions
+    are left out and counted.
 
     Raises:
       ValueError: for a line that is not such an object, naming file and line.
     """
     path = Path(path)
     found: list[RetrievalQuery] = []
-    dropped: dict[str, int] = {}
+    dropped: Counter[str] = Counter()
     for number, row in _json_lines(path):
         if row.get("answer_is_regex"):
-            dropped["answer is a regular expression"] = dropped.get("answer is a regular expression", 0) + 1
+            dropped["answer is a regular expression"] += 1
             continue
         answers = row.get("answer", [])
         answers = [answers] if isinstance(answers, str) else answers
@@ -142,18 +147,22 @@ def questions(
                 f'{path}, line {number}: expected {{"question": str, "answer": str or [str, …]}}, got {row}'
             )
         gold_id = row.get("gold_id", row.get("passage_id"))
-        gold = corpus.documents_of(str(gold_id)).tolist() if gold_id not in (None, "") else []
+        gold = _gold_documents(corpus, str(gold_id), answers) if gold_id not in (None, "") else frozenset()
         if gold_id not in (None, "") and not gold:
-            dropped["gold passage not in the corpus, kept for its answers"] = (
-                dropped.get("gold passage not in the corpus, kept for its answers", 0) + 1
-            )
-        found.append(
-            RetrievalQuery(question, np.asarray(tokenizer.encode(question).ids), frozenset(gold), tuple(answers))
-        )
+            dropped["gold passage not in the corpus, kept for its answers"] += 1
+        found.append(RetrievalQuery(question, np.asarray(tokenizer.encode(question).ids), gold, tuple(answers)))
     if max_queries is not None and max_queries < len(found):
         chosen = np.sort(np.random.default_rng(seed).choice(len(found), max_queries, replace=False))
         found = [found[i] for i in chosen]
-    return QuerySet(found, str(path), dropped)
+    return QuerySet(found, str(path), dict(dropped))
+
+
+def _gold_documents(corpus: Corpus, gold_id: str, answers: Sequence[str]) -> frozenset[int]:
+    documents = corpus.documents_of(gold_id).tolist()
+    if len(documents) < 2:
+        return frozenset(documents)
+    answering = (d for d in documents if contains_answer(document_text(corpus, d)[1], answers))
+    return frozenset(answering) or frozenset(documents)
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

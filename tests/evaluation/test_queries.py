@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from realm_jax.corpus.blocks import Block
+from realm_jax.corpus.build import corpus as build_corpus
+from realm_jax.corpus.store import Corpus
 from realm_jax.corpus.writer import make_corpus
 from realm_jax.evaluation.queries import check_any, known_items, masked_sentences, questions, texts_for_search, window
+from realm_jax.evaluation.retrieval import evaluate
 from realm_jax.text.tokenizers import SPECIAL_PIECES, WordPieceTokenizer
 
 WORDS = ["ann", "bob", "was", "born", "in", "oslo", "rome", "19", "##31", ".", "who", "river"]
@@ -111,7 +114,7 @@ def test_questions(tmp_path, corpus, tokenizer, name):
         {"question": "Who"},
     ]
     found = questions(rows_to(tmp_path / name, rows), corpus, tokenizer)
-    assert [q.gold for q in found.queries] == [{0}, {1, 2}, frozenset(), frozenset()]
+    assert [q.gold for q in found.queries] == [{0}, {1}, frozenset(), frozenset()]
     assert [q.answers for q in found.queries] == [("Ann", "ann b"), ("Bob",), ("x",), ()]
     assert found.queries[0].pieces.tolist() == [15, 7, 8, 9, 10]
     assert found.dropped == {
@@ -119,6 +122,67 @@ def test_questions(tmp_path, corpus, tokenizer, name):
         "gold passage not in the corpus, kept for its answers": 1,
     }
     assert len(questions(tmp_path / name, corpus, tokenizer, max_queries=2).queries) == 2
+
+
+@pytest.mark.parametrize("with_text", [True, False])
+def test_of_a_passage_cut_into_several_documents_those_with_an_answer_are_gold(tmp_path, tokenizer, with_text):
+    parts = ["Ann was born in Oslo.", "Bob was born in 1931.", "Ann was in Rome.", "In Oslo was Bob."]
+    blocks = [block("other", "Ann was in Oslo."), *(block("p", text, number=i) for i, text in enumerate(parts))]
+    made = make_corpus(tmp_path / "z", blocks, tokenizer, with_text=with_text)
+
+    def gold(*answers):
+        rows = [{"question": "Who", "answer": list(answers), "gold_id": "p"}]
+        (query,) = questions(rows_to(tmp_path / "q.jsonl", rows), made, tokenizer).queries
+        return query.gold
+
+    assert gold("1931") == {2} and gold("rome!") == {3} and gold("Oslo") == {1, 4} and gold("Rome", "1931") == {2, 3}
+    assert gold("Oslo. Bob") == {1, 2, 3, 4}  # the cut went through it
+    assert gold() == {1, 2, 3, 4}
+
+
+def test_questions_of_one_of_several_sources(tmp_path, tokenizer):
+    """Gold ids name passages of the second source's second file; the other texts hold the answers too."""
+    tokenizer.save(tmp_path / "tokenizer")
+    sources = {
+        "articles.jsonl": [{"id": "1", "text": "Ann was born in Oslo. Bob was born in Rome."}, {"id": "2", "text": "Bob was in Oslo."}],
+        "passages/a.jsonl": [{"id": "qed-1", "text": "In Rome was born Bob."}, {"id": "qed-5", "text": "Bob was in Oslo."}],
+        "passages/b.jsonl": [
+            {"id": "qed-2", "text": "Ann was born in 1931. Ann was in Oslo, Bob was in Rome. In Oslo was a river."},
+            {"id": "2", "text": "In 1931 was born Ann."},
+        ],
+    }  # fmt: skip
+    (tmp_path / "passages").mkdir()
+    for name, rows in sources.items():
+        rows_to(tmp_path / name, rows)
+    build_corpus(
+        run_dir=str(tmp_path), source=(str(tmp_path / "articles.jsonl"), str(tmp_path / "passages")), block_len=10,
+        tokenizer=str(tmp_path / "tokenizer"), tagger="none", num_workers=0,
+    )  # fmt: skip
+    made = Corpus.open(tmp_path / "corpus")
+    texts = [made.block(document).text for document in range(made.num_documents)]
+    asked = [
+        ("qed-1", "Rome"),
+        ("qed-2", "1931"),
+        ("qed-2", "Oslo"),
+        ("2", "Oslo"),
+        ("qed-5", "Oslo"),
+        ("tydi-1", "Rome"),
+    ]
+    rows = [{"question": "Who", "answer": [answer], "passage_id": gold} for gold, answer in asked]
+    found = questions(rows_to(tmp_path / "q.jsonl", rows), made, tokenizer)
+    assert [sorted(texts[document] for document in query.gold) for query in found.queries] == [
+        ["In Rome was born Bob."],
+        ["Ann was born in 1931."],
+        ["Ann was in Oslo, Bob was in Rome.", "In Oslo was a river."],
+        ["Bob was in Oslo."],  # of the first source: the second one's 2 goes by another id
+        [],  # the first source says the same, word for word, so the passage was dropped
+        [],
+    ]
+    assert found.dropped == {"gold passage not in the corpus, kept for its answers": 2}
+    assert made.info.dropped == {"exact duplicate block": 1}
+    result = evaluate(run_dir=str(tmp_path), corpus=str(made.directory), questions=str(tmp_path / "q.jsonl"))
+    assert result["rows"]["bm25"]["queries_with_gold"] == 4 and result["rows"]["bm25"]["queries_with_answers"] == 6
+    assert result["queries"] == {"source": str(tmp_path / "q.jsonl"), "count": 6, "dropped": found.dropped}
 
 
 @pytest.mark.parametrize("line", ['{"answer": "x"}', '{"question": "x", "answer": 3}', "[1]", "{"])
