@@ -78,7 +78,7 @@ class HotSwap:
         self._current: LoadedVersion | None = None
         self._pending: LoadedVersion | None = None
         self._target = NO_VERSION  # what a follower is to load
-        self._refused: set[int] = set()
+        self._refused: dict[int, str] = {}  # and why
         self._changed = threading.Condition()
         self._stopping = False
         self._failure: BaseException | None = None
@@ -119,12 +119,14 @@ class HotSwap:
                 if loaded is not None:
                     break
             if version is not None and version in self._refused:
-                raise ValueError(f"index version {version:08d} is needed to go on, but it is damaged (see the log)")
+                raise ValueError(
+                    f"index version {version:08d} is needed to go on, but refused: {self._refused[version]}"
+                )
             if time.monotonic() - start > self._timeout_secs:
                 name = "first index version" if version is None else f"index version {version:08d}"
                 raise TimeoutError(
                     f"no {name} was published within {self._timeout_secs:.0f} s; is the embed job running on this run directory "
-                    f"(there: {', '.join(map(str, published)) or 'none'})?"
+                    f"(there: {', '.join(map(str, published)) or 'none'})?{self._said_of_refused()}"
                 )
             time.sleep(self._poll_secs)
         if host_0_chooses and self._is_leader:
@@ -213,13 +215,16 @@ class HotSwap:
                     self._pending = None
             elif REFUSED in said:  # damaged on one host: no host may serve it, and it must not block newer ones
                 logger.error("index version %08d was refused by a host and is given up", proposed)
-                self._refused.add(proposed)
+                self._refused.setdefault(proposed, "another host could not load it")
                 self._pending, self._target = None, NO_VERSION
             else:
                 self._target = proposed
             if swapped or self._target != target:
                 self._changed.notify_all()
         return swapped
+
+    def _said_of_refused(self) -> str:
+        return "".join(f" Version {version:08d} was refused: {reason}." for version, reason in self._refused.items())
 
     def _pending_version(self) -> int:
         pending = self._pending
@@ -261,7 +266,7 @@ class HotSwap:
                 index, built_at = self._source.load(version)
         except ValueError as error:
             logger.error("index version %08d refused, version %08d keeps serving: %s", version, self.version, error)
-            self._refused.add(version)
+            self._refused[version] = str(error)
             return None
         except FileNotFoundError as error:  # retired between listing and loading: a newer one is there
             logger.warning("index version %08d disappeared while it was loaded: %s", version, error)

@@ -156,7 +156,9 @@ def test_the_first_index_may_be_damaged_too(closing):
     store.damaged.add(3)
     hot_swap = make(store, closing)
     assert hot_swap.serve(None).version == 0
-    with pytest.raises(ValueError, match="index version 00000003 is needed to go on, but it is damaged"):
+    with pytest.raises(
+        ValueError, match="index version 00000003 is needed to go on, but refused: shard of 3 is cut short"
+    ):
         hot_swap.begin_step(3, wait_for=3)
 
 
@@ -201,7 +203,13 @@ def test_time_outs_say_what_was_waited_for(closing):
         TimeoutError, match=r"no first index version was published within 0 s; is the embed job running.*none"
     ):
         hot_swap.serve(None)
-    store.versions += [0, 2]
+    store.versions.append(1)
+    store.damaged.add(1)
+    with pytest.raises(
+        TimeoutError, match=r"no first index version .* Version 00000001 was refused: shard of 1 is cut short\."
+    ):
+        hot_swap.serve(None)
+    store.versions[:] = [0, 2]
     hot_swap.serve(0)
     with pytest.raises(TimeoutError, match=r"no index version 00000007 was published within 0 s.*there: 0, 2"):
         hot_swap.begin_step(7, wait_for=7)
