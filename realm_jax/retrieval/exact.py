@@ -208,7 +208,7 @@ class ExactIndex:
     ) -> Array:
         # written chunk by chunk into one donated buffer: the device never holds the rows twice
         shape = (len(numbers), self._chunk, self._embed_dim)
-        place = jax.sharding.SingleDeviceSharding(device or jax.devices()[0])
+        place = jax.sharding.SingleDeviceSharding(device or jax.local_devices()[0])  # a host searches by itself
         buffer = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=place)()
         for done, number in enumerate(numbers):
             content = rows.read(number * self._chunk, self._chunk)

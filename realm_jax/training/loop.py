@@ -7,6 +7,7 @@ The loop knows a task only through `tasks.task.Task`, and the index only through
 
 import functools
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -24,7 +26,7 @@ from realm_jax.training.checkpoint import NO_VERSION, Checkpoints, ResumeUnit, l
 from realm_jax.training.optimizer import OptimizerConfig
 from realm_jax.training.recorder import Recorder
 from realm_jax.training.refresh import RefreshConfig, Refresher
-from realm_jax.training.sharding import MeshConfig, local_rows, put_batch, state_shardings
+from realm_jax.training.sharding import MeshConfig, local_rows, on_this_host, put_batch, state_shardings
 from realm_jax.training.state import TrainState, init_state, train_step
 from realm_jax.training.status import TrainerStatus
 
@@ -73,8 +75,9 @@ def train(
       non_finite: "stop" ends the run at a loss or gradient that is not finite, naming the step; "skip" leaves the update
         out, up to `max_skipped_updates` times.
       max_skipped_updates: see `non_finite`.
-      distributed: the run spans several processes, each started with this same command: joins them by
-        `jax.distributed.initialize()`, which finds TPU pods, Slurm and Kubernetes jobs by itself.
+      distributed: the run spans several processes, each started with this same command and run directory. TPU pods, Slurm
+        and Kubernetes jobs are found by themselves; elsewhere set JAX_COORDINATOR_ADDRESS (host:port of the first
+        process), JAX_NUM_PROCESSES and JAX_PROCESS_ID for each.
 
     Returns:
       The last step's metrics.
@@ -85,7 +88,7 @@ def train(
       NonFiniteUpdate: a loss or gradient that is not finite (a ValueError).
     """
     if distributed:
-        jax.distributed.initialize()
+        _join_processes()
     run = RunDir.of(run_dir)
     the_task = task.build(seed)
     the_mesh = mesh.build()
@@ -175,15 +178,16 @@ def train(
 
             if refresher is not None and evaluate is not None and _due(evaluate_every_steps, step + 1, num_steps):
                 recorder.drain(keep=0)
-                recorder.evaluated(step, evaluate(state.params, refresher.index))
-            if stop_requested() or _due(checkpoint_every_steps, step + 1, num_steps):
+                recorder.evaluated(step, evaluate(on_this_host(the_mesh, state.params), refresher.index))
+            stopping = stop_requested(step + 1)
+            if stopping or _due(checkpoint_every_steps, step + 1, num_steps):
                 recorder.drain(keep=0)  # a step that is not finite must not be saved
                 # none after the last step: a run that is given more steps selects for itself
                 candidate_ids = look_ahead.take(step + 1).candidate_ids if step + 1 < num_steps else None
                 version = refresher.version if refresher else NO_VERSION
                 checkpoints.save(step + 1, ResumeUnit(state, version, _global_ids(the_mesh, candidate_ids)))
                 status.update(kept_versions=checkpoints.kept_versions(), step=step + 1)
-            if stop_requested():
+            if stopping:
                 logger.warning("SIGTERM: checkpoint of step %d written; start the same command to go on", step + 1)
                 break
         recorder.drain(keep=0)
@@ -199,6 +203,35 @@ def train(
         for closable in (look_ahead, refresher, recorder, checkpoints):
             if closable is not None:
                 closable.close()
+
+
+def _join_processes() -> None:
+    """Joins the processes of the run, before anything asks jax for its devices.
+
+    Raises:
+      ValueError: when neither a cluster's manager nor the environment says which processes there are.
+    """
+    if jax.distributed.is_initialized():
+        return
+    said = {name: os.environ.get(name) for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")}
+    number = {name: None if value is None else _whole_number(name, value) for name, value in list(said.items())[1:]}
+    try:
+        jax.distributed.initialize(  # what is None it looks for itself, as it does the address
+            num_processes=number["JAX_NUM_PROCESSES"], process_id=number["JAX_PROCESS_ID"]
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"distributed=True, but jax cannot tell which processes there are ({str(error).rstrip('.')}); where no TPU pod, "
+            "Slurm or Kubernetes job says so, set JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID, "
+            f"got {', '.join(f'{name}={value}' for name, value in said.items())}"
+        ) from error
+    logger.info("process %d of %d, %d devices here", jax.process_index(), jax.process_count(), jax.local_device_count())
+
+
+def _whole_number(name: str, value: str) -> int:
+    if not value.isdecimal():
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    return int(value)
 
 
 def _due(every_steps: int, step: int, num_steps: int) -> bool:
@@ -274,15 +307,19 @@ def _compile(step_fn: Any, state: TrainState, batch: Any, rng: jax.Array) -> Cal
     return compiled
 
 
-def _stop_on_sigterm() -> tuple[Callable[[], bool], Callable[[], None]]:
+def _stop_on_sigterm() -> tuple[Callable[[int], bool], Callable[[], None]]:
     """Makes SIGTERM end the run after the step in progress, with a checkpoint.
 
+    With several processes jax takes the signal, whichever process gets it, and all of them stop after the same step.
+
     Returns:
-      (whether it was asked to stop, what puts the earlier handler back).
+      (whether to stop after so many steps, to be asked once after each of them; what puts the earlier handler back).
     """
+    if jax.process_count() > 1:
+        return multihost_utils.reached_preemption_sync_point, lambda: None
     asked: list[int] = []
     try:
         earlier = signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
     except ValueError:  # not the main thread: whoever called train() handles signals
-        return lambda: False, lambda: None
-    return lambda: bool(asked), lambda: (signal.signal(signal.SIGTERM, earlier), None)[1]
+        return lambda step: False, lambda: None
+    return lambda step: bool(asked), lambda: (signal.signal(signal.SIGTERM, earlier), None)[1]

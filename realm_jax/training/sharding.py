@@ -112,3 +112,11 @@ def local_rows(array: jax.Array) -> np.ndarray:
     """This process's rows of an array sharded by rows, in order."""
     shards = {(shard.index[0].start or 0): shard.data for shard in array.addressable_shards}
     return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+
+def on_this_host(mesh: Mesh, tree: Any) -> Any:
+    """The whole arrays on devices of this process, for computations that other processes have no part in."""
+    if jax.process_count() == 1:
+        return tree
+    whole = jax.device_put(tree, NamedSharding(mesh, P()))
+    return jax.tree.map(lambda array: array.addressable_data(0), whole)

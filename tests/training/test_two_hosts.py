@@ -1,0 +1,150 @@
+"""Two processes of one run, each with a device of its own, as hosts have: `python -m realm_jax train`, joined by jax."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from realm_jax.retrieval.versions import list_versions
+from realm_jax.run_dir import RunDir, read_json
+from realm_jax.training.checkpoint import list_snapshots, load_params
+from realm_jax.training.loop import train
+from realm_jax.training.metrics import read_metrics
+from realm_jax.training.optimizer import OptimizerConfig
+from tests import tiny
+
+RUN_FILE = Path(__file__).with_name("two_hosts.gin")
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    place = tmp_path_factory.mktemp("corpora")
+    tiny.corpus(place / "z")
+    tiny.sentences_corpus(place / "x")
+    return place
+
+
+def start(run, places, num_processes, *bindings, num_devices=1):
+    """The processes of a run. One process is not joined to anything."""
+    address = f"localhost:{free_port()}"
+    command = [
+        sys.executable, "-m", "realm_jax", "train", f"--run_dir={run}", f"--gin_file={RUN_FILE}",
+        f"--gin.CORPUS={places / 'z'}", f"--gin.X_CORPUS={places / 'x'}",
+        f"--gin.train.distributed={num_processes > 1}", *bindings,
+    ]  # fmt: skip
+    started = []
+    for process in range(num_processes):
+        environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(num_devices)}
+        if num_processes > 1:
+            environment |= {
+                "JAX_COORDINATOR_ADDRESS": address,
+                "JAX_NUM_PROCESSES": str(num_processes),
+                "JAX_PROCESS_ID": str(process),
+            }
+        started.append(
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+        )
+    return started
+
+
+def finish(processes):
+    """What each process said; all must end well."""
+    try:
+        said = [process.communicate(timeout=200)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()  # SIGTERM would be taken for a preemption
+            process.communicate()
+    for process, output in zip(processes, said, strict=True):
+        assert process.returncode == 0, output[-4000:]
+    return said
+
+
+def same(one, two, **tolerance):
+    steps, trees = zip(load_params(RunDir.of(one)), load_params(RunDir.of(two)), strict=True)
+    assert steps[0] == steps[1]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), *trees)
+
+
+@pytest.fixture(scope="module")
+def two(places, tmp_path_factory):
+    run = tmp_path_factory.mktemp("two")
+    said = finish(start(run, places, 2))
+    for process in (0, 1):
+        assert f"process {process} of 2, 1 devices here" in said[process]
+    return run
+
+
+@pytest.mark.slow
+def test_two_processes_train_like_one(places, two, tmp_path):
+    """Gradients are the same sums in another order: losses and parameters agree to about 1e-4, not to the bit."""
+    finish(start(tmp_path, places, 1, num_devices=2))
+    lines = [read_metrics(run) for run in (tmp_path, two)]
+    assert [line["step"] for line in lines[1]] == [line["step"] for line in lines[0]] == [1, 2, 3, 3, 4, 5, 6, 6]
+    for one_process, two_processes in zip(*lines, strict=True):
+        for name in ("loss", "retrieval_utility", "null_document_prob", "index_version", "heldout_recall_at_5"):
+            if name in one_process:
+                assert two_processes[name] == pytest.approx(one_process[name], rel=1e-3, abs=1e-4), name
+    same(tmp_path, two, rtol=1e-3, atol=1e-3)
+    run = RunDir.of(two)
+    assert [line["index_version"] for line in lines[1] if "loss" in line] == [0, 0, 2, 2, 4, 4]
+    assert list_snapshots(run) == [2, 4, 6] and list_versions(run.index) == [2, 4]  # version 0 is retired
+    for process in (0, 1):
+        status = read_json(run.trainer_status(process))
+        assert (status["state"], status["step"], status["index_version"]) == ("finished", 6, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+def test_a_preempted_process_stops_all_at_the_same_step(places, two, tmp_path):
+    """SIGTERM comes to the second process alone; resumed, the run equals the one that was not stopped to the bit."""
+    processes = start(tmp_path, places, 2, "--gin.train.checkpoint_every_steps=100", "--gin.slow_task.Slow.secs=1.0")
+    deadline = time.monotonic() + 200
+    while not read_metrics(tmp_path) and all(process.poll() is None for process in processes):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    processes[1].send_signal(signal.SIGTERM)
+    said = finish(processes)
+    stopped = [re.search(r"SIGTERM: checkpoint of step (\d) written", output) for output in said]
+    assert stopped[0] and stopped[1] and stopped[0][1] == stopped[1][1] and int(stopped[0][1]) < 6
+    assert [path.name for path in RunDir.of(tmp_path).checkpoints.iterdir()] == [stopped[0][1]]
+    finish(start(tmp_path, places, 2))
+    same(tmp_path, two, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({}, r"distributed=True, but jax cannot tell .*JAX_COORDINATOR_ADDRESS=None, JAX_NUM_PROCESSES=None"),
+        ({"JAX_NUM_PROCESSES": "two"}, r"JAX_NUM_PROCESSES must be a whole number, got 'two'"),
+    ],
+)
+def test_processes_that_are_not_told_of_each_other(monkeypatch, tmp_path, environment, message):
+    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+    def initialize(**arguments):  # as jax's own does, which this process may not call any more
+        jax._src.distributed.State().initialize(**arguments)
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(ValueError, match=message):
+        train(
+            run_dir=str(tmp_path), task=tiny.ict(tmp_path), optimizer=OptimizerConfig(), num_steps=1, batch_size=8,
+            distributed=True,
+        )  # fmt: skip
