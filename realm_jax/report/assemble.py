@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from realm_jax.report.figures import RECALLS
+from realm_jax.report.gather import read_swaps
 from realm_jax.run_dir import RunDir, read_json
 from realm_jax.training.metrics import read_metrics, series
 
@@ -19,13 +20,15 @@ ROWS = {"bm25": "bm25", "ict": "ict", "realm": "checkpoint"}  # of report.json, 
 def assemble(run: RunDir) -> dict[str, Any] | None:
     """The final figures of a pre-training run; None until both evaluations (retrieval and reading) are there.
 
-    A figure that was not measured is null: `ict` of a run without a warm start, say. `swap_pause_ms_max` is of the hot
-    swaps, without the wait for the first index; `retrieval_wait_share` is the mean wait over the mean time of a step.
+    A figure that was not measured is null: `ict` of a run without a warm start, say. Versions, pauses and ages are those
+    of metrics/swaps.jsonl, which holds every swap however rarely metrics are logged; the first index is no swap.
+    `retrieval_wait_share` is the mean wait over the mean time of a step.
     """
     places = [run.evaluation("retrieval"), run.evaluation("reading")]
     if not all(place.exists() for place in places):
         return None
-    retrieval, reading = (read_json(place)["rows"] for place in places)
+    evaluation = read_json(places[0])
+    retrieval, reading = evaluation["rows"], read_json(places[1])["rows"]
     metrics = read_metrics(run)
     figures: dict[str, Any] = {
         recall: {name: retrieval.get(row, {}).get(recall) for name, row in ROWS.items()} for recall in RECALLS
@@ -33,46 +36,57 @@ def assemble(run: RunDir) -> dict[str, Any] | None:
     figures["masked_span_accuracy"] = {name: reading.get(name, {}).get("with_retrieval") for name in ROWS}
     figures["masked_span_accuracy"]["null_only"] = reading["realm"]["null_only"]
     figures["retrieval_utility"] = reading["realm"]["retrieval_utility"]
-    figures |= _of_training(metrics)
+    figures |= _of_training(metrics, read_swaps(run))
     served = retrieval.get("served_index", {})
     figures["search_recall"] = served.get("search_recall")
     figures["served_index_version"] = served.get("version")
-    corpus = read_json(run.corpus / "corpus.json") if (run.corpus / "corpus.json").exists() else {}
-    figures["corpus"] = {"documents": corpus.get("num_documents"), "pieces": corpus.get("num_pieces")}
+    figures["corpus"] = _of_corpus(run, evaluation["corpus"])
     figures["seed"] = _seed(run, metrics)
     figures["wall_secs"] = _wall_secs(run)
     return figures
 
 
-def _of_training(metrics: list[dict[str, Any]]) -> dict[str, int | float | None]:
+def _of_corpus(run: RunDir, evaluated: Mapping[str, Any]) -> dict[str, int | None]:
+    """Documents and pieces of the corpus that was evaluated on, there or, if the run was moved, inside the run."""
+    for place in (Path(evaluated["directory"]), run.corpus):
+        if (place / "corpus.json").exists():
+            found = read_json(place / "corpus.json")
+            if found["num_documents"] == evaluated["documents"]:
+                return {"documents": found["num_documents"], "pieces": found["num_pieces"]}
+    return {"documents": evaluated["documents"], "pieces": None}
+
+
+def _of_training(metrics: list[dict[str, Any]], swaps: list[dict[str, Any]]) -> dict[str, int | float | None]:
     def values(name: str) -> np.ndarray:
         return series(metrics, name)[1]
 
-    versions, pauses, ages = values("index_version"), values("swap_pause_ms"), values("index_age_steps")
+    # a resumed run serves its version once more: no swap
+    hot_swaps = [after for before, after in itertools.pairwise(swaps) if after["version"] != before["version"]]
+    ages = values("index_age_steps").tolist()
+    ages += [after["step"] - 1 - before["version"] for before, after in itertools.pairwise(swaps)]
     step_secs, waits = values("step_secs"), values("retrieval_wait_ms")
     waited = len(waits) > 0 and len(step_secs) > 0
     return {
-        "index_versions_served": len(set(versions.tolist())),
-        "swap_pause_ms_max": float(pauses[1:].max()) if len(pauses) > 1 else None,
-        "index_age_steps_max": float(ages.max()) if len(ages) else None,
+        "index_versions_served": len({swap["version"] for swap in swaps}),
+        "swap_pause_ms_max": max((float(swap["pause_ms"]) for swap in hot_swaps), default=None),
+        "index_age_steps_max": max(map(float, ages), default=None),
         "step_secs_median": float(np.median(step_secs)) if len(step_secs) else None,
-        "step_secs_max_over_median_at_swaps": _slowest_swap(metrics),
+        "step_secs_max_over_median_at_swaps": _slowest_swap(metrics, [swap["step"] for swap in hot_swaps]),
         "retrieval_wait_share": float(waits.mean() / 1e3 / step_secs.mean()) if waited else None,
     }
 
 
-def _slowest_swap(metrics: list[dict[str, Any]]) -> float | None:
-    """The slowest step at which a version was swapped in, as a multiple of the median step; the first index aside."""
-    timed = [entry for entry in metrics if isinstance(entry.get("step_secs"), float)]
-    if not timed:
+def _slowest_swap(metrics: list[dict[str, Any]], swapped_before: list[int]) -> float | None:
+    """The slowest step at which a version was swapped in, as a multiple of the median step.
+
+    None if a swap's step shares its line of metrics with others: their median tells nothing of the slowest.
+    """
+    logged = {entry["step"] for entry in metrics}
+    secs = {entry["step"]: entry["step_secs"] for entry in metrics if isinstance(entry.get("step_secs"), float)}
+    if any(not {step, step + 1} <= logged for step in swapped_before):
         return None
-    median = float(np.median([entry["step_secs"] for entry in timed]))
-    swapped = [
-        entry["step_secs"]
-        for before, entry in itertools.pairwise(timed)
-        if before.get("index_version") != entry.get("index_version")
-    ]
-    return max(swapped) / median if swapped and median else None
+    at_swaps = [secs[step + 1] for step in swapped_before if step + 1 in secs]  # a line tells how many steps are done
+    return max(at_swaps) / float(np.median(list(secs.values()))) if at_swaps else None
 
 
 def _configs(run: RunDir, job: str) -> list[Path]:

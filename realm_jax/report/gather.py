@@ -82,18 +82,24 @@ def _manifest(path: Path) -> Entry | None:
     return content if isinstance(content, dict) else None
 
 
+def read_swaps(run: RunDir) -> list[Entry]:
+    """Every swap of a run by metrics/swaps.jsonl, ascending: "step" that it came before, "version", "pause_ms"."""
+    path = run.metrics / "swaps.jsonl"
+    found: list[Entry] = []
+    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
+        try:
+            entry = json.loads(line)
+            found.append({**entry, "step": int(entry["step"]), "version": int(entry["version"])})
+        except (ValueError, KeyError, TypeError):
+            continue  # a line being written
+    return sorted(found, key=lambda swap: swap["step"])
+
+
 def _swaps(run: RunDir, metrics: list[Entry]) -> list[tuple[int, int]]:
     """From metrics/swaps.jsonl, else from where the logged index_version changes."""
-    path = run.metrics / "swaps.jsonl"
-    found: list[tuple[int, int]] = []
-    if path.exists():
-        for line in path.read_text("utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-                found.append((int(entry["step"]), int(entry["version"])))
-            except (ValueError, KeyError, TypeError):
-                continue  # a line being written
-        return sorted(found)
+    found = [(swap["step"], swap["version"]) for swap in read_swaps(run)]
+    if found:
+        return found
     version = None
     for entry in metrics:
         now = entry.get("index_version")
