@@ -23,13 +23,15 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from processes import GRACE_SECS, Child, Display, split_cores  # noqa: E402 - beside this script
+from processes import GRACE_SECS, Child, Display, split_cores, stopped_early  # noqa: E402 - beside this script
 
 from realm_jax.run_dir import RunDir, read_json  # noqa: E402 - the checkout's own package
 from realm_jax.training.metrics import progress_figures  # noqa: E402
 
 RECIPES = ("tiny", "documents", "encyclopedia")
+TRAINERS = ("train", "ict", "reader")
 FIRST_BACK_OFF_SECS, LONGEST_BACK_OFF_SECS = 1.0, 60.0
+HEALTHY_SECS = 300.0  # an embed job that lived so long has nothing to do with the failures before it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Settings:
 
 
 class StageFailed(Exception):  # noqa: N818 - reads as what it says
-    """A stage that ended with an error."""
+    """A stage that ended with an error, or before it was done."""
 
 
 class Launcher:
@@ -137,17 +139,19 @@ class Launcher:
             "train", self.run, self.settings.run_file, [] if in_trainer else trainer_cores, "train",
             inside if in_trainer else (), _visible_devices(self.settings.trainer_devices),
         )  # fmt: skip
-        embedder = None if in_trainer else self.start_embedder(embedder_cores)
+        embedder, embedder_began = None if in_trainer else self.start_embedder(embedder_cores), time.monotonic()
         restart_at, back_off = 0.0, FIRST_BACK_OFF_SECS
         while trainer.running():
             if embedder is not None and not embedder.running() and restart_at == 0.0:
                 code = embedder.process.returncode
+                if time.monotonic() - embedder_began >= HEALTHY_SECS:
+                    back_off = FIRST_BACK_OFF_SECS
                 self.display.note(
                     f"embed job ended with {code}, starting it again in {back_off:.0f} s; see {embedder.log}"
                 )
                 restart_at, back_off = time.monotonic() + back_off, min(2 * back_off, LONGEST_BACK_OFF_SECS)
             elif restart_at and time.monotonic() >= restart_at:
-                embedder, restart_at = self.start_embedder(embedder_cores), 0.0
+                embedder, embedder_began, restart_at = self.start_embedder(embedder_cores), time.monotonic(), 0.0
             self.display.show(" · ".join(filter(None, [self.progress_of(trainer), self.embedder_progress()])))
             time.sleep(0.5)
         self.check([trainer])
@@ -165,15 +169,23 @@ class Launcher:
 
     def check(self, children: list[Child]) -> None:
         for child in children:
-            if not child.running() and child.process.returncode:
+            if child.running():
+                continue
+            if child.process.returncode:
                 raise StageFailed(
                     f"{child.name} ended with {child.process.returncode}; the end of {child.log}:\n{child.last_words()}"
                 )
+            stopped = stopped_early(self.run_of(child)) if child.name in TRAINERS else None
+            if stopped is not None:
+                raise StageFailed(f"{child.name} {stopped}")
+
+    def run_of(self, child: Child) -> RunDir:
+        return self.run.stage(child.name) if child.name in ("ict", "reader") else self.run
 
     def progress_of(self, child: Child) -> str:
-        run = self.run if child.name in ("train", "embed") else self.run.stage(child.name)
-        if child.name not in ("train", "ict", "reader"):
+        if child.name not in TRAINERS:
             return child.name
+        run = self.run_of(child)
         try:
             status = read_json(run.trainer_status(0))
             lines = run.metrics_jsonl.read_bytes().rstrip().rsplit(b"\n", 1)

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from realm_jax.run_dir import RunDir, read_json
+
 ROOT = Path(__file__).resolve().parent.parent
 # glibc's defaults give a step's large buffers back to the system after every step and fault them in again, 4 KiB at a
 # time: a fifth to a quarter of a small CPU step. Huge pages, kept, cost that once. Other C libraries ignore the variable.
@@ -58,6 +60,17 @@ class Child:
 
     def last_words(self, lines: int = 15) -> str:
         return "\n".join(self.log.read_text(errors="replace").rstrip().splitlines()[-lines:])
+
+
+def stopped_early(run: RunDir) -> str | None:
+    """Where a trainer that ended with status 0 was stopped before its last step, by SIGTERM; None if it has done all."""
+    place = run.trainer_status(0)
+    if not place.exists():
+        return f"ended without a word in {place}"
+    status = read_json(place)
+    if status["state"] == "finished":
+        return None
+    return f"stopped at step {status['step']} of {status['num_steps']}; the same command goes on"
 
 
 def _on_cores(cores: Sequence[int]) -> Callable[[], None] | None:

@@ -34,17 +34,37 @@ def load_launcher(script: str = "local") -> Any:
     return module
 
 
+SAYS = """
+import json, pathlib
+status = pathlib.Path({run_dir!r}, "status", "trainer-00000.json")
+status.parent.mkdir(parents=True, exist_ok=True)
+status.write_text(json.dumps(dict(state={state!r}, step={step!r}, num_steps=320)))
+"""
+
+
+def says(run_dir: str, state: str = "finished", step: int = 320) -> str:
+    """A program that says of itself what a trainer says at its end."""
+    return SAYS.format(run_dir=run_dir, state=state, step=step)
+
+
 def stub_stages(
-    local: Any, patch: Callable[[Any, str, Any], None], scripts: dict[str, str]
+    local: Any, patch: Callable[[Any, str, Any], None], scripts: dict[str, str], stopped: tuple[str, ...] = ()
 ) -> list[tuple[str, list[str]]]:
-    """Makes every stage run scripts[name], by default nothing; returns what will be the names and true commands."""
+    """Makes every stage run scripts[name], by default nothing; returns what will be the names and true commands.
+
+    Trainers say at their end that they have finished; those in `stopped` that they stopped at step 120 of 320.
+    """
     commands: list[tuple[str, list[str]]] = []
     original = local.Child
 
     class Stub(original):
         def __init__(self, name: str, command: list[str], log: Path, cores: Any, environment: dict[str, str]):
             commands.append((name, list(command)))
-            super().__init__(name, [sys.executable, "-S", "-c", scripts.get(name, "")], log, (), environment)
+            script = scripts.get(name, "")
+            if name in ("train", "reader", "ict"):
+                run_dir = command[4].removeprefix("--run_dir=")
+                script += "\n" + (says(run_dir, "failed", 120) if name in stopped else says(run_dir))
+            super().__init__(name, [sys.executable, "-S", "-c", script], log, (), environment)
 
     patch(local, "Child", Stub)
     return commands

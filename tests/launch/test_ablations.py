@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from realm_jax.run_dir import RunDir, write_json_atomically
-from tests.launch.stub_stages import load_launcher
+from tests.launch.stub_stages import load_launcher, says
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,24 @@ def test_commands_of_one_work_run_in_order_and_a_failure_names_the_log(ablations
     with pytest.raises(SystemExit, match=re.escape(f"{tmp_path}/logs/one_work.log:")) as error:
         run.follow([ablations.Work("one work", [fails, says[0]])])
     assert "no such corpus" in str(error.value) and said.read_text() == "ab"
+
+
+def test_a_trainer_stopped_before_its_end_is_not_evaluated(ablations, tmp_path, monkeypatch):
+    run = ablations.Ablations(RunDir.of(tmp_path), [0], 5, [])
+    train, evaluate = next(iter(run.variants())).commands
+    begun = []
+
+    def child(name, command, log, cores, environment):
+        begun.append(command[3])
+        state = says(command[4].removeprefix("--run_dir="), "failed", 2)
+        return original(name, [sys.executable, "-S", "-c", state], log, cores, environment)
+
+    original = ablations.Child
+    monkeypatch.setattr(ablations, "Child", child)
+    with pytest.raises(SystemExit, match=r"^one work stopped at step 2 of 320; the same command goes on$"):
+        run.follow([ablations.Work("one work", [train, evaluate])])
+    assert begun == ["train"]
+    assert ablations.trainer_stopped_early(evaluate) is None
 
 
 def test_the_table_is_of_means_and_sample_deviations(ablations):

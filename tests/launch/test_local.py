@@ -1,6 +1,7 @@
 """The launcher: its command line, and what it does with stages that end well, fail, die or are asked to stop."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -87,7 +88,7 @@ def test_all_stages_in_order(quick, monkeypatch, tmp_path, capsys):
     scripts["train"] = waits_for_lines(tmp_path / "embedded", 1)
     scripts["embed"] = appends(tmp_path / "embedded")
     commands = stub_stages(quick, monkeypatch.setattr, scripts | {"report": REPORT})
-    stale = tmp_path / "run" / "status" / "trainer-00000.json"
+    stale = tmp_path / "run" / "status" / "trainer-00001.json"
     stale.parent.mkdir(parents=True)
     stale.write_text("{}")
     assert quick.main([f"--run_dir={tmp_path / 'run'}", "--gin.SEED=3"]) == 0
@@ -134,6 +135,34 @@ def test_a_failing_stage_is_reported_with_the_end_of_its_log(quick, monkeypatch,
     assert f"{stage} ended with 7; the end of {log}:\nline 5\n" in written.err
     assert "line 19" in written.err and "line 4\n" not in written.err and not written.out
     assert "report" not in [name for name, _ in commands]
+
+
+@pytest.mark.parametrize("stage", ["reader", "ict", "train"])
+def test_a_trainer_stopped_before_its_end_is_not_done(quick, monkeypatch, tmp_path, capsys, stage):
+    commands = stub_stages(quick, monkeypatch.setattr, {"report": REPORT}, stopped=(stage,))
+    assert quick.main([f"--run_dir={tmp_path / 'run'}"]) == 1
+    assert f"] {stage} stopped at step 120 of 320; the same command goes on\n" in capsys.readouterr().err
+    assert not {"evaluate", "report"} & {name for name, _ in commands}
+
+
+def test_a_trainer_without_a_word_is_not_done(quick, monkeypatch, tmp_path, capsys):
+    place = tmp_path / "run" / "status" / "trainer-00000.json"
+    stub_stages(quick, monkeypatch.setattr, {"train": "raise SystemExit"})
+    assert quick.main([f"--run_dir={tmp_path / 'run'}"]) == 1
+    assert f"train ended without a word in {place}" in capsys.readouterr().err
+
+
+def test_a_long_life_of_the_embedder_is_a_new_beginning(quick, monkeypatch, tmp_path, capsys):
+    begun = tmp_path / "begun"
+    hasty = SimpleNamespace(monotonic=lambda: 25 * time.monotonic(), sleep=lambda secs: time.sleep(secs / 25))
+    monkeypatch.setattr(quick, "time", hasty)
+    for name, secs in (("FIRST_BACK_OFF_SECS", 1.0), ("LONGEST_BACK_OFF_SECS", 60.0), ("HEALTHY_SECS", 75.0)):
+        monkeypatch.setattr(quick, name, secs)
+    lives = f"len(open({str(begun)!r}).readlines()) == 3 and time.sleep(4)"  # 100 of the launcher's seconds
+    scripts = {"train": waits_for_lines(begun, 5), "embed": appends(begun, lives), "report": REPORT}
+    stub_stages(quick, monkeypatch.setattr, scripts)
+    assert quick.main([f"--run_dir={tmp_path / 'run'}"]) == 0
+    assert re.findall(r"starting it again in (\d+) s", capsys.readouterr().err)[:4] == ["1", "2", "1", "2"]
 
 
 @pytest.mark.faults
