@@ -1,7 +1,8 @@
 """The evaluate job: how well documents are found, by a checkpoint, by the served index, by BM25, in one table."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from realm_jax.corpus.store import Corpus
@@ -27,6 +28,8 @@ from realm_jax.training.checkpoint import list_snapshots, load_params, load_snap
 
 _QUERIES_AT_ONCE = 64
 
+Rows = dict[str, dict[str, Any]]  # figures by row of the table
+
 
 def evaluate(
     *,
@@ -34,7 +37,7 @@ def evaluate(
     corpus: str,
     retriever: RetrieverConfig | None = None,
     x_corpus: str | None = None,
-    questions: str | None = None,
+    questions: str | tuple[str, ...] | None = None,
     name: str = "retrieval",
     step: int | None = None,
     index_version: int | None = None,
@@ -54,13 +57,13 @@ def evaluate(
     exactly; and, if the run serves an index, the checkpoint's queries searched in it, with its own search recall.
 
     Args:
-      run_dir: the run; the figures go to RUN/evaluation/NAME.json.
+      run_dir: the run; the figures go to RUN/evaluation/NAME.json, of several files of questions to NAME-FILE.json.
       corpus: directory of the knowledge corpus.
       retriever: shape of the run's retriever; None measures BM25 alone.
       x_corpus: directory of a sentence stream; its answers are masked. Either this or `questions`. The knowledge corpus
         itself: sentences of the documents, each of which should find its own document.
       questions: JSON-lines file (may be .gz) of {"question", "answer"}, "gold_id" or "passage_id" if known; see
-        `realm_jax.evaluation.queries.questions`.
+        `realm_jax.evaluation.queries.questions`. Of several files each gets a table; documents are embedded once.
       name: of the evaluation.
       step: which checkpoint or snapshot; None for the newest.
       index_version: which index version; None for the one that the run serves, or its newest.
@@ -76,7 +79,7 @@ def evaluate(
       seed: of the draw.
 
     Returns:
-      What was written: "rows" holds one object a row.
+      What was written: "rows" holds one object a row. Of several files of questions: that of each by its name.
 
     Raises:
       ValueError: for corpora, indexes and models that do not fit each other, before any slow work.
@@ -90,28 +93,29 @@ def evaluate(
             f"got {'neither' if questions is None else 'both: set evaluate.x_corpus to None to use the questions'}"
         )
     knowledge = Corpus.open(corpus)
-    query_set = _queries(knowledge, x_corpus, questions, max_queries, seed)
-    queries = check_any(query_set)
+    query_sets = _query_sets(knowledge, x_corpus, questions, name, max_queries, seed)
+    queries = {set_name: check_any(query_set) for set_name, query_set in query_sets.items()}
     batches = BatchSettings(document_len=document_len, batch_size=batch_size, query_len=query_len)
     learned = None
     if retriever is not None:
         learned = _load_learned(run, retriever, knowledge, batches, stages, step, index_version)
 
+    rows: dict[str, Rows] = {set_name: {} for set_name in query_sets}
     judge = Judge(knowledge)
-    rows: dict[str, dict[str, Any]] = {}
-    if bm25:
-        rows["bm25"] = evaluate_rankings(queries, bm25_search(Bm25Index(texts_for_search(knowledge))), judge)
-    if learned is not None:
-        rows |= _learned_rows(run, learned, knowledge, batches, queries, judge)
-    result = {
-        "name": name,
-        "queries": {"source": query_set.source, "count": len(queries), "dropped": query_set.dropped},
-        "corpus": {"directory": str(knowledge.directory), "documents": knowledge.num_documents},
-        "rows": rows,
-        "wall_secs": round(time.monotonic() - begin, 3),
-    }
-    write_json_atomically(run.evaluation(name), result)
-    print(table(rows, query_set))
+    for row, figures, search in _searches(run, knowledge, batches, bm25, learned):
+        for set_name in query_sets:
+            rows[set_name][row] = {**figures, **evaluate_rankings(queries[set_name], search, judge)}
+    results = {}
+    for set_name, query_set in query_sets.items():
+        results[set_name] = {
+            "name": set_name,
+            "queries": {"source": query_set.source, "count": len(queries[set_name]), "dropped": query_set.dropped},
+            "corpus": {"directory": str(knowledge.directory), "documents": knowledge.num_documents},
+            "rows": rows[set_name],
+            "wall_secs": round(time.monotonic() - begin, 3),
+        }
+        write_json_atomically(run.evaluation(set_name), results[set_name])
+        print(table(rows[set_name], query_set))
     if reading is not None:
         spans, examples = evaluate_reading(
             run, reading, x_corpus or corpus, num_sentences=num_masked_sentences, seed=seed
@@ -119,19 +123,40 @@ def evaluate(
         write_json_atomically(run.evaluation("reading"), {"name": "reading", "rows": spans})
         write_json_atomically(run.examples, examples)
         print(reading_table(spans))
-    return result
+    return results.get(name, results)
 
 
-def _queries(
-    knowledge: Corpus, x_corpus: str | None, questions: str | None, max_queries: int | None, seed: int
-) -> QuerySet:
-    if x_corpus is None:
-        return query_sources.questions(str(questions), knowledge, knowledge.tokenizer, max_queries, seed)
-    sentences = Corpus.open(x_corpus)
-    check_same_tokenizer(knowledge, sentences)
-    if sentences.directory.resolve() == knowledge.directory.resolve():
-        return query_sources.known_items(knowledge, max_queries, seed)
-    return query_sources.masked_sentences(sentences, max_queries, seed)
+def _query_sets(
+    knowledge: Corpus,
+    x_corpus: str | None,
+    questions: str | tuple[str, ...] | None,
+    name: str,
+    max_queries: int | None,
+    seed: int,
+) -> dict[str, QuerySet]:
+    """What is asked, by the name that its figures get.
+
+    Raises:
+      ValueError: two files of questions of the same name, or none.
+    """
+    if x_corpus is not None:
+        sentences = Corpus.open(x_corpus)
+        check_same_tokenizer(knowledge, sentences)
+        if sentences.directory.resolve() == knowledge.directory.resolve():
+            return {name: query_sources.known_items(knowledge, max_queries, seed)}
+        return {name: query_sources.masked_sentences(sentences, max_queries, seed)}
+    files = {name: questions} if isinstance(questions, str) else {}
+    for file in questions if isinstance(questions, tuple) else ():
+        set_name = f"{name}-{Path(file).name.split('.jsonl')[0]}"
+        if set_name in files:
+            raise ValueError(f"questions {files[set_name]} and {file} would both be written to {set_name}; rename one")
+        files[set_name] = file
+    if not files:
+        raise ValueError("evaluate.questions holds no file")
+    return {
+        set_name: query_sources.questions(file, knowledge, knowledge.tokenizer, max_queries, seed)
+        for set_name, file in files.items()
+    }
 
 
 class _Retriever(NamedTuple):
@@ -179,33 +204,27 @@ def _load_learned(
     return _Learned(config, retrievers, manifest)
 
 
-def _learned_rows(
-    run: RunDir,
-    learned: _Learned,
-    knowledge: Corpus,
-    batches: BatchSettings,
-    queries: Sequence[RetrievalQuery],
-    judge: Judge,
-) -> dict[str, dict[str, Any]]:
-    """Each retriever with all documents embedded afresh and searched exactly; the checkpoint's in the served index too."""
+def _searches(
+    run: RunDir, knowledge: Corpus, batches: BatchSettings, bm25: bool, learned: _Learned | None
+) -> Iterator[tuple[str, dict[str, Any], SearchFunction]]:
+    """(row, what is known of it, its search), one after the other, since each holds an index of the whole corpus.
+
+    Each retriever searches exactly in all documents embedded afresh; the checkpoint's in the served index too.
+    """
+    if bm25:
+        yield "bm25", {}, bm25_search(Bm25Index(texts_for_search(knowledge)))
+    if learned is None:
+        return
     special = SpecialIds.of(knowledge.tokenizer)
-    rows: dict[str, dict[str, Any]] = {}
     for name, retriever in learned.retrievers.items():
         embedder = Embedder(learned.config, retriever.params)
         exact = ExactIndex(embedder.embed_corpus(knowledge, batches))
-        search = retriever_search(embedder, exact, batches.query_len, special)
-        rows[name] = {"step": retriever.step, **evaluate_rankings(queries, search, judge)}
+        yield name, {"step": retriever.step}, retriever_search(embedder, exact, batches.query_len, special)
     if learned.served is not None:  # with the queries of the checkpoint, which came last
         version = learned.served.version
         index = load_version(version_dir(run.index, version), manifest=learned.served)
-        search = retriever_search(embedder, index, batches.query_len, special)
-        rows["served_index"] = {
-            "step": retriever.step,
-            "version": version,
-            "search_recall": learned.served.search_recall,
-            **evaluate_rankings(queries, search, judge),
-        }
-    return rows
+        known = {"step": retriever.step, "version": version, "search_recall": learned.served.search_recall}
+        yield "served_index", known, retriever_search(embedder, index, batches.query_len, special)
 
 
 def bm25_search(index: Bm25Index) -> SearchFunction:

@@ -15,7 +15,7 @@ from realm_jax.evaluation.retrieval import evaluate, retriever_params
 from realm_jax.models import Retriever, RetrieverConfig, TransformerConfig
 from realm_jax.retrieval.build_version import BatchSettings, IndexSettings, build_version
 from realm_jax.retrieval.embedder import Embedder
-from realm_jax.run_dir import RunDir, write_json_atomically
+from realm_jax.run_dir import RunDir, read_json, write_json_atomically
 from realm_jax.text.tokenizers import SPECIAL_PIECES, WordPieceTokenizer
 from realm_jax.training.checkpoint import save_snapshot
 
@@ -123,6 +123,21 @@ def test_bm25_alone_needs_no_model(corpora, tmp_path):
     rows.write_text('{"question": "bob lived", "answer": "rome", "gold_id": "bob"}\n')
     result = evaluate(run_dir=str(tmp_path), corpus=str(place / "z"), questions=str(rows))
     assert result["rows"]["bm25"]["recall_at_1"] == 1.0
+
+
+def test_several_files_of_questions_are_measured_apart(corpora, tmp_path, capsys):
+    place = corpora[1]
+    found, lost = tmp_path / "found.jsonl", tmp_path / "lost.dev.jsonl"
+    found.write_text('{"question": "bob lived", "answer": "rome", "gold_id": "bob"}\n')
+    lost.write_text('{"question": "bob lived", "answer": "xyz", "gold_id": "ann"}\n' * 2)
+    result = evaluate(run_dir=str(tmp_path), corpus=str(place / "z"), questions=(str(found), str(lost)), name="qa")
+    assert list(result) == ["qa-found", "qa-lost.dev"]
+    assert [one["rows"]["bm25"]["recall_at_1"] for one in result.values()] == [1.0, 0.0]
+    for name, one in result.items():
+        assert read_json(RunDir(tmp_path).evaluation(name)) == one
+    assert "1 queries of" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"found.jsonl and .*found.jsonl would both be written to qa-found"):
+        evaluate(run_dir=str(tmp_path), corpus=str(place / "z"), questions=(str(found), str(found)), name="qa")
 
 
 def test_what_does_not_fit_is_refused(corpora, config, tmp_path):
