@@ -2,6 +2,7 @@ import dataclasses
 import gzip
 import json
 
+import numpy as np
 import pytest
 
 from realm_jax.corpus import build as build_module
