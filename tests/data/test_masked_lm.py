@@ -29,7 +29,7 @@ def source(corpus, query_len=16, seed=0, is_knowledge_corpus=True, **masking):
     )
 
 
-def same(one, other):
+def assert_same(one, other):
     assert one._fields == other._fields
     for name, left, right in zip(one._fields, one, other, strict=True):
         if name == "sentences":
@@ -43,7 +43,7 @@ def test_a_batch_is_a_function_of_seed_step_and_row(corpus, kind):
     whole = source(corpus, kind=kind).batch(9, 8, slice(None))
     again = source(corpus, kind=kind)
     again.batch(2, 8, slice(None))  # what was drawn before does not matter
-    same(again.batch(9, 8, slice(None)), whole)
+    assert_same(again.batch(9, 8, slice(None)), whole)
     for rows in (slice(0, 3), slice(3, 8), slice(5, 6)):  # nor how rows lie on hosts
         part = source(corpus, kind=kind).batch(9, 8, rows)
         np.testing.assert_array_equal(part.query.ids, whole.query.ids[rows])

@@ -63,7 +63,7 @@ def one_step(settings, corpus, devices=8, accumulation_steps=1, **axes):
     return jax.device_get((figures, state.params))
 
 
-def same(one, other):
+def assert_same_update(one, other):
     figures, params = one
     other_figures, other_params = other
     assert figures.keys() == other_figures.keys()
@@ -85,18 +85,18 @@ def realm_on_one(corpus):
 
 @pytest.mark.parametrize("axes", [{}, {"data": 2, "fsdp": 2, "tensor": 2}])
 def test_ict_has_the_same_negatives_on_eight_devices(corpus, ict_on_one, axes):
-    same(one_step(tiny.ict(corpus.directory), corpus, **axes), ict_on_one)
+    assert_same_update(one_step(tiny.ict(corpus.directory), corpus, **axes), ict_on_one)
     assert float(ict_on_one[0]["loss"]) > 0.5  # of 8, not of 1: with local negatives it would be 0
     assert float(ict_on_one[0]["finite"]) == 1.0
 
 
 @pytest.mark.parametrize("axes", [{}, {"data": 2, "fsdp": 2, "tensor": 2}])
 def test_realm_is_the_same_on_eight_devices(corpus, realm_on_one, axes):
-    same(one_step(tiny.realm(corpus.directory), corpus, **axes), realm_on_one)
+    assert_same_update(one_step(tiny.realm(corpus.directory), corpus, **axes), realm_on_one)
 
 
 def test_accumulated_parts_are_the_whole_batch(corpus, realm_on_one):
-    same(one_step(tiny.realm(corpus.directory), corpus, devices=1, accumulation_steps=4), realm_on_one)
+    assert_same_update(one_step(tiny.realm(corpus.directory), corpus, devices=1, accumulation_steps=4), realm_on_one)
 
 
 def test_micro_batches_keep_rows_on_their_devices():
