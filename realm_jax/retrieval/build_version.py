@@ -303,7 +303,7 @@ class _Build:
     def _until_stopped(self, batches: Iterator[LengthBatch]) -> Iterator[LengthBatch]:
         for batch in batches:
             if self.should_stop():
-                raise BuildStopped(f"stopped while building index version {self.version}")
+                raise BuildStopped(f"stopped while building index version {self.version}; finished shards are kept")
             yield batch
 
     def _recall_queries(self, shards: Sequence[Shard], embed_queries: EmbedBatch | None) -> np.ndarray:

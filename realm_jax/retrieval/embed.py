@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,9 +21,9 @@ from realm_jax.retrieval.build_version import DEFAULT_BATCHES, DEFAULT_INDEX, Ba
 from realm_jax.retrieval.embedder import embed_params, embed_snapshot
 from realm_jax.retrieval.lock import exclusive
 from realm_jax.retrieval.manifest import Manifest
-from realm_jax.retrieval.versions import list_versions, retire
+from realm_jax.retrieval.versions import list_versions, retire, withdraw
 from realm_jax.run_dir import RunDir, read_json, write_json_atomically
-from realm_jax.training.checkpoint import PARAMS_FILE, list_snapshots, nest_params
+from realm_jax.training.checkpoint import PARAMS_FILE, list_snapshots, nest_params, snapshot_checksum
 
 __all__ = ["embed", "embed_snapshot"]
 
@@ -65,7 +65,8 @@ def embed(
       initial_params: a snapshot's directory or a safetensors file, from which version 0 is made when the run has no
         snapshot yet.
       once: build one version and end.
-      every_snapshot: build the oldest snapshot not yet built instead of the newest, to replay another run.
+      every_snapshot: build the oldest snapshot not yet built instead of the newest, as far as the trainer still has it.
+        A trainer that replays another run names the snapshots that it needs; those are built first in any case.
       keep_newest: how many of the newest versions are kept besides those that trainers and checkpoints name.
       poll_secs: pause between two looks for a new snapshot.
       first_snapshot_timeout_secs: how long the first snapshot may take to come.
@@ -90,8 +91,8 @@ def embed(
     ):
         job = _EmbedJob(run, retriever, opened, index, batches, keep_newest, every_snapshot, progress, stop, status)
         if initial_params is not None and not list_versions(run.index) and not list_snapshots(run):
-            job.build(0, Path(initial_params))
-            if once:
+            built = job.try_build(0, Path(initial_params))
+            if once or built is None:
                 return
         job.follow(once, poll_secs, first_snapshot_timeout_secs)
 
@@ -123,7 +124,7 @@ class _EmbedJob:
             finished = self._trainers_finished()
             step = self._next_snapshot()
             if step is not None:
-                built = self._try_build(step)
+                built = self.try_build(step)
                 self._retire()
                 if built is not None and once:
                     return
@@ -142,22 +143,26 @@ class _EmbedJob:
             self.stop.wait(poll_secs)
 
     def _next_snapshot(self) -> int | None:
-        newest = max(list_versions(self.run.index), default=-1)
-        waiting = [step for step in list_snapshots(self.run) if step > newest]
+        published, snapshots = list_versions(self.run.index), list_snapshots(self.run)
+        awaited = _named(self._trainer_statuses() or (), "awaited_versions") & set(snapshots) - set(published)
+        if awaited:
+            return min(awaited)
+        waiting = [step for step in snapshots if step > max(published, default=-1)]
         if not waiting:
             return None
         return waiting[0] if self.every_snapshot else waiting[-1]
 
-    def _try_build(self, step: int) -> Manifest | None:
+    def try_build(self, step: int, params_place: Path | None = None) -> Manifest | None:
+        """`build`; None where it was told to stop, or came too late for the snapshot."""
         try:
-            return self.build(step)
+            return self.build(step, params_place)
         except FileNotFoundError as error:
             # the trainer removes old snapshots: a newer one is there
-            if self.run.snapshot(step).exists():
+            if params_place is not None or (self.run.snapshot(step) / PARAMS_FILE).exists():
                 raise
             logger.info("snapshot %d was removed before it was read (%s)", step, error)
         except BuildStopped as stopped:
-            logger.info("%s; finished shards are kept", stopped)
+            logger.info("%s", stopped)
         return None
 
     def build(self, version: int, params_place: Path | None = None) -> Manifest:
@@ -190,15 +195,36 @@ class _EmbedJob:
                 "settings": self.index,
                 "batches": self.batches,
                 "on_progress": on_progress,
-                "should_stop": self.stop.is_set,
             }
             if params_place is None:
-                manifest = embed_snapshot(self.run, version, self.retriever, self.corpus, **kwargs)
+                checksum = snapshot_checksum(self.run, version)
+
+                def should_stop() -> bool:
+                    return self.stop.is_set() or self._is_forgotten(version, checksum)
+
+                manifest = embed_snapshot(
+                    self.run, version, self.retriever, self.corpus, should_stop=should_stop, **kwargs
+                )
+                # A trainer that resumes forgets its later snapshots, then withdraws their versions: one of the two looks
+                # comes last. Until then the trainer itself leaves out versions of snapshots that it has not made.
+                if self._is_forgotten(version, checksum):
+                    withdraw(self.run.index, version)
+                    raise BuildStopped(f"index version {version} is withdrawn: the run went back to an earlier step")
             else:
                 params, checksum = _read_params(params_place)
-                manifest = embed_params(self.run, version, self.retriever, params, checksum, self.corpus, **kwargs)
+                manifest = embed_params(
+                    self.run, version, self.retriever, params, checksum, self.corpus,
+                    should_stop=self.stop.is_set, **kwargs,
+                )  # fmt: skip
         self.status.update(state="waiting", newest_version=version, search_recall=manifest.search_recall, at_once=True)
         return manifest
+
+    def _is_forgotten(self, version: int, checksum: str) -> bool:
+        """Whether the trainer was resumed from an earlier step since: it will make that snapshot anew."""
+        try:
+            return snapshot_checksum(self.run, version) != checksum
+        except FileNotFoundError:
+            return True
 
     def _trainer_statuses(self) -> list[dict[str, Any]] | None:
         """What the trainers last said; None when one of them cannot be read."""
@@ -219,11 +245,14 @@ class _EmbedJob:
         statuses = self._trainer_statuses()
         if not statuses or any(s.get("state") == "running" and s.get("index_version", -1) < 0 for s in statuses):
             return  # somebody has not said yet what is in use: a trainer that resumes first has to read its checkpoint
-        in_use: set[int] = set()
-        for status in statuses:
-            in_use |= {int(status.get("index_version", -1)), int(status.get("pending_version", -1))}
-            in_use |= {int(version) for version in status.get("kept_versions", ())}
+        in_use = {int(status.get(name, -1)) for status in statuses for name in ("index_version", "pending_version")}
+        in_use |= _named(statuses, "kept_versions") | _named(statuses, "awaited_versions")
         retire(self.run.index, in_use, self.keep_newest)
+
+
+def _named(statuses: Iterable[Mapping[str, Any]], field: str) -> set[int]:
+    """The versions that a field of the trainers' statuses lists."""
+    return {int(version) for status in statuses for version in status.get(field, ())}
 
 
 def _read_params(place: Path) -> tuple[dict[str, Any], str]:

@@ -41,6 +41,7 @@ __all__ = [
     "shards_of_host",
     "verify",
     "version_dir",
+    "withdraw",
     "withdraw_after",
 ]
 
@@ -252,9 +253,14 @@ def withdraw_after(index_dir: str | os.PathLike[str], step: int) -> list[int]:
     """Removes versions of later snapshots than `step`, from which a run resumes: it will make these snapshots anew."""
     later = [version for version in list_versions(index_dir) if version > step]
     for version in later:
-        (version_dir(index_dir, version) / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(version_dir(index_dir, version), ignore_errors=True)
+        withdraw(index_dir, version)
     return later
+
+
+def withdraw(index_dir: str | os.PathLike[str], version: int) -> None:
+    """Removes a version that must not be served: it is of a snapshot that the run has forgotten. Its manifest goes first."""
+    (version_dir(index_dir, version) / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(version_dir(index_dir, version), ignore_errors=True)
 
 
 def retire(index_dir: str | os.PathLike[str], keep: Collection[int], newest: int = 2) -> list[int]:

@@ -1,12 +1,13 @@
 """What a run keeps: checkpoints (the resume unit) and snapshots (the retriever alone, for the embed job)."""
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import safetensors.numpy
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -51,9 +53,15 @@ class Checkpoints:
         }
         self._manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
         self._versions: dict[int, int] = {}
+        self._writing = -1  # the step whose checkpoint is being written
 
     def save(self, step: int, unit: ResumeUnit) -> None:
-        """Starts writing; the arrays may be donated as soon as this returns."""
+        """Starts writing; the arrays may be donated as soon as this returns.
+
+        Raises:
+          OSError: when this checkpoint, or the one before it, could not be written.
+        """
+        self.wait()
         items: dict[str, Any] = {
             "state": ocp.args.StandardSave(unit.state),
             "meta": ocp.args.JsonSave(
@@ -62,8 +70,9 @@ class Checkpoints:
         }
         if unit.candidate_ids is not None:
             items["candidates"] = ocp.args.StandardSave({"ids": unit.candidate_ids})
-        self._versions[step] = unit.index_version
-        saved = self._manager.save(step, args=ocp.args.Composite(**items))
+        self._versions[step], self._writing = unit.index_version, step
+        with self._saying_what_failed():
+            saved = self._manager.save(step, args=ocp.args.Composite(**items))
         assert saved, f"checkpoint {step} was left out: {self._manager.latest_step()} is there already"
 
     def latest_step(self) -> int | None:
@@ -104,6 +113,8 @@ class Checkpoints:
             if jax.process_index() == 0:
                 place.rename(place.with_name(f"damaged-{step}-{os.getpid()}"))
         if damaged:
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices("damaged checkpoints are put aside")
             self._manager.reload()
 
     def _restore(self, step: int, abstract_state: TrainState, mesh: Mesh, batch_size: int | None) -> ResumeUnit:
@@ -140,11 +151,28 @@ class Checkpoints:
         return sorted(versions - {NO_VERSION})
 
     def wait(self) -> None:
-        """Blocks until what was saved is on disk."""
-        self._manager.wait_until_finished()
+        """Blocks until what was saved is on disk.
+
+        Raises:
+          OSError: when it could not be written; the checkpoints before it are unharmed.
+        """
+        with self._saying_what_failed():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        self._manager.close()
+        with self._saying_what_failed():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _saying_what_failed(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:  # tensorstore tells of a full disk by a ValueError
+            reason = next(iter(str(error).partition(" [tensorstore_spec=")[0].splitlines()), repr(error))
+            raise OSError(
+                f"checkpoint of step {self._writing} could not be written; make sure that the disk of {self._directory} has "
+                f"space and can be written to, then start the same command: it goes on from the one before ({reason})"
+            ) from error
 
 
 def load_params(run: RunDir, step: int | None = None) -> tuple[int, dict[str, Any]]:
@@ -210,10 +238,20 @@ def nest_params(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return nested
 
 
-def save_snapshot(run: RunDir, step: int, retriever_params: Mapping[str, Any], max_to_keep: int = 3) -> Path:
+def save_snapshot(
+    run: RunDir, step: int, retriever_params: Mapping[str, Any], max_to_keep: int = 3, keep: Collection[int] = ()
+) -> Path:
     """Writes the retriever's parameters for the embed job; visible at once and whole, by a rename.
 
-    A snapshot that is already there with the same content is left as it is (a resumed run writes it again).
+    A snapshot that is already there with the same content is left as it is (a resumed run writes it again). Old ones lose
+    their parameters, but not their snapshot.json: by it an index version that comes late is known for one of this run.
+
+    Args:
+      run: the run.
+      step: the number of steps that were done.
+      retriever_params: of that step.
+      max_to_keep: of how many snapshots, the newest, the parameters are kept.
+      keep: of which steps they are kept beside these.
 
     Raises:
       ValueError: when another content was published under the same step.
@@ -224,32 +262,44 @@ def save_snapshot(run: RunDir, step: int, retriever_params: Mapping[str, Any], m
     checksum = hashlib.sha256(content).hexdigest()
     place = run.snapshot(step)
     if (place / SNAPSHOT_FILE).exists():
-        if read_json(place / SNAPSHOT_FILE)["sha256"] == checksum:
+        if snapshot_checksum(run, step) != checksum:
+            raise ValueError(
+                f"{place} already holds another snapshot of step {step}; this run directory belongs to another run: "
+                "choose another --run_dir, or remove it to start afresh"
+            )
+        if (place / PARAMS_FILE).exists():
             return place
-        raise ValueError(
-            f"{place} already holds another snapshot of step {step}; this run directory belongs to another run: "
-            "choose another --run_dir, or remove it to start afresh"
-        )
     temporary = place.with_name(f".{place.name}.{os.getpid()}")
-    temporary.mkdir(parents=True, exist_ok=True)
-    (temporary / PARAMS_FILE).write_bytes(content)
-    write_json_atomically(temporary / SNAPSHOT_FILE, {"step": step, "sha256": checksum, "bytes": len(content)})
-    shutil.rmtree(place, ignore_errors=True)  # a torn one, without snapshot.json
-    temporary.rename(place)
-    for old in list_snapshots(run)[:-max_to_keep]:
-        shutil.rmtree(run.snapshot(old), ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True, exist_ok=True)
+        (temporary / PARAMS_FILE).write_bytes(content)
+        write_json_atomically(temporary / SNAPSHOT_FILE, {"step": step, "sha256": checksum, "bytes": len(content)})
+        shutil.rmtree(place, ignore_errors=True)  # a torn one, without snapshot.json, or one without parameters
+        temporary.rename(place)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)  # a full disk gets back what can be given back
+        raise OSError(
+            f"the snapshot of step {step} could not be written ({error.strerror or error}); make sure that the disk of "
+            f"{run.snapshots.resolve()} has space and can be written to"
+        ) from error
+    for old in set(list_snapshots(run)[:-max_to_keep]) - set(keep):
+        (run.snapshot(old) / PARAMS_FILE).unlink(missing_ok=True)
     return place
 
 
 def list_snapshots(run: RunDir) -> list[int]:
-    """Steps of the finished snapshots, ascending."""
+    """Steps of the finished snapshots whose parameters are there, ascending."""
+    return [step for step in _made_snapshots(run) if (run.snapshot(step) / PARAMS_FILE).exists()]
+
+
+def _made_snapshots(run: RunDir) -> list[int]:
     found = run.snapshots.glob(f"[0-9]*/{SNAPSHOT_FILE}") if run.snapshots.is_dir() else ()
     return sorted(int(path.parent.name) for path in found)
 
 
 def forget_snapshots_after(run: RunDir, step: int) -> None:
     """Removes the snapshots of later steps: a run that resumes at `step` will reach them with other parameters."""
-    for later in list_snapshots(run):
+    for later in _made_snapshots(run):
         if later > step:
             (run.snapshot(later) / SNAPSHOT_FILE).unlink(missing_ok=True)
             shutil.rmtree(run.snapshot(later), ignore_errors=True)
@@ -271,7 +321,12 @@ def load_snapshot(run: RunDir, step: int) -> dict[str, Any]:
 
 
 def snapshot_checksum(run: RunDir, step: int) -> str:
-    """sha256 of a snapshot's parameters."""
+    """sha256 of a snapshot's parameters, also of one whose parameters are gone.
+
+    Raises:
+      FileNotFoundError: when the run has made none of that step, or has forgotten it.
+      ValueError: when the record is damaged.
+    """
     try:
         return str(read_json(run.snapshot(step) / SNAPSHOT_FILE)["sha256"])
     except (json.JSONDecodeError, KeyError) as error:
@@ -287,21 +342,34 @@ class SnapshotWriter:
         self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="snapshot")
         self._pending: concurrent.futures.Future[None] | None = None
 
-    def write(self, step: int, retriever_params: Mapping[str, Any], wait: bool = False) -> None:
+    def write(
+        self, step: int, retriever_params: Mapping[str, Any], wait: bool = False, keep: Collection[int] = ()
+    ) -> None:
         """Copies the parameters now, writes them later (host 0 only).
 
+        Args:
+          step: the number of steps that were done.
+          retriever_params: on the devices.
+          wait: until it is written.
+          keep: of which older steps the snapshots are kept in any case.
+
         Raises:
-          OSError, ValueError: what kept the snapshot before this one, or with `wait` this one, from being written.
+          OSError: with `wait`, when the disk is full, say. Without, that is logged at the next call, and training goes on
+            with the index that it has.
+          ValueError: when the snapshot before this one, or with `wait` this one, is another run's.
         """
-        self.wait()
+        try:
+            self.wait()
+        except OSError as error:
+            logger.error("%s; the index that is served grows older by one refresh", error)
         copied = self._copy(retriever_params)
         if jax.process_index() == 0:
-            self._pending = self._executor.submit(self._write, step, copied)
+            self._pending = self._executor.submit(self._write, step, copied, tuple(keep))
         if wait:
             self.wait()
 
-    def _write(self, step: int, copied: Mapping[str, Any]) -> None:
-        save_snapshot(self._run, step, jax.device_get(copied))
+    def _write(self, step: int, copied: Mapping[str, Any], keep: tuple[int, ...]) -> None:
+        save_snapshot(self._run, step, jax.device_get(copied), keep=keep)
 
     def wait(self) -> None:
         pending, self._pending = self._pending, None

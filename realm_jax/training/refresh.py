@@ -1,7 +1,6 @@
 """How a run's index follows its retriever: snapshots go out, versions come in, between two steps."""
 
 import dataclasses
-import functools
 import json
 import logging
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from realm_jax.retrieval.hot_swap import HotSwap, Swap, VersionSource
 from realm_jax.retrieval.index import Index
 from realm_jax.run_dir import RunDir
 from realm_jax.tasks.task import Params, Retrieval
-from realm_jax.training.checkpoint import SnapshotWriter, forget_snapshots_after
+from realm_jax.training.checkpoint import SnapshotWriter, forget_snapshots_after, snapshot_checksum
 from realm_jax.training.status import TrainerStatus
 from realm_jax.typed import check_fields
 
@@ -35,7 +34,8 @@ class RefreshConfig:
         Reproducible: a run equals itself bit for bit, also after a kill and a resume.
       frozen: the first index is served to the end (an ablation).
       replay: swaps happen at the steps, and to the versions, that `replay_file` (another run's metrics/swaps.jsonl)
-        recorded: an asynchronous run done again. The embed job must build every snapshot (`every_snapshot=True`).
+        recorded: an asynchronous run done again. Only the snapshots of these versions are made, and the trainer waits
+        for each version where it was swapped in.
     """
 
     mode: Literal["asynchronous", "synchronous", "frozen", "replay"] = "asynchronous"
@@ -64,23 +64,35 @@ class RefreshConfig:
         if (self.mode == "replay") != (self.replay_file is not None):
             raise ValueError("RefreshConfig.replay_file goes with mode='replay', and only with it")
 
-    def snapshot_due(self, step: int) -> bool:
-        """Whether a snapshot is written before `step`. The first index always needs one."""
-        return step == 0 if self.mode == "frozen" else step % self.snapshot_every_steps == 0
-
     def read_replay(self) -> dict[int, int]:
-        """Step to version of the recorded swaps."""
+        """Step to version of the recorded swaps; of several at one step the last.
+
+        Raises:
+          ValueError: when the file is missing or does not hold swaps.
+        """
         if self.replay_file is None:
             return {}
-        lines = Path(self.replay_file).read_text().splitlines()
-        swaps = [json.loads(line) for line in lines]
-        return {int(swap["step"]): int(swap["version"]) for swap in swaps}
-
-    def must_serve(self, step: int, replay: dict[int, int]) -> int | None:
-        """The version that must be served from `step` on, if the mode says so."""
-        if self.mode == "synchronous" and self.snapshot_due(step):
-            return step
-        return replay.get(step)
+        try:
+            lines = Path(self.replay_file).read_text().splitlines()
+        except OSError as error:
+            raise ValueError(
+                f"RefreshConfig.replay_file {self.replay_file} cannot be read ({error.strerror})"
+            ) from error
+        swaps: dict[int, int] = {}
+        for number, line in enumerate(lines, start=1):
+            try:
+                swap = json.loads(line)
+                step, version = int(swap["step"]), int(swap["version"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{self.replay_file}, line {number}: expected a line of a run's metrics/swaps.jsonl ({error!r})"
+                ) from error
+            if not 0 <= version <= step:
+                raise ValueError(
+                    f"{self.replay_file}, line {number}: version {version} cannot be served from step {step} on"
+                )
+            swaps[step] = version
+        return swaps
 
 
 class Refresher:
@@ -106,6 +118,8 @@ class Refresher:
         self.config, self._run, self._retrieval, self._status = config, run, retrieval, status
         self._kept_versions = kept_versions
         self._replay = config.read_replay()
+        self._first_step = 0
+        self._of_this_run: set[int] = set()
         self._snapshots = SnapshotWriter(run, mesh)
         expected: dict[str, Any] = {
             "corpus_fingerprint": retrieval.corpus.fingerprint,
@@ -119,7 +133,7 @@ class Refresher:
             return versions.load_version(directory, manifest=manifest), manifest.built_at
 
         self._hot_swap = HotSwap(
-            VersionSource(functools.partial(versions.list_versions, run.index), load),
+            VersionSource(self._list_versions, load),
             agreement.for_this_run(config.timeout_secs),
             swap_every_steps=config.swap_every_steps,
             timeout_secs=config.timeout_secs,
@@ -148,9 +162,11 @@ class Refresher:
         What a killed run did after its last checkpoint is forgotten: unless it is repeated to the bit, the same steps
         have other snapshots now.
         """
-        if jax.process_index() == 0:
+        self._first_step = first_step
+        if jax.process_index() == 0:  # in this order: the embed job looks for the snapshot after it has published
             forget_snapshots_after(self._run, first_step)
             versions.withdraw_after(self._run.index, first_step)
+        self._status.update(awaited_versions=self._awaited(first_step))
         version = resumed_version
         if version is None:
             self._snapshot(0, params, wait=True)
@@ -170,8 +186,8 @@ class Refresher:
         if step == 0:
             return None  # serve_first has done it
         config = self.config
-        must_serve = config.must_serve(step, self._replay)
-        if config.snapshot_due(step):
+        must_serve = self._must_serve(step)
+        if self._snapshot_due(step):
             self._snapshot(step, params, wait=must_serve is not None)
         swap = self._hot_swap.begin_step(step, wait_for=must_serve)
         age = step - self.version
@@ -186,12 +202,52 @@ class Refresher:
                     f"{config.max_index_age_steps}; look at the embed job, or set when_too_old='wait'"
                 )
             swap = self._hot_swap.wait_for_newer(step)
-        self._status.update(index_version=self.version, step=step)
+        self._status.update(index_version=self.version, awaited_versions=self._awaited(step + 1), step=step)
         return swap
 
     def last_snapshot(self, step: int, params: Params) -> None:
         """The retriever as training left it, for an index of the finished run."""
         self._snapshots.write(step, self._retrieval.retriever_params(params), wait=True)
+
+    def _snapshot_due(self, step: int) -> bool:
+        """Whether a snapshot is written before `step`. The first index always needs one."""
+        if self.config.mode == "frozen":
+            return step == 0
+        if self.config.mode == "replay":
+            return step == 0 or step in self._replay.values()
+        return step % self.config.snapshot_every_steps == 0
+
+    def _must_serve(self, step: int) -> int | None:
+        """The version that must be served from `step` on, if the mode says so."""
+        if self.config.mode == "synchronous" and self._snapshot_due(step):
+            return step
+        return self._replay.get(step)
+
+    def _awaited(self, step: int) -> list[int]:
+        """The versions that a replay swaps in at `step` or later: neither they nor their snapshots may be retired."""
+        return sorted({version for swap_step, version in self._replay.items() if swap_step >= step})
+
+    def _list_versions(self) -> list[int]:
+        """The published versions but those of snapshots that this run has not made.
+
+        An embed job may be late with a snapshot that a killed run wrote after the checkpoint that this one resumed from.
+        """
+        return [version for version in versions.list_versions(self._run.index) if self._is_of_this_run(version)]
+
+    def _is_of_this_run(self, version: int) -> bool:
+        if version == 0 or version in self._of_this_run:  # version 0 may be of given parameters
+            return True
+        try:
+            manifest = versions.read_manifest(self._run.index_version(version))
+        except versions.IndexRefused:
+            return True  # damaged: to load it says how
+        try:
+            is_of_this_run = snapshot_checksum(self._run, version) == manifest.snapshot_checksum
+        except FileNotFoundError:
+            is_of_this_run = version <= self._first_step  # its snapshot's record was removed; it is no later one's
+        if is_of_this_run:
+            self._of_this_run.add(version)
+        return is_of_this_run
 
     def close(self) -> None:
         self._hot_swap.close()
@@ -200,11 +256,13 @@ class Refresher:
     def _snapshot(self, step: int, params: Params, wait: bool) -> None:
         """Hands the retriever to the embed job, or embeds here and now."""
         here = self.config.embedder == "in_trainer"
-        self._snapshots.write(step, self._retrieval.retriever_params(params), wait=wait or here)
+        retriever_params = self._retrieval.retriever_params(params)
+        self._snapshots.write(step, retriever_params, wait=wait or here, keep=self._awaited(step))
         if here and jax.process_index() == 0:
             retrieval = self._retrieval
             batches = dataclasses.replace(self.config.batches, document_len=retrieval.document_len)
             embed_snapshot(
                 self._run, step, retrieval.config, retrieval.corpus, settings=self.config.index, batches=batches
             )
-            versions.retire(self._run.index, {self.version, *self._kept_versions()})
+            in_use = {self.version, *self._kept_versions(), *self._awaited(step)}
+            versions.retire(self._run.index, in_use)

@@ -40,6 +40,7 @@ class TrainerStatus:
             "index_version": -1,
             "pending_version": -1,
             "kept_versions": list(kept_versions),  # from the first line on: the embed job retires whatever is not named
+            "awaited_versions": [],  # a replay's: the embed job builds these first and keeps them
             "pid": os.getpid(),
         }
         self.update()

@@ -27,7 +27,7 @@ from realm_jax.retrieval.embedder import Embedder, embed_inputs, embed_snapshot
 from realm_jax.retrieval.lock import exclusive
 from realm_jax.retrieval.versions import list_versions, load_version, read_manifest
 from realm_jax.run_dir import RunDir, read_json, write_json_atomically
-from realm_jax.training.checkpoint import PARAMS_FILE, save_snapshot
+from realm_jax.training.checkpoint import PARAMS_FILE, forget_snapshots_after, save_snapshot, snapshot_checksum
 from tests.retrieval.made_index import VOCAB, make_corpus
 
 ENCODER = TransformerConfig(
@@ -141,13 +141,59 @@ def test_takes_the_newest_snapshot_and_ends_with_training(run):
     assert read_json(run.embedder_status)["state"] == "finished"
 
 
-def test_every_snapshot_for_a_replay(run):
+def test_every_snapshot_on_request(run):
     for step in (10, 20, 30):
         save_snapshot(run, step, _params(step))
     _say(run, "running")
     with _Beside(run, every_snapshot=True, keep_newest=9):
         _wait_for(lambda: list_versions(run.index) == [10, 20, 30])
         _say(run, "finished")
+
+
+def test_what_a_replay_awaits_is_built_first_and_kept(run):
+    for step in (10, 20, 30):
+        save_snapshot(run, step, _params(step))
+    _say(run, "running", index_version=0, awaited_versions=[10, 20])
+    with _Beside(run, keep_newest=1):
+        _wait_for(lambda: list_versions(run.index) == [10, 20, 30])  # without it: 30 alone
+        _say(run, "running", index_version=20)
+        _wait_for(lambda: list_versions(run.index) == [20, 30])
+        _say(run, "finished", index_version=20)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("when", ["while it is built", "just before it is published"])
+def test_a_snapshot_that_the_trainer_went_back_from_is_not_published(run, monkeypatch, caplog, when):
+    """The trainer was killed and resumes from step 7: it will come to step 10 with other parameters."""
+    save_snapshot(run, 5, _params(5))
+    embed(run_dir=str(run.path), once=True, **SETTINGS)
+    save_snapshot(run, 10, _params(10))
+    original, published = module.embed_snapshot, []
+
+    def meanwhile(*arguments, should_stop, **kwargs):
+        def forgets_then_asks():
+            forget_snapshots_after(run, 7)
+            return should_stop()
+
+        asked = forgets_then_asks if when == "while it is built" else None
+        manifest = original(*arguments, should_stop=asked, **kwargs)
+        published.append(list_versions(run.index))
+        forget_snapshots_after(run, 7)  # after the trainer has looked for later versions to withdraw
+        return manifest
+
+    monkeypatch.setattr(module, "embed_snapshot", meanwhile)
+    with caplog.at_level("INFO"):
+        embed(run_dir=str(run.path), once=True, **SETTINGS)
+    assert list_versions(run.index) == [5]
+    if when == "while it is built":
+        assert not published and "stopped while building index version 10" in caplog.text
+    else:
+        assert published == [[5, 10]]
+        assert "index version 10 is withdrawn: the run went back to an earlier step" in caplog.text
+    monkeypatch.undo()
+    save_snapshot(run, 10, _params(11))
+    embed(run_dir=str(run.path), once=True, **SETTINGS)
+    assert read_manifest(run.index_version(10)).snapshot_checksum == snapshot_checksum(run, 10)
 
 
 def test_retires_nothing_in_use_or_named_by_a_checkpoint(run):

@@ -1,6 +1,8 @@
 """Checkpoints and snapshots: exact, atomic, refused when damaged, never silently lost."""
 
+import concurrent.futures
 import json
+import re
 import shutil
 
 import jax
@@ -17,6 +19,7 @@ from realm_jax.training.checkpoint import (
     ResumeUnit,
     SnapshotWriter,
     flatten_params,
+    forget_snapshots_after,
     list_snapshots,
     load_params,
     load_snapshot,
@@ -27,6 +30,7 @@ from realm_jax.training.checkpoint import (
 from realm_jax.training.optimizer import OptimizerConfig
 from realm_jax.training.sharding import BATCH, MeshConfig, put_batch, state_shardings
 from realm_jax.training.state import TrainState
+from tests.full_disk import file_size_limit
 
 
 @pytest.fixture
@@ -226,6 +230,30 @@ def test_old_snapshots_are_retired(run):
     for step in (0, 5, 10, 15):
         save_snapshot(run, step, params(step), max_to_keep=2)
     assert list_snapshots(run) == [10, 15]
+    with pytest.raises(FileNotFoundError):
+        load_snapshot(run, 5)
+    save_snapshot(run, 20, params(20), max_to_keep=2, keep=(10,))  # a replay needs it
+    assert list_snapshots(run) == [10, 15, 20]
+
+
+def test_what_a_run_made_is_known_until_it_goes_back(run):
+    """The record outlives the parameters: an index version that comes late is told from one of a future that is gone."""
+    for step in (0, 5, 10, 15):
+        save_snapshot(run, step, params(step), max_to_keep=1)
+    first, second = snapshot_checksum(run, 5), snapshot_checksum(run, 10)
+    assert list_snapshots(run) == [15] and first != second
+    forget_snapshots_after(run, 5)
+    assert list_snapshots(run) == [] and snapshot_checksum(run, 5) == first
+    for step in (10, 15):
+        with pytest.raises(FileNotFoundError):
+            snapshot_checksum(run, step)
+    save_snapshot(run, 10, params(99))  # the resumed run comes to other parameters
+    assert snapshot_checksum(run, 10) not in (first, second)
+    save_snapshot(run, 5, params(5))  # the same again: its parameters come back
+    same(load_snapshot(run, 5), params(5))
+    save_snapshot(run, 0, params(0), max_to_keep=1)
+    with pytest.raises(ValueError, match="already holds another snapshot of step 0"):
+        save_snapshot(run, 0, params(1))  # also where only the record is left
 
 
 def test_the_writer_copies_before_the_step_takes_the_arrays(run, mesh):
@@ -248,3 +276,47 @@ def test_what_keeps_a_snapshot_from_being_written_is_raised(run, mesh):
     writer.write(4, params(), wait=True)
     assert list_snapshots(run) == [3, 4]
     writer.close()
+
+
+@pytest.mark.faults
+def test_a_full_disk_and_snapshots(run, mesh, caplog):
+    """Training goes on with the index that it has, unless a step cannot do without the snapshot."""
+    writer = SnapshotWriter(run, mesh)
+    writer.write(3, params(3), wait=True)
+    message = r"the snapshot of step {} could not be written \(File too large\); make sure that the disk of .*snapshots"
+    with file_size_limit(300):
+        writer.write(6, params(6))
+        concurrent.futures.wait([writer._pending])
+    writer.write(9, params(9), wait=True)
+    assert re.search(message.format(6) + ".*grows older by one refresh", caplog.text)
+    assert list_snapshots(run) == [3, 9]
+    with file_size_limit(300), pytest.raises(OSError, match=message.format(12)):
+        writer.write(12, params(12), wait=True)
+    assert sorted(path.name for path in run.snapshots.iterdir()) == ["00000003", "00000009"]  # the space is given back
+    same(load_snapshot(run, 3), params(3))
+    writer.close()
+
+
+@pytest.mark.faults
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # other writes of Orbax that come too late
+def test_a_full_disk_and_checkpoints(run, mesh):
+    checkpoints = saved(run, mesh, (2, 4))
+    with (
+        file_size_limit(300),
+        pytest.raises(
+            OSError,
+            match=r"checkpoint of step 6 could not be written; make sure that the disk of .*checkpoints has space .*File too large",
+        ),
+    ):
+        checkpoints.save(6, ResumeUnit(state(mesh, 6), 5, candidate_ids(mesh)))
+        checkpoints.wait()
+    again = Checkpoints(run)
+    unit = again.restore(wanted(state(mesh)), mesh, batch_size=8)
+    assert int(unit.state.step) == 4 and unit.index_version == 3
+    same(unit.state, state(mesh, 4, seed=4))
+    again.save(6, ResumeUnit(state(mesh, 6, seed=6), 5, candidate_ids(mesh)))
+    again.wait()
+    assert again.latest_step() == 6 and again.kept_versions() == [3, 5]
+    again.close()

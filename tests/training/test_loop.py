@@ -14,6 +14,8 @@ import jax
 import numpy as np
 import pytest
 
+from realm_jax.retrieval.build_version import BatchSettings, IndexSettings
+from realm_jax.retrieval.versions import list_versions, read_manifest
 from realm_jax.run_dir import RunDir, read_json
 from realm_jax.tasks.ict import Ict
 from realm_jax.training.checkpoint import Checkpoints, list_snapshots, load_params
@@ -201,6 +203,44 @@ def test_a_synchronous_run(whole_realm):
     assert list_snapshots(RunDir.of(whole_realm)) == [0, 3, 6]
     status = read_json(RunDir.of(whole_realm).trainer_status(0))
     assert status["state"] == "finished" and status["index_version"] == 3 and status["kept_versions"] == [3]
+
+
+def test_an_embedder_inside_the_trainer_makes_the_same_run(corpus, whole_realm, tmp_path):
+    """The same versions, so the same candidates, parameters and metrics to the bit."""
+    refresh = RefreshConfig(
+        mode="synchronous", embedder="in_trainer", snapshot_every_steps=3, timeout_secs=120.0, poll_secs=0.02,
+        index=IndexSettings(backend="exact"), batches=BatchSettings(batch_size=8, num_lengths=1, query_len=16),
+    )  # fmt: skip
+    run_realm(str(tmp_path), str(corpus.directory), refresh=refresh)
+    assert lines(tmp_path) == lines(whole_realm)
+    same_params(tmp_path, whole_realm)
+    run = RunDir.of(tmp_path)
+    manifests = [read_manifest(run.index_version(version)) for version in list_versions(run.index)]
+    assert [manifest.version for manifest in manifests] == [0, 3] and manifests[1].num_documents == 40
+    assert list_snapshots(run) == [0, 3, 6]
+
+
+def test_a_recorded_asynchronous_run_is_replayed_to_the_bit(corpus, tmp_path):
+    recorded, replayed = tmp_path / "recorded", tmp_path / "replayed"
+    place = str(corpus.directory)
+    with EmbedThread(str(recorded), place):
+        run_realm(
+            str(recorded), place, 10, "asynchronous",
+            refresh=RefreshConfig(snapshot_every_steps=2, poll_secs=0.02, max_index_age_steps=4, timeout_secs=120.0),
+        )  # fmt: skip
+    swaps = RunDir.of(recorded).metrics / "swaps.jsonl"
+    versions = [json.loads(line)["version"] for line in swaps.read_text().splitlines()]
+    assert versions[0] == 0 and len(versions) >= 3  # an age of at most 4 takes two swaps in ten steps
+    with EmbedThread(str(replayed), place) as embedder:
+        run_realm(
+            str(replayed), place, 10,
+            refresh=RefreshConfig(mode="replay", replay_file=str(swaps), timeout_secs=120.0, poll_secs=0.02),
+        )  # fmt: skip
+    assert set(embedder.built) - {10} == set(versions)  # only what is swapped in is made, and after the last step one
+    assert lines(replayed) == lines(recorded)
+    same_params(replayed, recorded)
+    again = [json.loads(line) for line in (RunDir.of(replayed).metrics / "swaps.jsonl").read_text().splitlines()]
+    assert [swap["version"] for swap in again] == versions
 
 
 def start_process(run, corpus, devices=8, *more):

@@ -27,7 +27,7 @@ def test_the_first_line_names_what_must_be_kept(run):
     assert before <= said.pop("updated_at") <= time.time()
     assert said == {
         "state": "running", "step": 40, "num_steps": 100, "index_version": -1, "pending_version": -1,
-        "kept_versions": [30], "pid": os.getpid(),
+        "kept_versions": [30], "awaited_versions": [], "pid": os.getpid(),
     }  # fmt: skip
 
 

@@ -1,0 +1,199 @@
+"""Snapshots out, versions in: what a replay keeps, and versions of a future that did not happen."""
+
+import json
+import re
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from realm_jax.retrieval.build_version import BatchSettings, IndexSettings, build_version
+from realm_jax.retrieval.versions import list_versions, withdraw
+from realm_jax.run_dir import RunDir, read_json
+from realm_jax.training.checkpoint import list_snapshots, snapshot_checksum
+from realm_jax.training.refresh import RefreshConfig, Refresher
+from realm_jax.training.sharding import MeshConfig
+from realm_jax.training.status import TrainerStatus
+from tests import tiny
+
+EMBED = 16
+
+
+@pytest.fixture(scope="module")
+def retrieval(tmp_path_factory):
+    place = tmp_path_factory.mktemp("z")
+    tiny.corpus(place)
+    return tiny.realm(place).build(0).retrieval
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunDir.of(tmp_path / "run")
+
+
+@pytest.fixture
+def make(run, retrieval):
+    made = []
+
+    def make(step=0, **changes):
+        config = RefreshConfig(**({"timeout_secs": 5.0, "poll_secs": 0.01, "snapshot_every_steps": 2} | changes))
+        status = TrainerStatus(run, process=0, num_steps=20, step=step)
+        made.append(Refresher(config, run, retrieval, MeshConfig().build(), status, lambda: []))
+        return made[-1]
+
+    yield make
+    for refresher in made:
+        refresher.close()
+
+
+def params(step):
+    """Stands for those of a step."""
+    return {"retriever": {"projection": jnp.full((4,), float(step))}}
+
+
+def publish(run, corpus, version, checksum=None):
+    """What the embed job does, with made-up embeddings."""
+    build_version(
+        run.index, version, lambda ids, segments: np.ones((len(ids), EMBED), np.float32), corpus,
+        IndexSettings("exact"), embed_dim=EMBED, batches=BatchSettings(24, 8, 1, 16),
+        snapshot_checksum=checksum or snapshot_checksum(run, version),
+    )  # fmt: skip
+
+
+def steps(refresher, first, last):
+    """Swaps of some steps, as {step: version}; polls have time to see what there is."""
+    swaps = {}
+    for step in range(first, last):
+        time.sleep(0.1)
+        swap = refresher.begin_step(step, params(step))
+        refresher._snapshots.wait()
+        if swap is not None:
+            swaps[step] = swap.version
+    return swaps
+
+
+@pytest.mark.faults
+def test_a_version_of_a_future_that_did_not_happen_is_not_served(run, retrieval, make):
+    """A killed run had come to step 6; this one resumes from step 4 while an embed job is still at that snapshot."""
+    publish(run, retrieval.corpus, 0, "of given parameters")
+    publish(run, retrieval.corpus, 4, "of a record that was removed")
+    refresher = make(step=4)
+    refresher.serve_first(4, params(4), 4)
+    publish(run, retrieval.corpus, 6, "of the killed run")
+    assert steps(refresher, 4, 9) == {} and refresher.version == 4  # nor after this run has made a snapshot of step 6
+    withdraw(run.index, 6)  # the embed job finds that its snapshot is another now
+    publish(run, retrieval.corpus, 6)
+    assert list(steps(refresher, 9, 12).values()) == [6]
+
+
+def test_versions_after_the_resumed_step_are_withdrawn(run, retrieval, make):
+    first = make()
+    publish(run, retrieval.corpus, 0, "given")
+    first.serve_first(0, params(0), None)
+    steps(first, 1, 7)
+    for version in (2, 4, 6):
+        publish(run, retrieval.corpus, version)
+    first.close()
+    resumed = make(step=3)
+    resumed.serve_first(3, params(3), 2)
+    assert list_versions(run.index) == [0, 2] and list_snapshots(run) == [2]
+    with pytest.raises(FileNotFoundError):
+        snapshot_checksum(run, 4)
+
+
+def recorded(tmp_path, *swaps):
+    place = tmp_path / "swaps.jsonl"
+    place.write_text("".join(json.dumps({"step": step, "version": version}) + "\n" for step, version in swaps))
+    return str(place)
+
+
+def test_a_replay_makes_and_keeps_the_snapshots_that_it_will_swap_in(run, retrieval, make, tmp_path):
+    """All of them wait for an embed job that is slow; a run keeps three otherwise."""
+    swaps = [(0, 0), (4, 0), (9, 2), (10, 3), (11, 3), (11, 5), (12, 6)]
+    refresher = make(mode="replay", replay_file=recorded(tmp_path, *swaps), timeout_secs=0.2)
+    publish(run, retrieval.corpus, 0, "given")
+    refresher.serve_first(0, params(0), None)
+    assert read_json(run.trainer_status(0))["awaited_versions"] == [0, 2, 3, 5, 6]
+    assert steps(refresher, 1, 9) == {}
+    assert list_snapshots(run) == [2, 3, 5, 6]
+    with pytest.raises(TimeoutError, match=r"no index version 00000002 was published within 0 s"):
+        refresher.begin_step(9, params(9))
+    for version in (2, 3, 5, 6):
+        publish(run, retrieval.corpus, version)
+    assert steps(refresher, 9, 11) == {9: 2, 10: 3}
+    assert read_json(run.trainer_status(0))["awaited_versions"] == [5, 6]
+    assert steps(refresher, 11, 14) == {11: 5, 12: 6}  # of two swaps at one step the last
+    assert read_json(run.trainer_status(0))["awaited_versions"] == []
+
+
+def test_the_parameters_that_a_version_was_embedded_with_must_be_those_of_the_replay(run, retrieval, make, tmp_path):
+    refresher = make(mode="replay", replay_file=recorded(tmp_path, (3, 2)), timeout_secs=0.2)
+    publish(run, retrieval.corpus, 0, "given")
+    refresher.serve_first(0, params(0), None)
+    assert steps(refresher, 1, 3) == {}
+    publish(run, retrieval.corpus, 2, "of the recorded run")
+    with pytest.raises(TimeoutError, match=r"no index version 00000002 was published"):
+        refresher.begin_step(3, params(3))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            '{"step": 3, "version": 2}\n{"step": 5,',
+            r"swaps.jsonl, line 2: expected a line of a run's metrics/swaps.jsonl",
+        ),
+        ('{"step": 3}', r"line 1: expected .*KeyError\('version'\)"),
+        ("[3, 2]", r"line 1: expected .*TypeError"),
+        ('{"step": 3, "version": 4}', r"line 1: version 4 cannot be served from step 3 on"),
+        (None, r"RefreshConfig.replay_file .*swaps.jsonl cannot be read \(No such file or directory\)"),
+    ],
+)
+def test_replay_files_that_are_none(tmp_path, content, message):
+    place = tmp_path / "swaps.jsonl"
+    if content is not None:
+        place.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        RefreshConfig(mode="replay", replay_file=str(place)).read_replay()
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("cut", r"embeddings.npy: expected \d+ bytes, got \d+; remove"),
+        ("flip", r"embeddings.npy is corrupt: expected SHA-256 .*; remove"),
+        ("tear manifest", r"manifest.json is damaged: .*; remove"),
+    ],
+)
+def test_a_damaged_version_is_reported_and_the_old_one_keeps_serving(run, retrieval, make, damage, message, caplog):
+    refresher = make()
+    publish(run, retrieval.corpus, 0, "given")
+    refresher.serve_first(0, params(0), None)
+    assert steps(refresher, 1, 3) == {}
+    elsewhere = RunDir(run.path / "elsewhere")
+    publish(elsewhere, retrieval.corpus, 2, snapshot_checksum(run, 2))
+    (file,) = elsewhere.index_version(2).rglob("manifest.json" if damage == "tear manifest" else "embeddings.npy")
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content if damage == "flip" else content[:-7])
+    elsewhere.index_version(2).rename(run.index_version(2))
+    assert steps(refresher, 3, 7) == {} and refresher.version == 0
+    found = re.findall(rf"index version 00000002 refused, version 00000000 keeps serving: .*{message}", caplog.text)
+    assert len(found) == 1
+    publish(run, retrieval.corpus, 4)
+    assert list(steps(refresher, 7, 10).values()) == [4]
+
+
+@pytest.mark.faults
+def test_an_index_of_another_corpus_or_retriever_is_refused_with_the_reason(run, retrieval, make, tmp_path):
+    other = tiny.corpus(tmp_path / "other")
+    assert other.fingerprint == retrieval.corpus.fingerprint
+    made = tiny.sentences_corpus(tmp_path / "sentences")
+    publish(run, made, 0, "given")
+    with pytest.raises(
+        ValueError,
+        match=r"00000000 is needed to go on, but refused: .*expected corpus_fingerprint .*, got .*rebuild it",
+    ):
+        make(mode="synchronous").serve_first(0, params(0), None)
