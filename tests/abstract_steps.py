@@ -1,7 +1,7 @@
 """Training steps as abstract values: enough to trace, lower and compile them, without a corpus or a parameter."""
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,10 @@ from jax.sharding import PartitionSpec as P
 
 from realm_jax.data.ict import IctBatch
 from realm_jax.data.inputs import Inputs, SpecialIds
-from realm_jax.models import Retriever, RetrieverConfig, TransformerConfig
+from realm_jax.data.own_document import OwnDocumentBatch
+from realm_jax.models import KnowledgeEncoder, Retriever, RetrieverConfig, TransformerConfig
 from realm_jax.tasks.ict import ict_loss
+from realm_jax.tasks.masked_lm import masked_lm_loss
 from realm_jax.tasks.realm import RealmBatch, RealmModel, init_params, realm_loss
 from realm_jax.tasks.task import Task
 from realm_jax.training.optimizer import OptimizerConfig
@@ -42,9 +44,10 @@ def realm_batch(
     document_len: int = 288,
     joint_len: int = 384,
     masks: int = 10,
+    null_document: bool = True,
 ) -> RealmBatch:
-    """Abstract arrays of a batch; the null document takes one of the candidates."""
-    documents = num_candidates - 1
+    """Abstract arrays of a batch; the null document, if there is one, takes one of the candidates."""
+    documents = num_candidates - int(null_document)
     return RealmBatch(
         query=inputs(batch, query_len),
         documents=inputs(batch, documents, document_len),
@@ -74,13 +77,31 @@ def bare_task(name: str, init: Any, loss: Any) -> Task:
     )
 
 
-def realm_task(retriever: RetrieverConfig, reader: TransformerConfig) -> Task:
-    model = RealmModel(retriever, reader, True, SPECIAL)
+def realm_task(
+    retriever: RetrieverConfig,
+    reader: TransformerConfig,
+    marginal: Literal["per_token", "per_span"] = "per_token",
+    null_document: bool = True,
+) -> Task:
+    model = RealmModel(retriever, reader, null_document, SPECIAL)
     return bare_task(
         "realm",
         functools.partial(init_params, model=model),
-        functools.partial(realm_loss, model=model, marginal="per_token"),
+        functools.partial(realm_loss, model=model, marginal=marginal),
     )
+
+
+def masked_lm_task(reader: TransformerConfig) -> Task:
+    def init(rng: jax.Array) -> Any:
+        ids = jnp.ones((1, 8), jnp.int32)
+        return {"knowledge_encoder": KnowledgeEncoder(reader).init(rng, ids, ids * 0, ids > 0, ids[:, :1])["params"]}
+
+    return bare_task("masked_lm", init, functools.partial(masked_lm_loss, reader=reader))
+
+
+def masked_lm_batch(batch: int, joint_len: int = 384, masks: int = 10) -> OwnDocumentBatch:
+    weights = jax.ShapeDtypeStruct((batch, masks), jnp.float32)
+    return OwnDocumentBatch(inputs(batch, joint_len), ints(batch, masks), ints(batch, masks), weights)  # type: ignore[arg-type]
 
 
 def ict_task(retriever: RetrieverConfig) -> Task:
