@@ -53,7 +53,7 @@ class Lesson:
 class OwnDocumentExamples:
     """Draws a document, takes some of its sentences out, and masks in each a salient span that the rest repeats.
 
-    A span that stands in no other sentence cannot be looked up; it is masked only where a document has no better one.
+    A span that stands in no other sentence cannot be looked up: documents that have no other are left out.
     From random parameters, copying out of a whole document is learned very late. It is learned at once where the rest is
     cut to a few pieces around the answer, and grows from there: hence the lessons. While the window is small the masked
     sentence is cut to the pieces around its mask as well.
@@ -73,7 +73,12 @@ class OwnDocumentExamples:
         self.special = SpecialIds.of(corpus.tokenizer)
         self.lessons, self.max_masks, self.seed = lessons, max_masks, seed
         self._longest = min(max_masks, *(_room(lesson) for lesson in lessons))
-        self.usable, self.left_out = maskable_documents(corpus, self._longest, min_sentences=2)
+        self.usable, self.left_out = maskable_documents(corpus, self._longest, min_sentences=2, repeated=True)
+        if not len(self.usable):
+            logger.warning(
+                "%s: no document repeats a salient span; the reader learns to guess, not to look up", corpus.directory
+            )
+            self.usable, self.left_out = maskable_documents(corpus, self._longest, min_sentences=2)
         if not len(self.usable):
             raise ValueError(
                 "no document of the corpus has two sentences and a salient span to mask, so a reader can look nothing up "

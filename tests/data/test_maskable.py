@@ -5,7 +5,7 @@ import numpy as np
 from realm_jax.corpus.blocks import PieceRows
 from realm_jax.corpus.store import Corpus
 from realm_jax.corpus.writer import CorpusWriter
-from realm_jax.data.maskable import is_maskable, maskable_documents
+from realm_jax.data.maskable import is_maskable, maskable_documents, repeats_elsewhere
 from tests import tiny
 
 
@@ -66,3 +66,36 @@ def test_against_a_loop(tmp_path):
 def test_a_corpus_without_documents_has_none(tmp_path):
     rows = maskable_documents(random_corpus(tmp_path, 1, np.random.default_rng(3))[0], 40, min_sentences=9)
     assert rows.ids.tolist() == [] and sum(rows.left_out.values()) == 1
+
+
+def test_repeated_spans_against_a_loop():
+    """Random spans over three kinds of pieces, so that many are the same, in one sentence or in several."""
+    rng = np.random.default_rng(3)
+    pieces = rng.integers(5, 8, 6000)
+    starts = np.sort(rng.choice(5990, 1500, replace=False))
+    spans = np.stack([starts, starts + rng.integers(1, 7, 1500)], axis=1)
+    documents, sentences = starts // 60, starts // 15
+    keys = [(d, tuple(pieces[s:e])) for d, (s, e) in zip(documents.tolist(), spans.tolist(), strict=True)]
+    expected = [
+        any(other == key and sentences[j] != sentences[i] for j, other in enumerate(keys)) for i, key in enumerate(keys)
+    ]
+    assert 100 < sum(expected) < 1200
+    order = rng.permutation(1500)  # spans in any order
+    found = repeats_elsewhere(spans[order], documents[order], sentences[order], pieces)
+    assert found.tolist() == [expected[i] for i in order]
+    assert repeats_elsewhere(spans[:0], documents[:0], sentences[:0], pieces).tolist() == []
+
+
+def test_documents_that_repeat_no_span_are_counted(tmp_path):
+    corpus, ends, _ = random_corpus(tmp_path / "corpus", 200, np.random.default_rng(0))
+    all_of_them = maskable_documents(corpus, 6, min_sentences=2)
+    some = maskable_documents(corpus, 6, min_sentences=2, repeated=True, at_once=64)
+    assert 0 < len(some.ids) < len(all_of_them.ids) and set(some.ids) <= set(all_of_them.ids)
+    missing = len(all_of_them.ids) - len(some.ids)
+    assert some.left_out["no salient span that another sentence repeats"] == missing
+    for document in some.ids.tolist():  # all pieces are alike there: equal lengths are equal spans
+        spans = corpus.salient_spans[document]
+        spans = spans[is_maskable(spans, ends[document], 6)]
+        places = {(e - s, int(np.searchsorted(ends[document], s, side="right"))) for s, e in spans.tolist()}
+        lengths = [length for length, _ in places]
+        assert len(set(lengths)) < len(lengths)
