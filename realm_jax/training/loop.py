@@ -11,10 +11,11 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
+import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -23,7 +24,7 @@ from realm_jax.retrieval.look_ahead import LookAhead
 from realm_jax.run_dir import RunDir
 from realm_jax.tasks.task import Params, Task, TaskConfig
 from realm_jax.training.checkpoint import NO_VERSION, Checkpoints, ResumeUnit, load_params
-from realm_jax.training.optimizer import OptimizerConfig
+from realm_jax.training.optimizer import OptimizerConfig, Schedule
 from realm_jax.training.recorder import Recorder
 from realm_jax.training.refresh import RefreshConfig, Refresher
 from realm_jax.training.sharding import MeshConfig, local_rows, on_this_host, put_batch, state_shardings
@@ -89,46 +90,13 @@ def train(
     """
     if distributed:
         _join_processes()
-    run = RunDir.of(run_dir)
-    the_task = task.build(seed)
-    the_mesh = mesh.build()
+    run, the_task, the_mesh = RunDir.of(run_dir), task.build(seed), mesh.build()
     _check_batch(the_task, batch_size, accumulation_steps)
     rng = jax.random.key(seed)
-
-    # State: from the newest checkpoint, or fresh, its learners warm-started where other runs have them.
-    learners = tuple(jax.eval_shape(the_task.init, rng))
-    the_optimizer = optimizer.build(num_steps, learners)
-    init = functools.partial(init_state, task=the_task, optimizer=the_optimizer)
-    shardings = state_shardings(the_mesh, jax.eval_shape(init, rng))
+    layout = _lay_out(the_task, optimizer, the_mesh, num_steps, rng)
     checkpoints = Checkpoints(run, keep_checkpoints)
-    unit = _restore(checkpoints, init, rng, shardings, the_mesh, the_task, batch_size)
-    if unit is None:
-        state = jax.jit(init, out_shardings=shardings)(rng)
-        state = state._replace(params=_warm_start(state.params, warm_start))
-    else:
-        state = unit.state
-    first_step = int(state.step)
-    if first_step >= num_steps:
-        logger.info("%s has done its %d steps; nothing to train", run.path, num_steps)
-        checkpoints.close()
-        TrainerStatus(run, process=jax.process_index(), num_steps=num_steps, step=first_step).finish("finished")
-        return {}
-
-    step_fn = jax.jit(
-        functools.partial(
-            train_step,
-            task=the_task,
-            optimizer=the_optimizer,
-            schedules={name: optimizer.schedule(num_steps, name) for name in learners},
-            accumulation_steps=accumulation_steps,
-            dropout=dropout,
-        ),
-        out_shardings=(shardings, NamedSharding(the_mesh, P())),
-        donate_argnums=0,
-    )
-
-    retrieval = the_task.retrieval
-    evaluate = retrieval.evaluate if retrieval else None
+    unit = _first_unit(checkpoints, layout, the_mesh, the_task, batch_size, rng, warm_start)
+    state, first_step = unit.state, int(unit.state.step)
     status = TrainerStatus(
         run,
         process=jax.process_index(),
@@ -136,8 +104,17 @@ def train(
         step=first_step,
         kept_versions=checkpoints.kept_versions(),
     )
+    if first_step >= num_steps:
+        logger.info("%s has done its %d steps; nothing to train", run.path, num_steps)
+        checkpoints.close()
+        status.finish("finished")
+        return {}
+
+    retrieval = the_task.retrieval
+    evaluate = retrieval.evaluate if retrieval else None
     refresher = Refresher(refresh, run, retrieval, the_mesh, status, checkpoints.kept_versions) if retrieval else None
     look_ahead = LookAhead(the_task, the_mesh, batch_size)
+    run_step = _Programs(_jit_step(the_task, layout, the_mesh, accumulation_steps, dropout))
     recorder = Recorder(
         run,
         the_task,
@@ -148,19 +125,16 @@ def train(
         non_finite=non_finite,
         max_skipped_updates=max_skipped_updates,
     )
-    programs: dict[tuple[tuple[int, ...], ...], Callable[..., Any]] = {}  # one a shape of batch; there are few
     stop_requested, restore_signals = _stop_on_sigterm()
     outcome: Literal["finished", "failed"] = "failed"
     try:
         if refresher is not None:
-            recorder.swapped(
-                refresher.serve_first(first_step, state.params, unit.index_version if unit else None), first_step
-            )
-        if unit is not None and unit.candidate_ids is not None:
+            recorder.swapped(refresher.serve_first(first_step, state.params, unit.index_version), first_step)
+        if unit.candidate_ids is not None:  # selected before the run stopped, with parameters that are gone
             look_ahead.resume(first_step, local_rows(unit.candidate_ids))
         else:
             look_ahead.start(first_step, state.params, refresher.index if refresher else None)
-        del unit
+        del unit  # its arrays are donated to the first step
 
         for step in range(first_step, num_steps):
             if refresher is not None:
@@ -168,11 +142,8 @@ def train(
             prepared = look_ahead.take(step)
             if step + 1 < num_steps:
                 look_ahead.start(step + 1, state.params, refresher.index if refresher else None)
-            shapes = tuple(leaf.shape for leaf in jax.tree.leaves(prepared.batch))
-            is_new = shapes not in programs
-            if is_new:
-                programs[shapes] = _compile(step_fn, state, prepared.batch, rng)
-            state, figures = programs[shapes](state, prepared.batch, rng)
+            is_new = run_step.compile_for(state, prepared.batch, rng)
+            state, figures = run_step(state, prepared.batch, rng)
             recorder.dispatched(step, figures, prepared, refresher, is_timed=not is_new)
             recorder.drain(keep=1)  # waits for the step before this one, so that one is always in flight
 
@@ -248,22 +219,41 @@ def _check_batch(task: Task, batch_size: int, accumulation_steps: int) -> None:
         )
 
 
-def _restore(
+class _Layout(NamedTuple):
+    """What the state is made of, before there is one."""
+
+    init: Callable[[jax.Array], TrainState]  # from the run's key
+    optimizer: optax.GradientTransformation
+    schedules: dict[str, Schedule]  # of each learner
+    shardings: TrainState  # of NamedSharding
+
+
+def _lay_out(task: Task, optimizer: OptimizerConfig, mesh: Mesh, num_steps: int, rng: jax.Array) -> _Layout:
+    learners = tuple(jax.eval_shape(task.init, rng))
+    transformation = optimizer.build(num_steps, learners)
+    init = functools.partial(init_state, task=task, optimizer=transformation)
+    schedules = {name: optimizer.schedule(num_steps, name) for name in learners}
+    return _Layout(init, transformation, schedules, state_shardings(mesh, jax.eval_shape(init, rng)))
+
+
+def _first_unit(
     checkpoints: Checkpoints,
-    init: Callable[[jax.Array], TrainState],
-    rng: jax.Array,
-    shardings: TrainState,
+    layout: _Layout,
     mesh: Mesh,
     task: Task,
     batch_size: int,
-) -> ResumeUnit | None:
-    """The resume unit of the newest checkpoint, or None in a fresh run directory."""
+    rng: jax.Array,
+    warm_start: tuple[str, ...],
+) -> ResumeUnit:
+    """Where the run begins: at its newest checkpoint, or afresh, its learners warm-started where other runs have them."""
     if checkpoints.latest_step() is None:
-        return None
+        state = jax.jit(layout.init, out_shardings=layout.shardings)(rng)
+        state = state._replace(params=_warm_start(state.params, warm_start))
+        return ResumeUnit(state, NO_VERSION, None)
     wanted = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(init, rng),
-        shardings,
+        jax.eval_shape(layout.init, rng),
+        layout.shardings,
     )
     unit = checkpoints.restore(wanted, mesh, batch_size if task.retrieval is not None else None)
     logger.info("resuming at step %d", int(unit.state.step))
@@ -299,12 +289,43 @@ def _global_ids(mesh: Mesh, candidate_ids: np.ndarray | None) -> jax.Array | Non
     return None if candidate_ids is None else put_batch(mesh, candidate_ids.astype(np.int32))
 
 
-def _compile(step_fn: Any, state: TrainState, batch: Any, rng: jax.Array) -> Callable[..., Any]:
-    """Compiles the step ahead of its first run, so that its time is known and not taken for a step's."""
-    start = time.monotonic()
-    compiled = step_fn.lower(state, batch, rng).compile()
-    logger.info("train step compiled in %.1f s", time.monotonic() - start)
-    return compiled
+def _jit_step(task: Task, layout: _Layout, mesh: Mesh, accumulation_steps: int, dropout: bool) -> Any:
+    """The train step, jitted: the state is donated and keeps its shardings, the metrics are the same on every device."""
+    step = functools.partial(
+        train_step,
+        task=task,
+        optimizer=layout.optimizer,
+        schedules=layout.schedules,
+        accumulation_steps=accumulation_steps,
+        dropout=dropout,
+    )
+    return jax.jit(step, out_shardings=(layout.shardings, NamedSharding(mesh, P())), donate_argnums=0)
+
+
+class _Programs:
+    """The jitted step, compiled for each shape of batch ahead of its first run: there are few."""
+
+    def __init__(self, jitted: Any):
+        self._jitted = jitted
+        self._compiled: dict[tuple[tuple[int, ...], ...], Callable[..., Any]] = {}
+
+    def compile_for(self, state: TrainState, batch: Any, rng: jax.Array) -> bool:
+        """Compiles if the batch has a new shape, and says whether: that time must not be taken for a step's."""
+        shapes = _shapes(batch)
+        if shapes in self._compiled:
+            return False
+        start = time.monotonic()
+        self._compiled[shapes] = self._jitted.lower(state, batch, rng).compile()
+        logger.info("train step compiled in %.1f s", time.monotonic() - start)
+        return True
+
+    def __call__(self, state: TrainState, batch: Any, rng: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+        new_state, figures = self._compiled[_shapes(batch)](state, batch, rng)
+        return new_state, figures
+
+
+def _shapes(batch: Any) -> tuple[tuple[int, ...], ...]:
+    return tuple(leaf.shape for leaf in jax.tree.leaves(batch))
 
 
 def _stop_on_sigterm() -> tuple[Callable[[int], bool], Callable[[], None]]:

@@ -17,7 +17,7 @@ from realm_jax.retrieval.hot_swap import HotSwap, Swap, VersionSource
 from realm_jax.retrieval.index import Index
 from realm_jax.run_dir import RunDir
 from realm_jax.tasks.task import Params, Retrieval
-from realm_jax.training.checkpoint import SnapshotWriter, forget_snapshots_after, snapshot_checksum
+from realm_jax.training.checkpoint import NO_VERSION, SnapshotWriter, forget_snapshots_after, snapshot_checksum
 from realm_jax.training.status import TrainerStatus
 from realm_jax.typed import check_fields
 
@@ -156,8 +156,9 @@ class Refresher:
         """When the served version was published, in unix seconds."""
         return self._hot_swap.built_at
 
-    def serve_first(self, first_step: int, params: Params, resumed_version: int | None) -> Swap:
-        """Blocks until there is an index: that of the parameters before the first step, or the resumed checkpoint's.
+    def serve_first(self, first_step: int, params: Params, resumed_version: int) -> Swap:
+        """Blocks until there is an index: that of the parameters before the first step, or the resumed checkpoint's
+        (NO_VERSION in a fresh run).
 
         What a killed run did after its last checkpoint is forgotten: unless it is repeated to the bit, the same steps
         have other snapshots now.
@@ -167,8 +168,8 @@ class Refresher:
             forget_snapshots_after(self._run, first_step)
             versions.withdraw_after(self._run.index, first_step)
         self._status.update(awaited_versions=self._awaited(first_step))
-        version = resumed_version
-        if version is None:
+        version: int | None = resumed_version
+        if version == NO_VERSION:
             self._snapshot(0, params, wait=True)
             version = None if self.config.mode == "asynchronous" else 0
         swap = self._hot_swap.serve(version)

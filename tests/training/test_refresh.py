@@ -11,7 +11,7 @@ import pytest
 from realm_jax.retrieval.build_version import BatchSettings, IndexSettings, build_version
 from realm_jax.retrieval.versions import list_versions, withdraw
 from realm_jax.run_dir import RunDir, read_json
-from realm_jax.training.checkpoint import list_snapshots, snapshot_checksum
+from realm_jax.training.checkpoint import NO_VERSION, list_snapshots, snapshot_checksum
 from realm_jax.training.refresh import RefreshConfig, Refresher
 from realm_jax.training.sharding import MeshConfig
 from realm_jax.training.status import TrainerStatus
@@ -90,7 +90,7 @@ def test_a_version_of_a_future_that_did_not_happen_is_not_served(run, retrieval,
 def test_versions_after_the_resumed_step_are_withdrawn(run, retrieval, make):
     first = make()
     publish(run, retrieval.corpus, 0, "given")
-    first.serve_first(0, params(0), None)
+    first.serve_first(0, params(0), NO_VERSION)
     steps(first, 1, 7)
     for version in (2, 4, 6):
         publish(run, retrieval.corpus, version)
@@ -113,7 +113,7 @@ def test_a_replay_makes_and_keeps_the_snapshots_that_it_will_swap_in(run, retrie
     swaps = [(0, 0), (4, 0), (9, 2), (10, 3), (11, 3), (11, 5), (12, 6)]
     refresher = make(mode="replay", replay_file=recorded(tmp_path, *swaps), timeout_secs=0.2)
     publish(run, retrieval.corpus, 0, "given")
-    refresher.serve_first(0, params(0), None)
+    refresher.serve_first(0, params(0), NO_VERSION)
     assert read_json(run.trainer_status(0))["awaited_versions"] == [0, 2, 3, 5, 6]
     assert steps(refresher, 1, 9) == {}
     assert list_snapshots(run) == [2, 3, 5, 6]
@@ -130,7 +130,7 @@ def test_a_replay_makes_and_keeps_the_snapshots_that_it_will_swap_in(run, retrie
 def test_the_parameters_that_a_version_was_embedded_with_must_be_those_of_the_replay(run, retrieval, make, tmp_path):
     refresher = make(mode="replay", replay_file=recorded(tmp_path, (3, 2)), timeout_secs=0.2)
     publish(run, retrieval.corpus, 0, "given")
-    refresher.serve_first(0, params(0), None)
+    refresher.serve_first(0, params(0), NO_VERSION)
     assert steps(refresher, 1, 3) == {}
     publish(run, retrieval.corpus, 2, "of the recorded run")
     with pytest.raises(TimeoutError, match=r"no index version 00000002 was published"):
@@ -170,7 +170,7 @@ def test_replay_files_that_are_none(tmp_path, content, message):
 def test_a_damaged_version_is_reported_and_the_old_one_keeps_serving(run, retrieval, make, damage, message, caplog):
     refresher = make()
     publish(run, retrieval.corpus, 0, "given")
-    refresher.serve_first(0, params(0), None)
+    refresher.serve_first(0, params(0), NO_VERSION)
     assert steps(refresher, 1, 3) == {}
     elsewhere = RunDir(run.path / "elsewhere")
     publish(elsewhere, retrieval.corpus, 2, snapshot_checksum(run, 2))
@@ -196,4 +196,4 @@ def test_an_index_of_another_corpus_or_retriever_is_refused_with_the_reason(run,
         ValueError,
         match=r"00000000 is needed to go on, but refused: .*expected corpus_fingerprint .*, got .*rebuild it",
     ):
-        make(mode="synchronous").serve_first(0, params(0), None)
+        make(mode="synchronous").serve_first(0, params(0), NO_VERSION)
