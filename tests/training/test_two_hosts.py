@@ -91,7 +91,7 @@ def two(places, tmp_path_factory):
 
 @pytest.mark.slow
 def test_two_processes_train_like_one(places, two, tmp_path):
-    """Gradients are the same sums in another order: losses and parameters agree to about 1e-4, not to the bit."""
+    """Gradients are the same sums in another order: equal to 1e-3, not to the bit."""
     finish(start(tmp_path, places, 1, num_devices=2))
     lines = [read_metrics(run) for run in (tmp_path, two)]
     assert [line["step"] for line in lines[1]] == [line["step"] for line in lines[0]] == [1, 2, 3, 3, 4, 5, 6, 6]
