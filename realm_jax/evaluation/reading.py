@@ -1,5 +1,7 @@
 """How well a pre-trained reader fills masked spans with the documents that different retrievers bring it."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from realm_jax.evaluation.queries import texts_for_search
 from realm_jax.retrieval.build_version import BatchSettings
 from realm_jax.retrieval.embedder import Embedder
 from realm_jax.retrieval.exact import ExactIndex
-from realm_jax.retrieval.index import SearchResult
+from realm_jax.retrieval.index import Index, SearchResult
 from realm_jax.run_dir import RunDir
 from realm_jax.tasks.realm import Realm
 from realm_jax.tasks.task import Params
@@ -28,6 +30,8 @@ def evaluate_reading(
     num_examples: int = 12,
     batch_size: int = 32,
     seed: int = 0,
+    indexes: Mapping[str, Index] = MappingProxyType({}),
+    bm25: Bm25Index | None = None,
 ) -> tuple[dict[str, dict[str, float]], list[dict[str, Any]]]:
     """Masked-span accuracy of a pre-training run's newest checkpoint.
 
@@ -43,34 +47,40 @@ def evaluate_reading(
       num_examples: how many are kept for looking at.
       batch_size: sentences read at once.
       seed: of the choice of the span in a sentence that has several.
+      indexes: of all documents as a row's retriever embeds them, where somebody has made them already (`realm`, `ict`).
+      bm25: likewise.
 
     Returns:
       (figures by row, examples).
     """
     evaluation = MaskedSpanEvaluation(task, x_corpus, num_sentences, batch_size, seed)
     _, params = load_params(run)
-    found = evaluation.evaluate(params, _exact_search(evaluation, params, task), num_examples)
+
+    def search(row: str, params: Params) -> Search:
+        index = indexes[row] if row in indexes else _exact_index(evaluation.corpus, params, task)
+        return evaluation.search_in(params, index)
+
+    found = evaluation.evaluate(params, search("realm", params), num_examples)
     rows = {"realm": found.figures}
     stages = [run.stage(name) for name in ("ict", "reader")]
     if all(stage.checkpoints.is_dir() for stage in stages):
         warm: dict[str, Any] = {}
         for stage in stages:
             warm |= load_params(stage)[1]
-        rows["ict"] = evaluation.evaluate(warm, _exact_search(evaluation, warm, task)).figures
-    rows["bm25"] = evaluation.evaluate(params, bm25_search(evaluation.corpus)).figures
+        rows["ict"] = evaluation.evaluate(warm, search("ict", warm)).figures
+    rows["bm25"] = evaluation.evaluate(params, bm25_search(evaluation.corpus, bm25)).figures
     return rows, found.examples
 
 
-def _exact_search(evaluation: MaskedSpanEvaluation, params: Params, task: Realm) -> Search:
-    """Exact search over documents embedded afresh with the same parameters."""
+def _exact_index(corpus: Corpus, params: Params, task: Realm) -> Index:
+    """All documents embedded afresh with the parameters."""
     batches = BatchSettings(document_len=task.document_len, query_len=task.query_len)
-    embeddings = Embedder(task.retriever, params["retriever"]).embed_corpus(evaluation.corpus, batches)
-    return evaluation.search_in(params, ExactIndex(embeddings))
+    return ExactIndex(Embedder(task.retriever, params["retriever"]).embed_corpus(corpus, batches))
 
 
-def bm25_search(corpus: Corpus) -> Search:
-    """BM25 with the words of the sentence outside the mask."""
-    index = Bm25Index(texts_for_search(corpus))
+def bm25_search(corpus: Corpus, index: Bm25Index | None = None) -> Search:
+    """BM25 with the words of the sentence outside the mask, in an index of the corpus that there is, or a new one."""
+    index = index or Bm25Index(texts_for_search(corpus))
     tokenizer = corpus.tokenizer
 
     def search(batch: MaskedBatch, num_results: int) -> SearchResult:

@@ -102,7 +102,9 @@ def evaluate(
 
     rows: dict[str, Rows] = {set_name: {} for set_name in query_sets}
     judge = Judge(knowledge)
-    for row, figures, search in _searches(run, knowledge, batches, bm25, learned):
+    words = Bm25Index(texts_for_search(knowledge)) if bm25 else None
+    indexes: dict[str, Index] = {}
+    for row, figures, search in _searches(run, knowledge, batches, words, learned, indexes):
         for set_name in query_sets:
             rows[set_name][row] = {**figures, **evaluate_rankings(queries[set_name], search, judge)}
     results = {}
@@ -117,8 +119,16 @@ def evaluate(
         write_json_atomically(run.evaluation(set_name), results[set_name])
         print(table(rows[set_name], query_set))
     if reading is not None:
+        # the reader is measured with the newest checkpoint: the indexes of another step are of no use to it
+        made = {"realm": "checkpoint", "ict": "ict"} if step is None else {}
         spans, examples = evaluate_reading(
-            run, reading, x_corpus or corpus, num_sentences=num_masked_sentences, seed=seed
+            run,
+            reading,
+            x_corpus or corpus,
+            num_sentences=num_masked_sentences,
+            seed=seed,
+            indexes={row: indexes[name] for row, name in made.items() if name in indexes},
+            bm25=words,
         )
         write_json_atomically(run.evaluation("reading"), {"name": "reading", "rows": spans})
         write_json_atomically(run.examples, examples)
@@ -205,21 +215,27 @@ def _load_learned(
 
 
 def _searches(
-    run: RunDir, knowledge: Corpus, batches: BatchSettings, bm25: bool, learned: _Learned | None
+    run: RunDir,
+    knowledge: Corpus,
+    batches: BatchSettings,
+    words: Bm25Index | None,
+    learned: _Learned | None,
+    indexes: dict[str, Index],
 ) -> Iterator[tuple[str, dict[str, Any], SearchFunction]]:
-    """(row, what is known of it, its search), one after the other, since each holds an index of the whole corpus.
+    """(row, what is known of it, its search), one after the other.
 
-    Each retriever searches exactly in all documents embedded afresh; the checkpoint's in the served index too.
+    Each retriever searches exactly in all documents embedded afresh, which are kept in `indexes`; the checkpoint's in the
+    served index too.
     """
-    if bm25:
-        yield "bm25", {}, bm25_search(Bm25Index(texts_for_search(knowledge)))
+    if words is not None:
+        yield "bm25", {}, bm25_search(words)
     if learned is None:
         return
     special = SpecialIds.of(knowledge.tokenizer)
     for name, retriever in learned.retrievers.items():
         embedder = Embedder(learned.config, retriever.params)
-        exact = ExactIndex(embedder.embed_corpus(knowledge, batches))
-        yield name, {"step": retriever.step}, retriever_search(embedder, exact, batches.query_len, special)
+        indexes[name] = ExactIndex(embedder.embed_corpus(knowledge, batches))
+        yield name, {"step": retriever.step}, retriever_search(embedder, indexes[name], batches.query_len, special)
     if learned.served is not None:  # with the queries of the checkpoint, which came last
         version = learned.served.version
         index = load_version(version_dir(run.index, version), manifest=learned.served)

@@ -9,6 +9,7 @@ import pytest
 
 from realm_jax.data.inputs import document_inputs
 from realm_jax.evaluation import reading
+from realm_jax.evaluation.bm25 import Bm25Index
 from realm_jax.evaluation.masked_spans import MaskedSpanEvaluation
 from realm_jax.evaluation.queries import texts_for_search
 from realm_jax.evaluation.reading import bm25_search, evaluate_reading, reading_table
@@ -56,6 +57,10 @@ def embed_one_by_one(corpus, task, params, special):
     return np.concatenate(rows)
 
 
+def words(corpus):
+    return Bm25Index(texts_for_search(corpus))
+
+
 def test_rows_are_the_checkpoint_the_warm_starts_and_bm25(places, task, init, tmp_path, monkeypatch):
     corpus, news = places
     compiled_once = functools.cache(MaskedSpanEvaluation)
@@ -71,11 +76,19 @@ def test_rows_are_the_checkpoint_the_warm_starts_and_bm25(places, task, init, tm
     assert list(again) == ["realm", "ict", "bm25"] and again["realm"] == rows["realm"] and again["bm25"] == rows["bm25"]
 
     evaluation = compiled_once(task, str(news.directory), 16, 8, 0)
+    made = {}
     for name, params in (("realm", trained), ("ict", warm)):
         index = ExactIndex(embed_one_by_one(corpus, task, params, evaluation.model.special))
         search = evaluation.search_in(params, index)
         by_hand = evaluation.evaluate(params, search).figures
         assert again[name] == pytest.approx(by_hand, abs=1e-4), name
+        made[name] = index
+    # indexes that there are already are searched, not made again
+    monkeypatch.setattr(reading, "_exact_index", None)
+    shared, _ = evaluate_reading(
+        run, task, str(news.directory), num_sentences=16, batch_size=8, indexes=made, bm25=words(corpus)
+    )
+    assert shared["realm"] == pytest.approx(again["realm"], abs=1e-4) and shared["bm25"] == again["bm25"]
     # one reader, another search: the null document says the same; what is chosen differs
     assert again["bm25"]["null_only"] == again["realm"]["null_only"]
     assert again["bm25"]["retrieval_utility"] != again["realm"]["retrieval_utility"]
