@@ -1,6 +1,7 @@
 """A corpus of a few dozen made-up people, and models small enough to train in a test."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,9 @@ WORDS = [
 NUM_DOCUMENTS = 40
 
 
-def tokenizer() -> WordPieceTokenizer:
+def tokenizer(words: Sequence[str] = WORDS) -> WordPieceTokenizer:
     """Whole words only, so that pieces are easy to tell."""
-    return WordPieceTokenizer([*SPECIAL_PIECES, *WORDS])
+    return WordPieceTokenizer([*SPECIAL_PIECES, *words])
 
 
 def article(title: str, sentences: list[str], salient: tuple[str, ...] = (), source: str | None = None) -> Block:
@@ -87,8 +88,8 @@ def blocks() -> list[Block]:
     return made
 
 
-def corpus(directory: Path) -> Corpus:
-    return make_corpus(directory, blocks(), tokenizer(), with_text=False)
+def corpus(directory: Path, words: Sequence[str] = WORDS) -> Corpus:
+    return make_corpus(directory, blocks(), tokenizer(words), with_text=False)
 
 
 def sentences_corpus(directory: Path) -> Corpus:

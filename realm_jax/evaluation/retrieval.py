@@ -24,7 +24,7 @@ from realm_jax.retrieval.versions import list_versions, load_version, verify, ve
 from realm_jax.run_dir import RunDir, read_json, write_json_atomically
 from realm_jax.tasks.ict import check_vocabulary
 from realm_jax.tasks.realm import Realm, check_same_tokenizer
-from realm_jax.training.checkpoint import list_snapshots, load_params, load_snapshot
+from realm_jax.training.checkpoint import check_tokenizer, list_snapshots, load_params, load_snapshot
 
 _QUERIES_AT_ONCE = 64
 
@@ -198,8 +198,8 @@ def _load_learned(
     retrievers = {}
     for stage in stages:
         if run.stage(stage).checkpoints.is_dir() or list_snapshots(run.stage(stage)):
-            retrievers[stage] = _Retriever(*retriever_params(run.stage(stage)))
-    retrievers["checkpoint"] = _Retriever(*retriever_params(run, step))
+            retrievers[stage] = _Retriever(*retriever_params(run.stage(stage), knowledge))
+    retrievers["checkpoint"] = _Retriever(*retriever_params(run, knowledge, step))
     version, manifest = _served_version(run, index_version), None
     if version is not None:
         manifest = verify(
@@ -259,7 +259,7 @@ def retriever_search(embedder: Embedder, index: Index, query_len: int, special: 
     return search
 
 
-def retriever_params(run: RunDir, step: int | None = None) -> tuple[int, Mapping[str, Any]]:
+def retriever_params(run: RunDir, corpus: Corpus, step: int | None = None) -> tuple[int, Mapping[str, Any]]:
     """The retriever's parameters of a checkpoint or, where there is none of that step, of a snapshot.
 
     Returns:
@@ -267,17 +267,22 @@ def retriever_params(run: RunDir, step: int | None = None) -> tuple[int, Mapping
 
     Raises:
       FileNotFoundError: when the run has neither.
+      ValueError: a run without a retriever, or one that reads other pieces than the corpus has.
     """
+    tokenizer = corpus.info.tokenizer_fingerprint
+    check_tokenizer(run, tokenizer, step)
     try:
         found, params = load_params(run, step)
-        return found, params["retriever"]
     except FileNotFoundError:
         snapshots = list_snapshots(run)
         wanted = snapshots[-1] if step is None and snapshots else step
         if wanted not in snapshots:
             raise
         assert wanted is not None
-        return wanted, load_snapshot(run, wanted)
+        return wanted, load_snapshot(run, wanted, tokenizer)
+    if "retriever" not in params:
+        raise ValueError(f"{run.path} has trained {', '.join(params)} and no retriever; name a run that has one")
+    return found, params["retriever"]
 
 
 def _served_version(run: RunDir, index_version: int | None) -> int | None:

@@ -188,7 +188,7 @@ def embed_snapshot(
         run,
         step,
         config,
-        load_snapshot(run, step),
+        load_snapshot(run, step, corpus.info.tokenizer_fingerprint),
         checksum,
         corpus,
         settings=settings,

@@ -12,7 +12,7 @@ from realm_jax.data.ict import IctBatch, IctExamples
 from realm_jax.data.inputs import Inputs
 from realm_jax.losses import WeightedSum, inverse_cloze
 from realm_jax.models import Retriever, RetrieverConfig, forward_flops
-from realm_jax.tasks.task import Metrics, Params, Task
+from realm_jax.tasks.task import Metrics, Params, Task, fingerprints
 from realm_jax.training.rng import dropout_rngs
 from realm_jax.typed import check_fields
 
@@ -81,6 +81,7 @@ class Ict:
                 + forward_flops(self.retriever.encoder, self.document_len)
             ),
             can_accumulate=False,
+            data=fingerprints(corpus),
         )
 
 

@@ -16,7 +16,7 @@ from realm_jax.data.own_document import Lesson, OwnDocumentBatch, OwnDocumentExa
 from realm_jax.losses import WeightedSum
 from realm_jax.models import KnowledgeEncoder, TransformerConfig, forward_flops
 from realm_jax.tasks.ict import check_vocabulary
-from realm_jax.tasks.task import Metrics, Params, Task
+from realm_jax.tasks.task import Metrics, Params, Task, fingerprints
 from realm_jax.training.rng import dropout_rngs
 from realm_jax.typed import check_fields
 
@@ -74,4 +74,5 @@ class MaskedLm:
             tokens_per_example=joint_len,
             flops_per_example=3 * forward_flops(self.reader, joint_len),
             can_accumulate=True,
+            data=fingerprints(corpus),
         )

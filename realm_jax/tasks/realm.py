@@ -25,7 +25,7 @@ from realm_jax.models import KnowledgeEncoder, Retriever, RetrieverConfig, Trans
 from realm_jax.retrieval.candidates import select_candidates
 from realm_jax.retrieval.index import SearchResult
 from realm_jax.tasks.ict import check_vocabulary
-from realm_jax.tasks.task import Metrics, Params, Retrieval, Task
+from realm_jax.tasks.task import Metrics, Params, Retrieval, Task, fingerprints
 from realm_jax.training.rng import dropout_rngs
 from realm_jax.typed import check_fields
 
@@ -209,6 +209,7 @@ class Realm:
             tokens_per_example=self.query_len + self.num_candidates * (self.document_len + self.joint_len),
             flops_per_example=self._flops_per_example(),
             can_accumulate=True,
+            data=fingerprints(corpus, x_corpus),
             retrieval=Retrieval(
                 config=self.retriever,
                 corpus=corpus,

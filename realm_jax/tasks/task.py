@@ -1,6 +1,7 @@
 """What the training loop knows of a method."""
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -44,7 +45,18 @@ class Task(NamedTuple):
     tokens_per_example: int  # pieces that the models read for one example, padding included
     flops_per_example: float  # of forward and backward, by the models' shapes, without rematerialisation
     can_accumulate: bool  # false where the loss couples the examples of a batch
+    data: Mapping[str, str] = MappingProxyType(
+        {}
+    )  # fingerprints: `tokenizer`, `corpus`, and `x_corpus` where it is apart
     retrieval: Retrieval | None = None
+
+
+def fingerprints(corpus: Corpus, x_corpus: Corpus | None = None) -> dict[str, str]:
+    """What a task's examples are made of, for `Task.data`; an `x_corpus` that is the corpus itself adds nothing."""
+    found = {"tokenizer": corpus.info.tokenizer_fingerprint, "corpus": corpus.fingerprint}
+    if x_corpus is not None and x_corpus.fingerprint != corpus.fingerprint:
+        found["x_corpus"] = x_corpus.fingerprint
+    return found
 
 
 @runtime_checkable

@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -39,10 +40,22 @@ class ResumeUnit(NamedTuple):
     candidate_ids: Any  # [batch, num_candidates] of the next step, selected with the parameters of the step before it
 
 
+# What decides which examples a step sees, besides the step: `seed`, `batch_size`, and the fingerprints of `Task.data`.
+Identity = Mapping[str, str | int]
+
+
 class Checkpoints:
     """Orbax checkpoints of one run: asynchronous, atomic, resumable on any number of devices and hosts."""
 
-    def __init__(self, run: RunDir, max_to_keep: int = 2):
+    def __init__(self, run: RunDir, max_to_keep: int = 2, identity: Identity = MappingProxyType({})):
+        """Args:
+        run: whose they are.
+        max_to_keep: how many, at least one.
+        identity: kept beside them; a run with another one cannot go on from them.
+        """
+        if max_to_keep < 1:
+            raise ValueError(f"expected keep_checkpoints of at least 1, got {max_to_keep}")
+        self._identity = dict(identity)
         self._directory = run.checkpoints.absolute()
         self._directory.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, save_interval_steps=1)
@@ -65,7 +78,11 @@ class Checkpoints:
         items: dict[str, Any] = {
             "state": ocp.args.StandardSave(unit.state),
             "meta": ocp.args.JsonSave(
-                {"index_version": unit.index_version, "has_candidates": unit.candidate_ids is not None}
+                {
+                    "index_version": unit.index_version,
+                    "has_candidates": unit.candidate_ids is not None,
+                    "identity": self._identity,
+                }
             ),
         }
         if unit.candidate_ids is not None:
@@ -87,8 +104,9 @@ class Checkpoints:
           batch_size: rows of the candidate ids, for tasks with retrieval.
 
         Raises:
-          ValueError: when no checkpoint can be read.
+          ValueError: when no checkpoint can be read, or the run has another seed, batch size or corpus than they.
         """
+        self._check_identity()
         failures = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
@@ -105,6 +123,21 @@ class Checkpoints:
             f"no checkpoint under {self._directory} can be read ({'; '.join(failures.values())}); was it written with another "
             "configuration? Otherwise remove the directory to start afresh"
         )
+
+    def _check_identity(self) -> None:
+        """Refuses to go on with other examples than the run began with."""
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                saved = checkpoint_identity(self._directory / str(step))
+            except (ValueError, OSError):
+                continue  # a damaged checkpoint; restoring tells
+            for name, ours in self._identity.items():
+                if saved.get(name) != ours:
+                    raise ValueError(
+                        f"{self._directory} was written with {name}={saved.get(name)}, this run has {name}={ours}: it would "
+                        "not go on with the same examples; use the settings that it began with, or another --run_dir"
+                    )
+            return
 
     def _put_aside(self, damaged: list[int]) -> None:
         """Renames checkpoints that cannot be read while an older one can: else Orbax would not write those steps again."""
@@ -175,6 +208,54 @@ class Checkpoints:
             ) from error
 
 
+def checkpoint_identity(place: Path) -> Identity:
+    """What a checkpoint keeps of its run's identity.
+
+    Raises:
+      ValueError: a damaged file, or one written before there was such a thing.
+    """
+    identity = read_json(place / "meta" / "metadata").get("identity")
+    if not isinstance(identity, dict):
+        raise ValueError(f"{place} does not say which data it was trained on; train that run again")
+    return identity
+
+
+def check_tokenizer(run: RunDir, tokenizer: str, step: int | None = None) -> None:
+    """Refuses a checkpoint that was trained on other pieces than those of a corpus: its embeddings mean other words.
+
+    Args:
+      run: with checkpoints; without any nothing is refused here.
+      tokenizer: fingerprint of the corpus's.
+      step: which checkpoint; none takes the newest.
+
+    Raises:
+      ValueError: with both fingerprints and the remedy.
+    """
+    steps = list_checkpoints(run)
+    if not steps or (step is not None and step not in steps):
+        return
+    place = run.checkpoints.absolute() / str(steps[-1] if step is None else step)
+    got = checkpoint_identity(place).get("tokenizer")
+    if got != tokenizer:
+        raise _other_tokenizer(place, str(got), tokenizer)
+
+
+def _other_tokenizer(place: Path, theirs: str, ours: str) -> ValueError:
+    return ValueError(
+        f"{place} was trained on the pieces of tokenizer {theirs[:12]}, the corpus has {ours[:12]}; build the corpus with "
+        "that run's tokenizer directory, or train on this corpus"
+    )
+
+
+def list_checkpoints(run: RunDir) -> list[int]:
+    """Steps of the finished checkpoints, ascending."""
+    if not run.checkpoints.is_dir():
+        return []
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    with ocp.CheckpointManager(run.checkpoints.absolute(), options=options) as manager:
+        return sorted(manager.all_steps())
+
+
 def load_params(run: RunDir, step: int | None = None) -> tuple[int, dict[str, Any]]:
     """Parameters of a run's checkpoint, as host arrays: for warm starts and evaluation.
 
@@ -188,12 +269,7 @@ def load_params(run: RunDir, step: int | None = None) -> tuple[int, dict[str, An
     Raises:
       FileNotFoundError: when the run has no such checkpoint.
     """
-    steps: list[int] = []
-    if run.checkpoints.is_dir():
-        manager = ocp.CheckpointManager(
-            run.checkpoints.absolute(), options=ocp.CheckpointManagerOptions(read_only=True)
-        )
-        steps = sorted(manager.all_steps())
+    steps = list_checkpoints(run)
     if not steps or (step is not None and step not in steps):
         have = ", ".join(map(str, steps)) or "none"
         raise FileNotFoundError(
@@ -203,7 +279,12 @@ def load_params(run: RunDir, step: int | None = None) -> tuple[int, dict[str, An
     step = steps[-1] if step is None else step
     state_dir = run.checkpoints.absolute() / str(step) / "state"
     with ocp.PyTreeCheckpointer() as reader:
-        tree = reader.metadata(state_dir).item_metadata.tree["params"]
+        metadata = reader.metadata(state_dir).item_metadata
+        if metadata is None:
+            raise ValueError(
+                f"{state_dir} is damaged: it does not say what it holds; name an older step, or train again"
+            )
+        tree = metadata.tree["params"]
         wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
         restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
         restored = reader.restore(
@@ -239,7 +320,12 @@ def nest_params(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def save_snapshot(
-    run: RunDir, step: int, retriever_params: Mapping[str, Any], max_to_keep: int = 3, keep: Collection[int] = ()
+    run: RunDir,
+    step: int,
+    retriever_params: Mapping[str, Any],
+    max_to_keep: int = 3,
+    keep: Collection[int] = (),
+    tokenizer: str | None = None,
 ) -> Path:
     """Writes the retriever's parameters for the embed job; visible at once and whole, by a rename.
 
@@ -252,6 +338,7 @@ def save_snapshot(
       retriever_params: of that step.
       max_to_keep: of how many snapshots, the newest, the parameters are kept.
       keep: of which steps they are kept beside these.
+      tokenizer: fingerprint of the one whose pieces the retriever reads.
 
     Raises:
       ValueError: when another content was published under the same step.
@@ -273,7 +360,8 @@ def save_snapshot(
     try:
         temporary.mkdir(parents=True, exist_ok=True)
         (temporary / PARAMS_FILE).write_bytes(content)
-        write_json_atomically(temporary / SNAPSHOT_FILE, {"step": step, "sha256": checksum, "bytes": len(content)})
+        record = {"step": step, "sha256": checksum, "bytes": len(content), "tokenizer": tokenizer}
+        write_json_atomically(temporary / SNAPSHOT_FILE, record)
         shutil.rmtree(place, ignore_errors=True)  # a torn one, without snapshot.json, or one without parameters
         temporary.rename(place)
     except OSError as error:
@@ -305,8 +393,13 @@ def forget_snapshots_after(run: RunDir, step: int) -> None:
             shutil.rmtree(run.snapshot(later), ignore_errors=True)
 
 
-def load_snapshot(run: RunDir, step: int) -> dict[str, Any]:
+def load_snapshot(run: RunDir, step: int, tokenizer: str | None = None) -> dict[str, Any]:
     """The retriever's parameters of a snapshot, as host arrays.
+
+    Args:
+      run: the run.
+      step: of the snapshot.
+      tokenizer: fingerprint of the corpus's; a snapshot that says it reads other pieces is refused.
 
     Raises:
       FileNotFoundError: when there is none of that step (any more).
@@ -314,6 +407,9 @@ def load_snapshot(run: RunDir, step: int) -> dict[str, Any]:
     """
     place = run.snapshot(step)
     expected = snapshot_checksum(run, step)
+    theirs = read_json(place / SNAPSHOT_FILE).get("tokenizer")
+    if None not in (theirs, tokenizer) and theirs != tokenizer:
+        raise _other_tokenizer(place, theirs, str(tokenizer))
     content = (place / PARAMS_FILE).read_bytes()
     if hashlib.sha256(content).hexdigest() != expected:
         raise ValueError(f"{place / PARAMS_FILE} does not have the checksum of {SNAPSHOT_FILE}; remove the snapshot")
@@ -336,8 +432,8 @@ def snapshot_checksum(run: RunDir, step: int) -> str:
 class SnapshotWriter:
     """Writes snapshots in the background, so that a step waits only for a copy on the device."""
 
-    def __init__(self, run: RunDir, mesh: Mesh):
-        self._run = run
+    def __init__(self, run: RunDir, mesh: Mesh, tokenizer: str | None = None):
+        self._run, self._tokenizer = run, tokenizer
         self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=NamedSharding(mesh, P()))
         self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="snapshot")
         self._pending: concurrent.futures.Future[None] | None = None
@@ -369,7 +465,7 @@ class SnapshotWriter:
             self.wait()
 
     def _write(self, step: int, copied: Mapping[str, Any], keep: tuple[int, ...]) -> None:
-        save_snapshot(self._run, step, jax.device_get(copied), keep=keep)
+        save_snapshot(self._run, step, jax.device_get(copied), keep=keep, tokenizer=self._tokenizer)
 
     def wait(self) -> None:
         pending, self._pending = self._pending, None

@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 from realm_jax.retrieval.look_ahead import LookAhead
 from realm_jax.run_dir import RunDir
 from realm_jax.tasks.task import Params, Task, TaskConfig
-from realm_jax.training.checkpoint import NO_VERSION, Checkpoints, ResumeUnit, load_params
+from realm_jax.training.checkpoint import NO_VERSION, Checkpoints, ResumeUnit, check_tokenizer, load_params
 from realm_jax.training.optimizer import OptimizerConfig, Schedule
 from realm_jax.training.recorder import Recorder
 from realm_jax.training.refresh import RefreshConfig, Refresher
@@ -90,11 +90,20 @@ def train(
     """
     if distributed:
         _join_processes()
+    _check_counts(
+        num_steps=num_steps,
+        batch_size=batch_size,
+        accumulation_steps=accumulation_steps,
+        checkpoint_every_steps=checkpoint_every_steps,
+        keep_checkpoints=keep_checkpoints,
+        log_every_steps=log_every_steps,
+    )
     run, the_task, the_mesh = RunDir.of(run_dir), task.build(seed), mesh.build()
     _check_batch(the_task, batch_size, accumulation_steps)
     rng = jax.random.key(seed)
     layout = _lay_out(the_task, optimizer, the_mesh, num_steps, rng)
-    checkpoints = Checkpoints(run, keep_checkpoints)
+    identity: dict[str, str | int] = {"task": the_task.name, "seed": seed, "batch_size": batch_size, **the_task.data}
+    checkpoints = Checkpoints(run, keep_checkpoints, identity)
     unit = _first_unit(checkpoints, layout, the_mesh, the_task, batch_size, rng, warm_start)
     state, first_step = unit.state, int(unit.state.step)
     status = TrainerStatus(
@@ -210,8 +219,14 @@ def _due(every_steps: int, step: int, num_steps: int) -> bool:
     return every_steps > 0 and (step % every_steps == 0 or step == num_steps)
 
 
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"expected train.{name} of at least 1, got {count}")
+
+
 def _check_batch(task: Task, batch_size: int, accumulation_steps: int) -> None:
-    if accumulation_steps < 1 or batch_size % accumulation_steps:
+    if batch_size % accumulation_steps:
         raise ValueError(f"batch_size={batch_size} does not divide into accumulation_steps={accumulation_steps} parts")
     if accumulation_steps > 1 and not task.can_accumulate:
         raise ValueError(
@@ -248,7 +263,7 @@ def _first_unit(
     """Where the run begins: at its newest checkpoint, or afresh, its learners warm-started where other runs have them."""
     if checkpoints.latest_step() is None:
         state = jax.jit(layout.init, out_shardings=layout.shardings)(rng)
-        state = state._replace(params=_warm_start(state.params, warm_start))
+        state = state._replace(params=_warm_start(state.params, warm_start, task.data.get("tokenizer")))
         return ResumeUnit(state, NO_VERSION, None)
     wanted = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -260,13 +275,15 @@ def _first_unit(
     return unit
 
 
-def _warm_start(params: Params, run_dirs: tuple[str, ...]) -> Params:
+def _warm_start(params: Params, run_dirs: tuple[str, ...], tokenizer: str | None) -> Params:
     """Replaces learners by those of other runs' newest checkpoints.
 
     Raises:
-      ValueError: a run without a learner of this task, or with other shapes.
+      ValueError: a run without a learner of this task, with other shapes, or trained on the pieces of another tokenizer.
     """
     for run_dir in run_dirs:
+        if tokenizer is not None:
+            check_tokenizer(RunDir.of(run_dir), tokenizer)
         step, found = load_params(RunDir.of(run_dir))
         shared = [name for name in params if name in found]
         if not shared:

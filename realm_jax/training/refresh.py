@@ -120,7 +120,7 @@ class Refresher:
         self._replay = config.read_replay()
         self._first_step = 0
         self._of_this_run: set[int] = set()
-        self._snapshots = SnapshotWriter(run, mesh)
+        self._snapshots = SnapshotWriter(run, mesh, retrieval.corpus.info.tokenizer_fingerprint)
         expected: dict[str, Any] = {
             "corpus_fingerprint": retrieval.corpus.fingerprint,
             "embed_dim": retrieval.config.projection_size,

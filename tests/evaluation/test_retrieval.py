@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from realm_jax.corpus.blocks import Block
+from realm_jax.corpus.store import Corpus
 from realm_jax.corpus.writer import make_corpus
 from realm_jax.data.inputs import SpecialIds, document_inputs
+from realm_jax.evaluation import retrieval
 from realm_jax.evaluation.retrieval import evaluate, retriever_params
 from realm_jax.models import Retriever, RetrieverConfig, TransformerConfig
 from realm_jax.retrieval.build_version import BatchSettings, IndexSettings, build_version
@@ -152,8 +154,19 @@ def test_what_does_not_fit_is_refused(corpora, config, tmp_path):
     small = RetrieverConfig(TransformerConfig(vocab_size=8, hidden_size=16, num_heads=2))
     with pytest.raises(ValueError, match="vocab_size=8"):
         evaluate(run_dir=str(tmp_path), corpus=z, x_corpus=x, retriever=small)
+    save_snapshot(RunDir(tmp_path / "other"), 5, init(config, 0), tokenizer="zyxwvutsrqponmlk")
+    with pytest.raises(ValueError, match="was trained on the pieces of tokenizer zyxwvutsrqpo, the corpus has"):
+        evaluate(run_dir=str(tmp_path / "other"), corpus=z, x_corpus=x, retriever=config)
     save_snapshot(RunDir(tmp_path), 5, init(config, 0))
     with pytest.raises(ValueError, match="has no version 7; it has none"):
         evaluate(run_dir=str(tmp_path), corpus=z, x_corpus=x, retriever=config, index_version=7)
     with pytest.raises(FileNotFoundError, match="no checkpoint of step 6"):
-        retriever_params(RunDir(tmp_path), 6)
+        retriever_params(RunDir(tmp_path), Corpus.open(z), 6)
+
+
+def test_a_run_without_a_retriever_is_refused(corpora, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(retrieval, "load_params", lambda run, step: (3, {"knowledge_encoder": {}}))
+    with pytest.raises(
+        ValueError, match=f"{tmp_path} has trained knowledge_encoder and no retriever; name a run that has"
+    ):
+        evaluate(run_dir=str(tmp_path), corpus=str(corpora[1] / "z"), x_corpus=str(corpora[1] / "x"), retriever=config)

@@ -18,6 +18,7 @@ from realm_jax.training.checkpoint import (
     Checkpoints,
     ResumeUnit,
     SnapshotWriter,
+    check_tokenizer,
     flatten_params,
     forget_snapshots_after,
     list_snapshots,
@@ -161,6 +162,32 @@ def test_no_checkpoint_fits(run, mesh):
         checkpoints.restore(wanted(state(mesh)), mesh, batch_size=16)
     checkpoints.close()
     assert (run.checkpoints / "4").is_dir()  # another configuration is no damage: nothing is removed
+
+
+def test_checkpoints_of_other_examples_are_refused(run, mesh):
+    saved(run, mesh, identity={"seed": 0, "corpus": "abc"}).close()
+    with pytest.raises(ValueError, match=r"checkpoints was written with corpus=abc, this run has corpus=abd: it would"):
+        Checkpoints(run, identity={"seed": 0, "corpus": "abd"}).restore(wanted(state(mesh)), mesh, batch_size=8)
+    again = Checkpoints(run, identity={"seed": 0, "corpus": "abc"})
+    assert int(again.restore(wanted(state(mesh)), mesh, batch_size=8).state.step) == 4
+    again.close()
+    with pytest.raises(ValueError, match="expected keep_checkpoints of at least 1, got 0"):
+        Checkpoints(run, 0)
+
+
+def test_parameters_for_other_pieces_are_refused(run, mesh):
+    expected = (
+        r"was trained on the pieces of tokenizer {}, the corpus has abcdefghijkl; build the corpus with that run's"
+    )
+    check_tokenizer(run, "abcdefghijklmnop")  # nothing there: what reads it will say so
+    saved(run, mesh, identity={"tokenizer": "zyxwvutsrqponmlk"}).close()
+    check_tokenizer(run, "zyxwvutsrqponmlk")
+    with pytest.raises(ValueError, match="checkpoints/4 " + expected.format("zyxwvutsrqpo")):
+        check_tokenizer(run, "abcdefghijklmnop")
+    save_snapshot(run, 4, params(), tokenizer="zyxwvutsrqponmlk")
+    same(load_snapshot(run, 4, "zyxwvutsrqponmlk"), params())
+    with pytest.raises(ValueError, match="snapshots/00000004 " + expected.format("zyxwvutsrqpo")):
+        load_snapshot(run, 4, "abcdefghijklmnop")
 
 
 def test_params_for_warm_starts_and_evaluation(run, mesh):

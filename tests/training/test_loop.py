@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,6 +81,14 @@ def run_ict(run, corpus, task=None, **changes):
 
 
 @pytest.fixture(scope="module")
+def other_pieces(corpus, tmp_path_factory):
+    """The same documents by a tokenizer that gives two of the words each other's number."""
+    words = list(tiny.WORDS)
+    words[0], words[1] = words[1], words[0]
+    return tiny.corpus(tmp_path_factory.mktemp("corpus") / "other", words=words)
+
+
+@pytest.fixture(scope="module")
 def whole_ict(corpus, tmp_path_factory):
     run = tmp_path_factory.mktemp("ict")
     figures = run_ict(run, corpus)
@@ -134,7 +143,34 @@ def test_what_does_not_fit_is_refused_before_anything_is_compiled(corpus, whole_
         run_ict(tmp_path, corpus, optimizer=OptimizerConfig(learner_rates=(("reader", 1e-3),)))
 
 
-def test_warm_starts(corpus, whole_ict, tmp_path):
+@pytest.mark.parametrize(
+    "name", ["num_steps", "batch_size", "accumulation_steps", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps"]
+)  # fmt: skip
+def test_counts_are_at_least_one(name, corpus, tmp_path):
+    with pytest.raises(ValueError, match=rf"expected train.{name} of at least 1, got 0"):
+        run_ict(tmp_path / "run", corpus, **{name: 0})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_on_only_with_the_examples_that_it_began_with(corpus, other_pieces, whole_ict, tmp_path):
+    """The data position is (seed, step, batch_size) over a corpus: none of them may change under a checkpoint."""
+    run = shutil.copytree(whole_ict, tmp_path / "run")
+    for changes, message in (
+        ({"seed": 9}, "with seed=0, this run has seed=9"),
+        ({"batch_size": 16}, "with batch_size=8, this run has batch_size=16"),
+        ({"task": tiny.ict(other_pieces.directory)}, "with tokenizer=.*, this run has tokenizer="),
+    ):
+        with pytest.raises(ValueError, match=message + r".*use the settings that it began with, or another --run_dir"):
+            run_ict(run, corpus, num_steps=8, **changes)
+    run_ict(run, corpus, num_steps=7)
+    assert lines(run)[-1]["step"] == 7
+
+
+def test_warm_starts(corpus, other_pieces, whole_ict, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"was trained on the pieces of tokenizer .*, the corpus has .*; build the corpus"
+    ):
+        run_ict(tmp_path / "d", corpus, tiny.ict(other_pieces.directory), warm_start=(str(whole_ict),))
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         run_ict(tmp_path / "a", corpus, warm_start=(str(tmp_path / "nothing"),))
     wide = dataclasses.replace(tiny.ict(corpus.directory), retriever=tiny.retriever(projection_size=8))
