@@ -1,4 +1,4 @@
-"""Ranked documents against the documents that should have been found: recall, reciprocal rank, nDCG.
+"""Ranked documents against the documents that should have been found: recall, reciprocal rank.
 
 A rank that holds -1 (no hit) never counts. A document that a ranking names twice counts at its first rank alone, so
 that no figure can exceed 1.
@@ -65,29 +65,6 @@ def reciprocal_rank(relevant: Bool[np.ndarray, "batch num_results"]) -> Float64[
         return np.zeros(len(relevant))
     first_ranks = relevant.argmax(axis=1) + 1.0
     return np.divide(1.0, first_ranks, out=np.zeros(len(relevant)), where=relevant.any(axis=1))
-
-
-def ndcg_at_k(
-    relevant: Bool[np.ndarray, "batch num_results"], num_gold: Int64[np.ndarray, "batch"], k: int
-) -> Float64[np.ndarray, "batch"]:
-    """Normalised discounted cumulative gain with relevance 0 or 1 (Järvelin & Kekäläinen 2002).
-
-    Σ_{ranks r <= k with a relevant document} 1 / log2(r + 1), divided by the same sum for a ranking that begins
-    with all gold documents.
-
-    Args:
-      relevant: as from `relevance`.
-      num_gold: how many gold documents each query has, found or not; 0 gives 0.
-      k: ranks that count.
-
-    >>> ndcg_at_k(np.array([[False, True]]), np.array([1]), 2).round(4).tolist()  # 1 / log2(3)
-    [0.6309]
-    """
-    _check_k(k)
-    discounts = 1.0 / np.log2(np.arange(2, k + 2))
-    gains = (relevant[:, :k] * discounts[: relevant.shape[1]]).sum(axis=1)
-    ideal = np.concatenate([[0.0], np.cumsum(discounts)])[np.minimum(num_gold, k)]
-    return np.divide(gains, ideal, out=np.zeros(len(relevant)), where=ideal > 0)
 
 
 def _check_k(k: int) -> None:

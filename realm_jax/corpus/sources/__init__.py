@@ -17,7 +17,7 @@ from realm_jax.corpus.sources.mediawiki import read_mediawiki
 from realm_jax.corpus.sources.text_folder import is_text_name, read_text_folder
 from realm_jax.corpus.sources.wikiextractor_doc import read_wikiextractor_doc
 
-__all__ = ["FORMATS", "ORDINARY_CAUSES", "Article", "OnDrop", "detect_format", "read_articles", "read_sources"]
+__all__ = ["FORMATS", "ORDINARY_CAUSES", "Article", "OnDrop", "read_articles", "read_sources"]
 
 TEXT_FOLDER, TFDS, UNSEEN = "text_folder", "tfds", "not looked at"
 _MAX_SNIFFED = 500
@@ -113,13 +113,6 @@ def _under_own_ids(streams: Sequence[Iterator[Article]], on_rename: Callable[[st
                 on_rename(article.id, new_id)
                 article = article._replace(id=new_id)
             yield article
-
-
-def detect_format(path: str | Path) -> str:
-    """The format that "auto" stands for at this path, told by content and not by name; ValueError if there is none."""
-    if str(path).startswith(tfds.PREFIX):
-        return TFDS
-    return _decide(Path(path), _sniff_all(list_files(Path(path), lambda cause: None)))
 
 
 def _sniff_all(files: list[Path]) -> dict[Path, str | None]:
