@@ -21,6 +21,7 @@ class Prepared(NamedTuple):
     candidate_ids: np.ndarray | None  # this process's rows; None for tasks without retrieval
     ready_at: float  # time.perf_counter() when it was ready
     search_ms: float  # search alone, without waiting for the query embeddings
+    selection_age_steps: int = 0  # steps done since the parameters that embedded the queries; the index has its own age
 
 
 class LookAhead:
@@ -49,13 +50,14 @@ class LookAhead:
         if self._task.retrieval is not None:
             assert self._embed is not None
             embeds = self._embed(params, put_batch(self._mesh, self._task.retrieval.queries(examples)))
-        self._future = self._executor.submit(self._prepare, step, examples, embeds, index)
+        age = 0 if self._future is None else 1  # the first selection of a run is made before any step
+        self._future = self._executor.submit(self._prepare, step, examples, embeds, index, age)
         self._examples = self._executor.submit(self._make_examples, step + 1)
 
     def resume(self, step: int, candidate_ids: np.ndarray) -> None:
         """Prepares `step` with candidates that were selected before the run stopped."""
         examples = self._make_examples(step)[1]
-        self._future = self._executor.submit(self._join, step, examples, np.asarray(candidate_ids, np.int64), 0.0)
+        self._future = self._executor.submit(self._join, step, examples, np.asarray(candidate_ids, np.int64), 0.0, 1)
 
     def take(self, step: int) -> Prepared:
         """Waits for the batch of `step`; raises what kept it from being made."""
@@ -77,7 +79,7 @@ class LookAhead:
                 return examples
         return self._make_examples(step)[1]
 
-    def _prepare(self, step: int, examples: Any, embeds: jax.Array | None, index: Index | None) -> Prepared:
+    def _prepare(self, step: int, examples: Any, embeds: jax.Array | None, index: Index | None, age: int) -> Prepared:
         retrieval = self._task.retrieval
         if retrieval is None or embeds is None:
             batch = put_batch(self._mesh, self._task.batch(examples))
@@ -87,9 +89,9 @@ class LookAhead:
         start = time.perf_counter()
         results = index.search(queries, retrieval.num_results)
         search_ms = (time.perf_counter() - start) * 1e3
-        return self._join(step, examples, retrieval.select(examples, results), search_ms)
+        return self._join(step, examples, retrieval.select(examples, results), search_ms, age)
 
-    def _join(self, step: int, examples: Any, candidate_ids: np.ndarray, search_ms: float) -> Prepared:
+    def _join(self, step: int, examples: Any, candidate_ids: np.ndarray, search_ms: float, age: int) -> Prepared:
         assert self._task.retrieval is not None
         batch = put_batch(self._mesh, self._task.retrieval.join(examples, candidate_ids))
-        return Prepared(step, jax.block_until_ready(batch), candidate_ids, time.perf_counter(), search_ms)
+        return Prepared(step, jax.block_until_ready(batch), candidate_ids, time.perf_counter(), search_ms, age)

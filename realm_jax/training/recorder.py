@@ -104,6 +104,7 @@ class Recorder:
                 "index_age_steps": float(step - refresher.version),
                 "index_age_secs": max(0.0, time.time() - refresher.built_at),
                 "swap_pause_ms": self._pause_ms,
+                "selection_age_steps": float(prepared.selection_age_steps),
                 "search_ms": prepared.search_ms,
             }
             self._pause_ms = 0.0

@@ -113,6 +113,18 @@ def test_candidates_come_from_the_parameters_and_the_index_at_start(make, mesh):
     assert look_ahead.take(6).step == 6  # taking twice gives the same, as the checkpoint does
 
 
+def test_how_old_a_selection_is(make):
+    """The first is made before any step; every other, that of a resumed run included, a step ahead."""
+    look_ahead, resumed = make(task()), make(task())
+    ages = []
+    for step in (5, 6, 7):
+        look_ahead.start(step, params(step), RecordingIndex(0))
+        ages.append(look_ahead.take(step).selection_age_steps)
+    assert ages == [0, 1, 1]
+    resumed.resume(6, look_ahead.take(7).candidate_ids)
+    assert resumed.take(6).selection_age_steps == 1
+
+
 def test_parameters_may_be_donated_after_start(make):
     look_ahead = make(task(), devices=1)
     update = jax.jit(lambda w: w + 1, donate_argnums=0)

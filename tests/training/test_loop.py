@@ -233,7 +233,14 @@ def test_a_synchronous_run(whole_realm):
     for name in ("retrieval_utility", "null_document_prob", "retrieval_entropy", "learning_rate_retriever"):
         assert all(np.isfinite(line[name]) for line in written), name
     raw = json.loads(RunDir.of(whole_realm).metrics_jsonl.read_text().splitlines()[-1])
-    assert {"search_ms", "retrieval_wait_ms", "swap_pause_ms", "index_age_secs", "tokens_per_sec"} <= set(raw)
+    assert {
+        "selection_age_steps",
+        "search_ms",
+        "retrieval_wait_ms",
+        "swap_pause_ms",
+        "index_age_secs",
+        "tokens_per_sec",
+    } <= set(raw)
     swaps = [json.loads(line) for line in (RunDir.of(whole_realm).metrics / "swaps.jsonl").read_text().splitlines()]
     assert [(swap["step"], swap["version"]) for swap in swaps] == [(0, 0), (3, 3)]
     assert list_snapshots(RunDir.of(whole_realm)) == [0, 3, 6]
