@@ -120,20 +120,14 @@ def per_span_loss(
 
 
 def retrieval_utility(
-    gold_log_probs: Float[Array, "batch num_candidates num_masks"],
-    mask_weights: Float[Array, "batch num_masks"],
-) -> Float[Array, "batch num_candidates"]:
-    """RU(z|x) = log p(y|z,x) − log p(y|∅,x), candidate 0 being ∅ (REALM, section 5.1); 0 for ∅ itself."""
-    log_probs = jnp.where(mask_weights[:, None, :] > 0, gold_log_probs, 0.0).sum(axis=-1)
-    return log_probs - log_probs[:, :1]
-
-
-def marginal_utility(
     marginal_log_probs: Float[Array, "batch num_masks"],
     gold_log_probs: Float[Array, "batch num_candidates num_masks"],
     mask_weights: Float[Array, "batch num_masks"],
 ) -> WeightedSum:
-    """The run metric of released REALM: what retrieval adds to the log-likelihood of a masked token, mean over masks."""
+    """log p(y_j|x) − log p(y_j|∅,x), mean over masks: what retrieval adds to the log-likelihood of a masked token.
+
+    The run metric of released REALM; candidate 0 is ∅. The paper's RU(z|x) (REALM, section 5.1) is of one document.
+    """
     gain = jnp.where(mask_weights > 0, (marginal_log_probs - gold_log_probs[:, 0]) * mask_weights, 0.0)
     return WeightedSum(gain.sum(), mask_weights.sum())
 

@@ -104,19 +104,8 @@ def test_a_document_that_predicts_better_than_average_gains_score(marginal):
 
 
 def test_utility_by_hand():
-    utility = losses.retrieval_utility(f32(GOLD), f32(WEIGHTS))
-    expected = np.array(
-        [
-            [0, np.log(0.7 * 0.4 / (0.1 * 0.2)), np.log(0.05 * 0.3 / (0.1 * 0.2))],
-            [0, np.log(0.5 / 0.2), np.log(0.99 / 0.2)],
-        ]
-    )
-    np.testing.assert_allclose(utility, expected, rtol=1e-5, atol=1e-7)
-
-
-def test_marginal_utility_by_hand():
     marginal = losses.marginal_per_token(log_probs(), f32(GOLD))
-    gain = losses.marginal_utility(marginal, f32(GOLD), f32(WEIGHTS))
+    gain = losses.retrieval_utility(marginal, f32(GOLD), f32(WEIGHTS))
     expected = np.log(np.einsum("bk,bkm->bm", PROBS, np.exp(GOLD))) - GOLD[:, 0]
     np.testing.assert_allclose(gain.total / gain.weight, (expected[0].sum() + expected[1, 0]) / 3, rtol=1e-5)
 

@@ -147,7 +147,7 @@ def realm_loss(
     }
     if model.null_document:
         metrics["null_document_prob"] = WeightedSum(retrieval_probs[:, 0].sum(), examples)
-        metrics["retrieval_utility"] = losses.marginal_utility(marginal_log_probs, gold_log_probs, batch.mask_weights)
+        metrics["retrieval_utility"] = losses.retrieval_utility(marginal_log_probs, gold_log_probs, batch.mask_weights)
     return loss, metrics
 
 
