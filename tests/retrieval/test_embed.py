@@ -146,8 +146,9 @@ def test_every_snapshot_on_request(run):
         save_snapshot(run, step, _params(step))
     _say(run, "running")
     with _Beside(run, every_snapshot=True, keep_newest=9):
-        _wait_for(lambda: list_versions(run.index) == [10, 20, 30])
+        _wait_for(lambda: len(list_versions(run.index)) == 3)
         _say(run, "finished")
+    assert list_versions(run.index) == [10, 20, 30]
 
 
 def test_what_a_replay_awaits_is_built_first_and_kept(run):
@@ -209,7 +210,8 @@ def test_retires_nothing_in_use_or_named_by_a_checkpoint(run):
         _say(run, "finished", process=1, index_version=50)
         _wait_for(lambda: list_versions(run.index) == [40, 50])
         _say(run, "failed")
-    load_version(run.index_version(50))
+    assert list_versions(run.index) == [40, 50]
+    assert load_version(run.index_version(50)).num_documents == 37  # what is kept can be served
 
 
 def test_nothing_is_retired_before_every_trainer_has_spoken(run):

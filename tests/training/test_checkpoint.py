@@ -4,6 +4,7 @@ import concurrent.futures
 import json
 import re
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +63,7 @@ def candidate_ids(mesh, seed=0):
     return put_batch(mesh, np.random.default_rng(seed).integers(-2, 90, size=(8, 3)).astype(np.int32))
 
 
-def same(one, other):
+def assert_same(one, other):
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), one, other)
 
 
@@ -85,7 +86,7 @@ def test_what_was_saved_comes_back_to_the_bit_on_another_mesh(run, mesh):
     four = MeshConfig(data=2, fsdp=1, tensor=2).build(jax.devices()[:4])
     again = Checkpoints(run)
     unit = again.restore(wanted(state(four)), four, batch_size=8)
-    same(unit.state, state(mesh, 4, seed=4))
+    assert_same(unit.state, state(mesh, 4, seed=4))
     np.testing.assert_array_equal(unit.candidate_ids, candidate_ids(mesh, 4))
     assert unit.index_version == 3 and int(unit.state.step) == 4
     assert unit.candidate_ids.sharding == NamedSharding(four, BATCH)
@@ -139,7 +140,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(run, mesh, dam
     again = Checkpoints(run)
     unit = again.restore(wanted(state(mesh)), mesh, batch_size=8)
     assert int(unit.state.step) == 2 and unit.index_version == 1
-    same(unit.state, state(mesh, 2, seed=2))
+    assert_same(unit.state, state(mesh, 2, seed=2))
     assert f"checkpoint {run.checkpoints / '4'} cannot be read" in caplog.text
     # and the run can write that step again: it must not keep the damaged one
     assert again.kept_versions() == [1]
@@ -149,7 +150,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(run, mesh, dam
     last = Checkpoints(run)
     unit = last.restore(wanted(state(mesh)), mesh, batch_size=8)
     assert int(unit.state.step) == 4 and unit.index_version == 2
-    same(unit.state.params, params(44))
+    assert_same(unit.state.params, params(44))
     last.close()
 
 
@@ -185,7 +186,7 @@ def test_parameters_for_other_pieces_are_refused(run, mesh):
     with pytest.raises(ValueError, match="checkpoints/4 " + expected.format("zyxwvutsrqpo")):
         check_tokenizer(run, "abcdefghijklmnop")
     save_snapshot(run, 4, params(), tokenizer="zyxwvutsrqponmlk")
-    same(load_snapshot(run, 4, "zyxwvutsrqponmlk"), params())
+    assert_same(load_snapshot(run, 4, "zyxwvutsrqponmlk"), params())
     with pytest.raises(ValueError, match="snapshots/00000004 " + expected.format("zyxwvutsrqpo")):
         load_snapshot(run, 4, "abcdefghijklmnop")
 
@@ -197,7 +198,7 @@ def test_params_for_warm_starts_and_evaluation(run, mesh):
     for asked, step in ((None, 4), (2, 2)):
         got_step, got = load_params(run, asked)
         assert got_step == step
-        same(got, params(step))
+        assert_same(got, params(step))
         assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(got))
     with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 3 under .*there: 2, 4"):
         load_params(run, 3)
@@ -207,7 +208,7 @@ def test_flat_names():
     nested = params()
     flat = flatten_params(nested)
     assert sorted(flat) == ["knowledge_encoder/output_bias", "retriever/projection/kernel"]
-    same(nest_params(flat), nested)
+    assert_same(nest_params(flat), nested)
 
 
 # --- snapshots
@@ -216,7 +217,7 @@ def test_flat_names():
 def test_a_snapshot_is_exact_and_repeatable(run):
     place = save_snapshot(run, 30, params())
     assert place == run.snapshot(30) and list_snapshots(run) == [30]
-    same(load_snapshot(run, 30), params())
+    assert_same(load_snapshot(run, 30), params())
     written = (place / "params.safetensors").stat().st_mtime_ns
     save_snapshot(run, 30, params())  # a resumed run writes it again
     assert (place / "params.safetensors").stat().st_mtime_ns == written
@@ -228,7 +229,7 @@ def test_a_snapshot_of_another_run_is_not_overwritten(run):
     save_snapshot(run, 30, params())
     with pytest.raises(ValueError, match=r"already holds another snapshot of step 30.*choose another --run_dir"):
         save_snapshot(run, 30, params(seed=1))
-    same(load_snapshot(run, 30), params())
+    assert_same(load_snapshot(run, 30), params())
 
 
 @pytest.mark.faults
@@ -240,7 +241,7 @@ def test_torn_snapshots_do_not_exist_and_damaged_ones_are_refused(run):
     with pytest.raises(FileNotFoundError):
         load_snapshot(run, 20)
     save_snapshot(run, 20, params())  # takes the torn one's place
-    same(load_snapshot(run, 20), params())
+    assert_same(load_snapshot(run, 20), params())
 
     file = run.snapshot(20) / "params.safetensors"
     content = bytearray(file.read_bytes())
@@ -277,19 +278,23 @@ def test_what_a_run_made_is_known_until_it_goes_back(run):
     save_snapshot(run, 10, params(99))  # the resumed run comes to other parameters
     assert snapshot_checksum(run, 10) not in (first, second)
     save_snapshot(run, 5, params(5))  # the same again: its parameters come back
-    same(load_snapshot(run, 5), params(5))
+    assert_same(load_snapshot(run, 5), params(5))
     save_snapshot(run, 0, params(0), max_to_keep=1)
     with pytest.raises(ValueError, match="already holds another snapshot of step 0"):
         save_snapshot(run, 0, params(1))  # also where only the record is left
 
 
-def test_the_writer_copies_before_the_step_takes_the_arrays(run, mesh):
+def test_the_writer_copies_before_the_step_takes_the_arrays(run, mesh, monkeypatch):
+    """The thread that writes comes to it only after the step has taken the arrays."""
+    taken, write = threading.Event(), SnapshotWriter._write
+    monkeypatch.setattr(SnapshotWriter, "_write", lambda *arguments: taken.wait(60) and write(*arguments))
     writer = SnapshotWriter(run, mesh)
     placed = jax.device_put(params()["retriever"], NamedSharding(mesh, P()))
     writer.write(3, placed)
     jax.tree.map(lambda leaf: leaf.delete(), placed)  # as donation does
+    taken.set()
     writer.wait()
-    same(load_snapshot(run, 3), params()["retriever"])
+    assert_same(load_snapshot(run, 3), params()["retriever"])
     writer.close()
 
 
@@ -320,7 +325,7 @@ def test_a_full_disk_and_snapshots(run, mesh, caplog):
     with file_size_limit(300), pytest.raises(OSError, match=message.format(12)):
         writer.write(12, params(12), wait=True)
     assert sorted(path.name for path in run.snapshots.iterdir()) == ["00000003", "00000009"]  # the space is given back
-    same(load_snapshot(run, 3), params(3))
+    assert_same(load_snapshot(run, 3), params(3))
     writer.close()
 
 
@@ -342,7 +347,7 @@ def test_a_full_disk_and_checkpoints(run, mesh):
     again = Checkpoints(run)
     unit = again.restore(wanted(state(mesh)), mesh, batch_size=8)
     assert int(unit.state.step) == 4 and unit.index_version == 3
-    same(unit.state, state(mesh, 4, seed=4))
+    assert_same(unit.state, state(mesh, 4, seed=4))
     again.save(6, ResumeUnit(state(mesh, 6, seed=6), 5, candidate_ids(mesh)))
     again.wait()
     assert again.latest_step() == 6 and again.kept_versions() == [3, 5]
