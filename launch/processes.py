@@ -1,11 +1,12 @@
 """Child processes on cores of their own, and one line of progress: what the launchers share."""
 
+import contextlib
 import os
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from realm_jax.run_dir import RunDir, read_json
@@ -42,8 +43,8 @@ class Child:
                     **environment,
                 },
                 start_new_session=True,  # Ctrl-C reaches the launcher alone, which then ends its children in order
-                preexec_fn=_on_cores(cores),
             )
+        _keep_on_cores(self.process.pid, cores)
 
     def running(self) -> bool:
         return self.process.poll() is None
@@ -73,11 +74,14 @@ def stopped_early(run: RunDir) -> str | None:
     return f"stopped at step {status['step']} of {status['num_steps']}; the same command goes on"
 
 
-def _on_cores(cores: Sequence[int]) -> Callable[[], None] | None:
-    """Binds a process to cores, where the system can: trainer and embedder do not take each other's time."""
-    if not cores or not hasattr(os, "sched_setaffinity"):
-        return None
-    return lambda: os.sched_setaffinity(0, cores)
+def _keep_on_cores(pid: int, cores: Sequence[int]) -> None:
+    """Binds a process to cores, where the system can: trainer and embedder do not take each other's time.
+
+    From outside, while it is still starting its interpreter: the threads that it makes later inherit the cores.
+    """
+    if cores and hasattr(os, "sched_setaffinity"):
+        with contextlib.suppress(ProcessLookupError):  # it has ended already
+            os.sched_setaffinity(pid, cores)
 
 
 def split_cores() -> tuple[list[int], list[int]]:

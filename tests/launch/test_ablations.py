@@ -1,5 +1,6 @@
 """The ablation launcher: what it runs, what it does with a failure, and its table."""
 
+import os
 import re
 import sys
 
@@ -90,6 +91,15 @@ def test_rows_come_from_the_evaluations(ablations, tmp_path):
     assert found["BM25"] == [{"recall_at_1": -2, "with_retrieval": 0}]
     assert found["per-span marginal"] == [{"recall_at_1": 4, "with_retrieval": 40}]
     assert found[ablations.SEARCHED_STALE] == [{"recall_at_1": -3}]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs a system that binds processes to cores")
+def test_children_stay_on_their_cores(ablations, tmp_path):
+    core = min(os.sched_getaffinity(0))
+    says = "import os, threading, time; time.sleep(1)\n"
+    says += "threading.Thread(target=lambda: print(sorted(os.sched_getaffinity(0)))).start()"
+    child = ablations.Child("says", [sys.executable, "-S", "-c", says], tmp_path / "log", [core], {})
+    assert child.process.wait(60) == 0 and child.last_words(1) == f"[{core}]"
 
 
 def test_children_keep_their_memory_unless_the_user_has_set_it_up(ablations, tmp_path, monkeypatch):
