@@ -65,7 +65,7 @@ class IndexSettings:
 
     backend: Backend = "scann"
     scann: ScannSettings | None = None
-    shard_bytes: int = 16 << 20
+    shard_bytes: int = 10 << 20  # 20 480 documents of 128: the smallest shard that has a tree
     recall_queries: int = 256
     recall_results: int = 10
 
