@@ -73,7 +73,7 @@ class _Beside:
     def __init__(self, run: RunDir, **changes: Any):
         self.error: BaseException | None = None
         self._arguments = {"run_dir": str(run.path)} | SETTINGS | changes
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)  # a test that fails must not hang
 
     def _run(self) -> None:
         try:
