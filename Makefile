@@ -3,6 +3,7 @@
 VENV ?= .venv
 RUN_DIR ?= runs/pretrain
 CORPUS ?=
+TEXT ?= docs
 WORKERS ?= 2
 PYTEST_ARGS ?=
 
@@ -72,8 +73,9 @@ lint: install ## ruff
 types: install ## mypy
 	$(BIN)/mypy
 
-bench: install ## every benchmark, one table each
-	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+bench: install ## the benchmarks, a table each; TEXT=path/to/text for the corpus job's
+	@for script in embed_throughput.py index_load_stall.py look_ahead.py 'corpus_throughput.py $(TEXT)'; do \
+		echo "== $$script"; $(BIN)/python benchmarks/$$script || exit 1; done
 
 constraints: ## resolve the newest allowed versions for PYTHON and write its file; run the tests before keeping it
 	@rm -rf .venv-constraints && "$(PYTHON)" -m venv .venv-constraints

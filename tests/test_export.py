@@ -58,7 +58,8 @@ def lowered_step(task, values, mesh=None, accumulation_steps=1):
 def test_realm_step(marginal, null_document, accumulation_steps):
     task = abstract_steps.realm_task(RETRIEVER, ENCODER, marginal, null_document)
     values = batch(null_document)
-    lowered_step(task, values, MeshConfig(data=2, fsdp=2, tensor=2).build(), accumulation_steps)
+    exported, _ = lowered_step(task, values, MeshConfig(data=2, fsdp=2, tensor=2).build(), accumulation_steps)
+    assert list(exported.platforms) == PLATFORMS
 
 
 def test_ict_step_and_first_state():
@@ -72,7 +73,9 @@ def test_ict_step_and_first_state():
 
 
 def test_masked_lm_step():
-    lowered_step(abstract_steps.masked_lm_task(ENCODER), abstract_steps.masked_lm_batch(8, joint_len=32, masks=3))
+    batch = abstract_steps.masked_lm_batch(8, joint_len=32, masks=3)
+    exported, _ = lowered_step(abstract_steps.masked_lm_task(ENCODER), batch)
+    assert list(exported.platforms) == PLATFORMS
 
 
 def test_copy_for_a_snapshot(tmp_path):

@@ -160,6 +160,7 @@ def test_what_a_replay_awaits_is_built_first_and_kept(run):
         _say(run, "running", index_version=20)
         _wait_for(lambda: list_versions(run.index) == [20, 30])
         _say(run, "finished", index_version=20)
+    assert list_versions(run.index) == [20, 30]
 
 
 @pytest.mark.faults
