@@ -26,7 +26,9 @@ from realm_jax.corpus.salient_spans import RuleTagger
 from realm_jax.corpus.sample import sample_texts
 from realm_jax.corpus.sentences import sentence_spans
 from realm_jax.corpus.sources import Article, read_sources
-from realm_jax.text.tokenizers import SentencePieceTokenizer, Tokenizer, load_tokenizer
+from realm_jax.text.loading import load_tokenizer
+from realm_jax.text.sentence_piece import SentencePieceTokenizer
+from realm_jax.text.tokenizer import Tokenizer
 
 BARE_IDS, BARE_OFFSETS = "bare tokenizer, ids", "bare tokenizer, ids and offsets"
 JOB = "corpus job, one process"

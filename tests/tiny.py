@@ -17,7 +17,8 @@ from realm_jax.retrieval.embedder import Embedder
 from realm_jax.run_dir import RunDir
 from realm_jax.tasks.ict import Ict
 from realm_jax.tasks.realm import Realm
-from realm_jax.text.tokenizers import SPECIAL_PIECES, WordPieceTokenizer
+from realm_jax.text.tokenizer import SPECIAL_PIECES
+from realm_jax.text.word_piece import WordPieceTokenizer
 from realm_jax.training.checkpoint import list_snapshots, load_snapshot, snapshot_checksum
 
 NAMES = ["ann", "bob", "cem", "dan", "eva", "fay", "gus", "hal", "ida", "jon", "kim", "lee"]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
-from realm_jax.text.tokenizers import Tokenizer
+from realm_jax.text.tokenizer import Tokenizer
 
 Spans = Sequence[tuple[int, int]]
 

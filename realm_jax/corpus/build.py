@@ -23,13 +23,9 @@ from realm_jax.corpus.store import Corpus
 from realm_jax.corpus.world import WorldConfig
 from realm_jax.corpus.writer import DEFAULT_TITLE_LEN, CorpusWriter
 from realm_jax.run_dir import RunDir
-from realm_jax.text.tokenizers import (
-    ModelType,
-    Tokenizer,
-    VocabularyTooLargeError,
-    load_tokenizer,
-    train_sentencepiece,
-)
+from realm_jax.text.loading import load_tokenizer
+from realm_jax.text.sentence_piece import ModelType, VocabularyTooLargeError, train_sentencepiece
+from realm_jax.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from realm_jax.corpus.info import CorpusInfo
 from realm_jax.corpus.sample import sample_texts
 from realm_jax.corpus.sources import Article
 from realm_jax.corpus.world import Question, Split, World, WorldConfig, generate
-from realm_jax.text.tokenizers import Tokenizer
+from realm_jax.text.tokenizer import Tokenizer
 
 QUESTIONS_FILE = "questions.jsonl"
 _SAMPLE_CHARS = 1_000_000

@@ -20,7 +20,7 @@ from realm_jax.corpus.blocks import PieceRows, TaggedArticle, cut_articles
 from realm_jax.corpus.salient_spans import SalientSpanTagger
 from realm_jax.corpus.sentences import sentence_spans
 from realm_jax.corpus.sources import Article
-from realm_jax.text.tokenizers import Tokenizer
+from realm_jax.text.tokenizer import Tokenizer
 
 # Large enough that numpy's cost per call vanishes, small enough to stay in a processor's cache.
 BATCH_CHARS = 1 << 18

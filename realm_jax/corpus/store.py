@@ -22,7 +22,8 @@ from realm_jax.corpus import dataset
 from realm_jax.corpus.blocks import Block
 from realm_jax.corpus.info import CORPUS_FILE, CorpusInfo, read_info
 from realm_jax.corpus.ragged import Ragged, open_array, open_ragged
-from realm_jax.text.tokenizers import Tokenizer, load_tokenizer
+from realm_jax.text.loading import load_tokenizer
+from realm_jax.text.tokenizer import Tokenizer
 
 
 class Corpus:

@@ -18,7 +18,7 @@ from realm_jax.corpus.blocks import Block, PieceRows, piece_rows
 from realm_jax.corpus.info import CORPUS_FILE, FORMAT_VERSION, CorpusInfo
 from realm_jax.corpus.store import Corpus, source_hash
 from realm_jax.run_dir import write_json_atomically
-from realm_jax.text.tokenizers import Tokenizer
+from realm_jax.text.tokenizer import Tokenizer
 
 DEFAULT_TITLE_LEN = 32
 

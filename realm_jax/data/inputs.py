@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int32, Int64
 
 from realm_jax.corpus.store import Corpus
-from realm_jax.text.tokenizers import Tokenizer
+from realm_jax.text.tokenizer import Tokenizer
 
 NULL_DOCUMENT = -1  # the empty document, candidate 0 of every example
 NO_CANDIDATE = -2  # an empty slot: too few documents were left after exclusion

@@ -15,7 +15,7 @@ from realm_jax.data.masked_lm import MaskedSentences
 from realm_jax.data.masking import MaskingConfig
 from realm_jax.data.order import example_rng
 from realm_jax.evaluation.answers import contains_answer, normalise_answer
-from realm_jax.text.tokenizers import Tokenizer
+from realm_jax.text.tokenizer import Tokenizer
 
 _WHOLE_SENTENCE = 514  # pieces; sentences beyond are cut to a window around their mask
 

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 
 from realm_jax.corpus.blocks import Block, TaggedArticle, cut_articles, piece_rows
-from realm_jax.text.tokenizers import SPECIAL_PIECES, WordPieceTokenizer, train_sentencepiece
+from realm_jax.text.sentence_piece import train_sentencepiece
+from realm_jax.text.tokenizer import SPECIAL_PIECES
+from realm_jax.text.word_piece import WordPieceTokenizer
 
 WORDS = [chr(ord("a") + i) for i in range(26)]
 

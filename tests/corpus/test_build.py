@@ -10,7 +10,8 @@ from realm_jax.corpus.build import corpus
 from realm_jax.corpus.sample import sample_texts
 from realm_jax.corpus.store import Corpus
 from realm_jax.corpus.world import WorldConfig, generate
-from realm_jax.text.tokenizers import SPECIAL_PIECES, WordPieceTokenizer
+from realm_jax.text.tokenizer import SPECIAL_PIECES
+from realm_jax.text.word_piece import WordPieceTokenizer
 
 PEOPLE = ["Zoë Brandt", "Amélie Noir", "Bob Ashworth", "Ida Lindqvist"]
 PLACES = ["Köln", "Oslo", "Rome", "Lisbon", "Graz"]

@@ -9,7 +9,8 @@ import pytest
 from realm_jax.corpus import cutting
 from realm_jax.corpus.cutting import Cutter, cut_in_order, in_batches
 from realm_jax.corpus.sources import Article
-from realm_jax.text.tokenizers import SPECIAL_PIECES, WordPieceTokenizer
+from realm_jax.text.tokenizer import SPECIAL_PIECES
+from realm_jax.text.word_piece import WordPieceTokenizer
 
 ARTICLES = [Article(str(i), "", "a. " * (i + 1)) for i in range(40)]
 
@@ -77,7 +78,8 @@ import os, sys, time
 from pathlib import Path
 from realm_jax.corpus import cutting
 from realm_jax.corpus.sources import Article
-from realm_jax.text.tokenizers import SPECIAL_PIECES, WordPieceTokenizer
+from realm_jax.text.tokenizer import SPECIAL_PIECES
+from realm_jax.text.word_piece import WordPieceTokenizer
 
 class SlowTagger:
     def spans(self, text, sentences):

@@ -11,7 +11,8 @@ from realm_jax.corpus.blocks import Block, piece_rows
 from realm_jax.corpus.ragged import Ragged
 from realm_jax.corpus.store import Corpus
 from realm_jax.corpus.writer import CorpusWriter, content_fingerprint, make_corpus
-from realm_jax.text.tokenizers import SPECIAL_PIECES, WordPieceTokenizer
+from realm_jax.text.tokenizer import SPECIAL_PIECES
+from realm_jax.text.word_piece import WordPieceTokenizer
 
 WORDS = ["ann", "bob", "was", "born", "in", "oslo", "rome", "19", "##31", "."]
 

@@ -12,7 +12,8 @@ from realm_jax.corpus.store import Corpus
 from realm_jax.corpus.writer import make_corpus
 from realm_jax.evaluation.queries import check_any, known_items, masked_sentences, questions, texts_for_search, window
 from realm_jax.evaluation.retrieval import evaluate
-from realm_jax.text.tokenizers import SPECIAL_PIECES, WordPieceTokenizer
+from realm_jax.text.tokenizer import SPECIAL_PIECES
+from realm_jax.text.word_piece import WordPieceTokenizer
 
 WORDS = ["ann", "bob", "was", "born", "in", "oslo", "rome", "19", "##31", ".", "who", "river"]
 MASK = 4

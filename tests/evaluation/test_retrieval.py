@@ -18,7 +18,8 @@ from realm_jax.models import Retriever, RetrieverConfig, TransformerConfig
 from realm_jax.retrieval.build_version import BatchSettings, IndexSettings, build_version
 from realm_jax.retrieval.embedder import Embedder
 from realm_jax.run_dir import RunDir, read_json, write_json_atomically
-from realm_jax.text.tokenizers import SPECIAL_PIECES, WordPieceTokenizer
+from realm_jax.text.tokenizer import SPECIAL_PIECES
+from realm_jax.text.word_piece import WordPieceTokenizer
 from realm_jax.training.checkpoint import save_snapshot
 
 NAMES = ["ann", "bob", "cem", "dan", "eva", "fay", "gus"]

@@ -9,7 +9,7 @@ from realm_jax.corpus.store import Corpus
 from realm_jax.corpus.writer import CorpusWriter
 from realm_jax.retrieval.build_version import BatchSettings, IndexSettings, build_version
 from realm_jax.retrieval.manifest import Manifest
-from realm_jax.text.tokenizers import WordPieceTokenizer
+from realm_jax.text.word_piece import WordPieceTokenizer
 
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
 EMBED = 16

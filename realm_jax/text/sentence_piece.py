@@ -1,85 +1,29 @@
-"""Tokenizers behind one protocol: piece ids with the character offsets that they came from.
-
-Special ids ([CLS], [SEP], [MASK], padding) are never produced from text: a literal "[MASK]" in a document is five
-or so ordinary pieces. Whoever builds a model's input adds the special ids by hand.
-"""
+"""SentencePiece tokenizers: trained in memory, with offsets from the lengths of the pieces."""
 
 import functools
 import hashlib
 import io
 import itertools
-import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, SupportsInt, runtime_checkable
+from typing import Literal, SupportsInt
 
 import numpy as np
 import sentencepiece
-import tokenizers
 from jaxtyping import Bool, Int32, Int64
 
-SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+from realm_jax.text.tokenizer import SPECIAL_PIECES, Encoding, special_ids, write_settings
+
 ModelType = Literal["unigram", "bpe"]
-SETTINGS_FILE = "settings.json"
 SENTENCEPIECE_FILE = "sentencepiece.model"
-VOCAB_FILE = "vocab.txt"
 # SentencePiece's result depends on the number of training threads, so it is a constant and not the machine's.
 _TRAINING_THREADS = 4
 # A piece such as "1862." would make a span of the year one of year and stop: these are always pieces of their own.
 _OWN_PIECES = tuple(".,;:!?()[]{}\"“”„«»'‘’/–—…")
 # SentencePiece leaves out training lines above 4192 bytes without a word: cut them ourselves.
 _TRAINING_LINE_CHARS = 1000
-
-
-class Encoding(NamedTuple):
-    """The pieces of a text, without special ids.
-
-    `offsets` are characters (not bytes) into the text as given, [start, end). A SentencePiece piece that starts a
-    word includes the white space before it. A piece can be empty where one character became several pieces ("½").
-    """
-
-    ids: Int32[np.ndarray, "num_pieces"]
-    offsets: Int32[np.ndarray, "num_pieces 2"]
-
-
-@runtime_checkable
-class Tokenizer(Protocol):
-    """What the rest of the library asks of a tokenizer. `pad_id` is always 0."""
-
-    @property
-    def vocab_size(self) -> int: ...
-
-    @property
-    def pad_id(self) -> int: ...
-
-    @property
-    def unk_id(self) -> int: ...
-
-    @property
-    def cls_id(self) -> int: ...
-
-    @property
-    def sep_id(self) -> int: ...
-
-    @property
-    def mask_id(self) -> int: ...
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256 of what decides the ids: two tokenizers of one fingerprint encode alike."""
-        ...
-
-    def encode(self, text: str) -> Encoding: ...
-
-    def encode_batch(self, texts: Sequence[str]) -> list[Encoding]: ...
-
-    def decode(self, ids: Iterable[SupportsInt]) -> str:
-        """Readable text: padding, [CLS] and [SEP] left out, masks and unknown pieces shown as such."""
-        ...
-
-    def save(self, directory: str | Path) -> None: ...
 
 
 class VocabularyTooLargeError(ValueError):
@@ -109,7 +53,7 @@ class SentencePieceTokenizer:
         processor = self._processor
         self.vocab_size = int(processor.get_piece_size())
         self._pieces = [processor.id_to_piece(i) for i in range(self.vocab_size)]
-        ids = [_index_of(self._pieces, piece, "the SentencePiece model") for piece in SPECIAL_PIECES]
+        ids = special_ids(self._pieces, "the SentencePiece model")
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = ids
         if self.pad_id != 0:
             raise ValueError(f"expected [PAD] to be piece 0 of the SentencePiece model, got {self.pad_id}")
@@ -218,107 +162,10 @@ class SentencePieceTokenizer:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / SENTENCEPIECE_FILE).write_bytes(self._model)
-        _write_settings(directory, {"kind": "sentencepiece", "fingerprint": self.fingerprint})
+        write_settings(directory, {"kind": "sentencepiece", "fingerprint": self.fingerprint})
 
     def __reduce__(self) -> tuple:
         return SentencePieceTokenizer, (self._model,)
-
-
-class WordPieceTokenizer:
-    """BERT's WordPiece over a given vocabulary.
-
-    Built from parts and not with `BertWordPieceTokenizer`, which turns a literal "[MASK]" in text into the mask id.
-
-    Args:
-      vocab: the pieces, one for each id.
-      lower_case: also strip accents, as BERT's uncased models do.
-    """
-
-    def __init__(self, vocab: Sequence[str], lower_case: bool = True):
-        self._vocab = list(vocab)
-        self.lower_case = lower_case
-        self.vocab_size = len(self._vocab)
-        ids = [_index_of(self._vocab, piece, "the WordPiece vocabulary") for piece in SPECIAL_PIECES]
-        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = ids
-        if self.pad_id != 0:
-            raise ValueError(
-                f"expected [PAD] on the first line of the WordPiece vocabulary, got line {self.pad_id + 1}"
-            )
-        table = {piece: i for i, piece in enumerate(self._vocab)}
-        if len(table) != len(self._vocab):
-            raise ValueError(
-                f"the WordPiece vocabulary has {len(self._vocab) - len(table)} repeated lines; remove them"
-            )
-        self._tokenizer = tokenizers.Tokenizer(
-            tokenizers.models.WordPiece(table, unk_token="[UNK]", max_input_chars_per_word=100)
-        )
-        self._tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lower_case)
-        self._tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-        content = json.dumps([self._vocab, lower_case], ensure_ascii=False)
-        self.fingerprint = hashlib.sha256(content.encode()).hexdigest()
-
-    @classmethod
-    def from_vocab_file(cls, path: str | Path, lower_case: bool = True) -> "WordPieceTokenizer":
-        try:
-            lines = Path(path).read_text(encoding="utf-8").split("\n")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: expected a UTF-8 vocab.txt with one piece a line, got {error}") from error
-        while lines and not lines[-1].strip():
-            lines.pop()
-        return cls([line.rstrip("\r") for line in lines], lower_case)
-
-    def encode(self, text: str) -> Encoding:
-        return _encoding_of(self._tokenizer.encode(text, add_special_tokens=False))
-
-    def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
-        return [_encoding_of(e) for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
-
-    def decode(self, ids: Iterable[SupportsInt]) -> str:
-        hidden = {self.pad_id, self.cls_id, self.sep_id}
-        return " ".join(self._vocab[int(i)] for i in ids if int(i) not in hidden).replace(" ##", "")
-
-    def save(self, directory: str | Path) -> None:
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / VOCAB_FILE).write_text("\n".join(self._vocab) + "\n", encoding="utf-8")
-        settings = {"kind": "wordpiece", "lower_case": self.lower_case, "fingerprint": self.fingerprint}
-        _write_settings(directory, settings)
-
-    def __reduce__(self) -> tuple:
-        return WordPieceTokenizer, (self._vocab, self.lower_case)
-
-
-def load_tokenizer(path: str | Path) -> SentencePieceTokenizer | WordPieceTokenizer:
-    """Loads what `save` wrote; also a bare vocab.txt (lower-casing), a .model file, or a directory that holds either.
-
-    Raises:
-      ValueError: nothing there is a tokenizer, or the files do not match the fingerprint saved with them.
-    """
-    path = Path(path)
-    if path.is_file():
-        if path.suffix == ".txt":
-            return WordPieceTokenizer.from_vocab_file(path)
-        return SentencePieceTokenizer(path.read_bytes())
-    settings: dict = {}
-    if (path / SETTINGS_FILE).is_file():
-        settings = json.loads((path / SETTINGS_FILE).read_text(encoding="utf-8"))
-    tokenizer: SentencePieceTokenizer | WordPieceTokenizer
-    if settings.get("kind", "sentencepiece") == "sentencepiece" and (path / SENTENCEPIECE_FILE).is_file():
-        tokenizer = SentencePieceTokenizer((path / SENTENCEPIECE_FILE).read_bytes())
-    elif settings.get("kind", "wordpiece") == "wordpiece" and (path / VOCAB_FILE).is_file():
-        tokenizer = WordPieceTokenizer.from_vocab_file(path / VOCAB_FILE, settings.get("lower_case", True))
-    else:
-        raise ValueError(
-            f"no tokenizer at {path}: expected a directory with {SENTENCEPIECE_FILE} or {VOCAB_FILE}, "
-            "a vocab.txt, or a SentencePiece model file"
-        )
-    if settings.get("fingerprint", tokenizer.fingerprint) != tokenizer.fingerprint:
-        raise ValueError(
-            f"the tokenizer in {path} is not the one that was saved there: expected fingerprint "
-            f"{settings['fingerprint'][:12]}, got {tokenizer.fingerprint[:12]}; "
-            "restore its files or build the corpus again"
-        )
-    return tokenizer
 
 
 def train_sentencepiece(
@@ -381,21 +228,3 @@ def _training_lines(texts: Iterable[str]) -> Iterator[str]:
                 piece = line[start : start + _TRAINING_LINE_CHARS].strip()
                 if piece:
                     yield piece
-
-
-def _encoding_of(encoding: "tokenizers.Encoding") -> Encoding:
-    ids = np.asarray(encoding.ids, np.int32)
-    return Encoding(ids, np.asarray(encoding.offsets, np.int32).reshape(len(ids), 2))
-
-
-def _index_of(pieces: list[str], piece: str, what: str) -> int:
-    try:
-        return pieces.index(piece)
-    except ValueError:
-        raise ValueError(
-            f"{what} ({len(pieces)} pieces) has no {piece}; expected all of {', '.join(SPECIAL_PIECES)}"
-        ) from None
-
-
-def _write_settings(directory: Path, settings: dict) -> None:
-    (directory / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
