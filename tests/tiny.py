@@ -19,7 +19,7 @@ from realm_jax.tasks.ict import Ict
 from realm_jax.tasks.realm import Realm
 from realm_jax.text.tokenizer import SPECIAL_PIECES
 from realm_jax.text.word_piece import WordPieceTokenizer
-from realm_jax.training.checkpoint import list_snapshots, load_snapshot, snapshot_checksum
+from realm_jax.training.snapshots import list_snapshots, load_snapshot, snapshot_checksum
 
 NAMES = ["ann", "bob", "cem", "dan", "eva", "fay", "gus", "hal", "ida", "jon", "kim", "lee"]
 TOWNS = ["oslo", "rome", "bern", "kyiv", "lima", "cork", "nice", "graz"]

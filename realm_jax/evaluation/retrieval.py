@@ -24,7 +24,8 @@ from realm_jax.retrieval.versions import list_versions, load_version, verify, ve
 from realm_jax.run_dir import RunDir, read_json, write_json_atomically
 from realm_jax.tasks.ict import check_vocabulary
 from realm_jax.tasks.realm import Realm, check_same_tokenizer
-from realm_jax.training.checkpoint import check_tokenizer, list_snapshots, load_params, load_snapshot
+from realm_jax.training.checkpoint import check_tokenizer, load_params
+from realm_jax.training.snapshots import list_snapshots, load_snapshot
 
 _QUERIES_AT_ONCE = 64
 

@@ -23,7 +23,7 @@ from realm_jax.retrieval.lock import exclusive
 from realm_jax.retrieval.manifest import Manifest
 from realm_jax.retrieval.versions import list_versions, retire, withdraw
 from realm_jax.run_dir import RunDir, read_json, write_json_atomically
-from realm_jax.training.checkpoint import PARAMS_FILE, list_snapshots, nest_params, snapshot_checksum
+from realm_jax.training.snapshots import PARAMS_FILE, list_snapshots, nest_params, snapshot_checksum
 
 __all__ = ["embed", "embed_snapshot"]
 

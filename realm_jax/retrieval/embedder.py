@@ -26,7 +26,7 @@ from realm_jax.retrieval.embed_documents import embed_in_batches
 from realm_jax.retrieval.length_batches import choose_lengths, input_lengths, length_batches
 from realm_jax.retrieval.manifest import Manifest
 from realm_jax.run_dir import RunDir
-from realm_jax.training.checkpoint import flatten_params, load_snapshot, snapshot_checksum
+from realm_jax.training.snapshots import flatten_params, load_snapshot, snapshot_checksum
 
 Method = Literal["embed_documents", "embed_queries"]
 

@@ -86,3 +86,21 @@ def special_ids(pieces: Sequence[str], what: str) -> list[int]:
 def write_settings(directory: Path, settings: dict) -> None:
     """Writes what loading needs to know of a saved tokenizer: its kind, its fingerprint, its settings."""
     (directory / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def check_same_pieces(place: Path, theirs: str, ours: str) -> None:
+    """Refuses parameters that were trained on other pieces than those of a corpus.
+
+    Args:
+      place: where the parameters lie.
+      theirs: fingerprint of the tokenizer that they were trained with.
+      ours: fingerprint of the corpus's.
+
+    Raises:
+      ValueError: with both fingerprints and the remedy.
+    """
+    if theirs != ours:
+        raise ValueError(
+            f"{place} was trained on the pieces of tokenizer {theirs[:12]}, the corpus has {ours[:12]}; build the corpus with "
+            "that run's tokenizer directory, or train on this corpus"
+        )

@@ -17,7 +17,8 @@ from realm_jax.retrieval.hot_swap import HotSwap, Swap, VersionSource
 from realm_jax.retrieval.index import Index
 from realm_jax.run_dir import RunDir
 from realm_jax.tasks.task import Params, Retrieval
-from realm_jax.training.checkpoint import NO_VERSION, SnapshotWriter, forget_snapshots_after, snapshot_checksum
+from realm_jax.training.checkpoint import NO_VERSION
+from realm_jax.training.snapshots import SnapshotWriter, forget_snapshots_after, snapshot_checksum
 from realm_jax.training.status import TrainerStatus
 from realm_jax.typed import check_fields
 

@@ -20,7 +20,7 @@ from realm_jax.retrieval.embedder import Embedder
 from realm_jax.run_dir import RunDir, read_json, write_json_atomically
 from realm_jax.text.tokenizer import SPECIAL_PIECES
 from realm_jax.text.word_piece import WordPieceTokenizer
-from realm_jax.training.checkpoint import save_snapshot
+from realm_jax.training.snapshots import save_snapshot
 
 NAMES = ["ann", "bob", "cem", "dan", "eva", "fay", "gus"]
 TOWNS = ["oslo", "rome", "bern", "kyiv", "lima", "cork", "nice"]

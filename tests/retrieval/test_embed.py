@@ -27,7 +27,7 @@ from realm_jax.retrieval.embedder import Embedder, embed_inputs, embed_snapshot
 from realm_jax.retrieval.lock import exclusive
 from realm_jax.retrieval.versions import list_versions, load_version, read_manifest
 from realm_jax.run_dir import RunDir, read_json, write_json_atomically
-from realm_jax.training.checkpoint import PARAMS_FILE, forget_snapshots_after, save_snapshot, snapshot_checksum
+from realm_jax.training.snapshots import PARAMS_FILE, forget_snapshots_after, save_snapshot, snapshot_checksum
 from tests.retrieval.made_index import VOCAB, make_corpus
 
 ENCODER = TransformerConfig(

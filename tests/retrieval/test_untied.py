@@ -23,7 +23,7 @@ from realm_jax.retrieval.versions import read_manifest
 from realm_jax.run_dir import RunDir
 from realm_jax.tasks.ict import ict_loss
 from realm_jax.tasks.realm import embed_queries, retrieval_scores
-from realm_jax.training.checkpoint import save_snapshot
+from realm_jax.training.snapshots import save_snapshot
 from tests import tiny
 
 CONFIG = tiny.retriever(tied=False)

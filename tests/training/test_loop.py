@@ -19,12 +19,13 @@ from realm_jax.retrieval.build_version import BatchSettings, IndexSettings
 from realm_jax.retrieval.versions import list_versions, read_manifest
 from realm_jax.run_dir import RunDir, read_json
 from realm_jax.tasks.ict import Ict
-from realm_jax.training.checkpoint import Checkpoints, list_snapshots, load_params
+from realm_jax.training.checkpoint import Checkpoints, load_params
 from realm_jax.training.loop import train
 from realm_jax.training.optimizer import OptimizerConfig
 from realm_jax.training.recorder import NonFiniteUpdate
 from realm_jax.training.refresh import RefreshConfig
 from realm_jax.training.sharding import MeshConfig
+from realm_jax.training.snapshots import list_snapshots
 from tests import tiny
 from tests.training.realm_run import EmbedThread, run_realm
 
@@ -353,7 +354,7 @@ def test_an_asynchronous_run_swaps_and_resumes_beside_its_own_leftovers(corpus, 
         run_realm(str(tmp_path), place, 3, "asynchronous", checkpoint_every_steps=1)
     # what a killed run left: a snapshot and an index of a later step, of other parameters
     later = jax.tree.map(lambda leaf: leaf + 1, load_params(run)[1]["retriever"])
-    from realm_jax.training.checkpoint import save_snapshot
+    from realm_jax.training.snapshots import save_snapshot
 
     save_snapshot(run, 6, later)
     tiny.build_index(run, 6, tiny.realm(corpus.directory).retriever, corpus)

@@ -11,9 +11,10 @@ import pytest
 from realm_jax.retrieval.build_version import BatchSettings, IndexSettings, build_version
 from realm_jax.retrieval.versions import list_versions, withdraw
 from realm_jax.run_dir import RunDir, read_json
-from realm_jax.training.checkpoint import NO_VERSION, list_snapshots, snapshot_checksum
+from realm_jax.training.checkpoint import NO_VERSION
 from realm_jax.training.refresh import RefreshConfig, Refresher
 from realm_jax.training.sharding import MeshConfig
+from realm_jax.training.snapshots import list_snapshots, snapshot_checksum
 from realm_jax.training.status import TrainerStatus
 from tests import tiny
 

@@ -15,10 +15,11 @@ import pytest
 
 from realm_jax.retrieval.versions import list_versions
 from realm_jax.run_dir import RunDir, read_json
-from realm_jax.training.checkpoint import list_snapshots, load_params
+from realm_jax.training.checkpoint import load_params
 from realm_jax.training.loop import train
 from realm_jax.training.metrics import read_metrics
 from realm_jax.training.optimizer import OptimizerConfig
+from realm_jax.training.snapshots import list_snapshots
 from tests import tiny
 
 RUN_FILE = Path(__file__).with_name("two_hosts.gin")
