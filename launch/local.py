@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 from processes import GRACE_SECS, Child, Display, split_cores, stopped_early  # noqa: E402 - beside this script
 
 from realm_jax.run_dir import RunDir, read_json  # noqa: E402 - the checkout's own package
-from realm_jax.training.metrics import progress_figures  # noqa: E402
+from realm_jax.training.progress import progress_figures  # noqa: E402
 
 RECIPES = ("tiny", "documents", "encyclopedia")
 TRAINERS = ("train", "ict", "reader")

@@ -1,1 +1,1 @@
-"""The training job: one loop for every task, its state, optimizer, sharding, checkpoints, snapshots and metrics."""
+"""The training job: one loop for every task, its state, optimizer, sharding, checkpoints, snapshots, metrics and throughput."""

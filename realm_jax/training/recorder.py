@@ -13,8 +13,10 @@ from realm_jax.retrieval.hot_swap import Swap
 from realm_jax.retrieval.look_ahead import Prepared
 from realm_jax.run_dir import RunDir, write_text_atomically
 from realm_jax.tasks.task import Task
-from realm_jax.training.metrics import MetricWriter, ProgressBar, StepTimer, peak_flops_per_sec
+from realm_jax.training.metrics import MetricWriter
+from realm_jax.training.progress import ProgressBar
 from realm_jax.training.refresh import Refresher
+from realm_jax.training.throughput import StepTimer, peak_flops_per_sec
 
 logger = logging.getLogger(__name__)
 

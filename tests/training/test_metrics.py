@@ -1,29 +1,16 @@
-"""Metrics survive kills, resumes and full disks; figures are right numbers."""
+"""Metrics survive kills, resumes and full disks."""
 
 import errno
-import io
 import json
-import logging
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from realm_jax.run_dir import RunDir
-from realm_jax.training import metrics
-from realm_jax.training.metrics import (
-    MetricWriter,
-    ProgressBar,
-    StepTimer,
-    data_sheet_flops,
-    peak_flops_per_sec,
-    progress_figures,
-    read_metrics,
-    series,
-)
+from realm_jax.training.metrics import MetricWriter, read_metrics, series
 
 
 def records(path):
@@ -176,108 +163,3 @@ def test_series_leaves_out_entries_without_the_metric():
     np.testing.assert_array_equal(steps, [1, 3])
     np.testing.assert_array_equal(values, [2, 4])
     assert series([], "a")[0].shape == (0,)
-
-
-class Clock:
-    def __init__(self):
-        self.now = 100.0
-
-    def __call__(self):
-        return self.now
-
-
-def test_step_timer():
-    clock = Clock()
-    timer = StepTimer(examples_per_step=16, tokens_per_step=1000, flops_per_step=6e9, peak_flops=30e9, clock=clock)
-    assert timer.figures() == {}
-    for secs in (0.1, 0.3, 0.2):
-        clock.now += secs
-        assert timer.step_done() == pytest.approx(secs)
-    clock.now += 50
-    timer.skip()  # an evaluation is no training time
-    assert timer.figures() == {
-        "step_secs": pytest.approx(0.2),
-        "examples_per_sec": pytest.approx(16 * 3 / 0.6),
-        "tokens_per_sec": pytest.approx(5000.0),
-        "mfu": pytest.approx(6e9 * 3 / 0.6 / 30e9),
-    }
-    clock.now += 2
-    timer.step_done()
-    assert timer.figures()["examples_per_sec"] == pytest.approx(8.0)
-    assert timer.step_secs == pytest.approx([0.1, 0.3, 0.2, 2.0])
-    assert "mfu" not in _one_step(StepTimer(1, 1, clock=clock), clock).figures()
-
-
-def _one_step(timer, clock):
-    clock.now += 1
-    timer.step_done()
-    return timer
-
-
-@pytest.mark.parametrize(
-    ("kind", "flops"),
-    [("TPU v5 lite", 197e12), ("TPU v5", 459e12), ("TPU v3", 61.5e12), ("NVIDIA A100-SXM4-80GB", 312e12)],
-)
-def test_known_devices_count_by_their_data_sheet(kind, flops):
-    assert data_sheet_flops(kind) == flops
-
-
-def test_simulated_devices_share_one_measured_peak(monkeypatch):
-    monkeypatch.setattr(metrics, "_measured_peak", lambda device: 5e9)
-    assert len(jax.devices()) == 8
-    assert peak_flops_per_sec() == 5e9
-
-
-def test_measured_peak_is_plausible():
-    assert 1e8 < metrics._measured_peak(jax.devices()[0], size=256, seconds=0.01) < 1e15
-
-
-def test_progress_without_a_terminal_is_log_lines(caplog):
-    clock = Clock()
-    caplog.set_level(logging.INFO, "realm_jax.training.metrics")
-    with ProgressBar(100, initial_step=20, log_every_secs=10, clock=clock) as bar:
-        for step in range(21, 101):
-            clock.now += 1.0
-            bar.update(step, {"loss": 2.0, "index_version": 15, "index_age_steps": 6})
-    lines = [record.getMessage() for record in caplog.records]
-    assert lines[0] == "train 21/100, 01:19 left, loss 2.000, index 15 (6 steps old)"
-    assert len(lines) == 9 and lines[-1].startswith("train 100/100, 00:00 left")
-
-
-def test_the_time_left_leaves_compiling_out(caplog):
-    clock = Clock()
-    caplog.set_level(logging.INFO, "realm_jax.training.metrics")
-    with ProgressBar(100, log_every_secs=0, clock=clock) as bar:
-        clock.now += 60.0  # the first index, and compiling
-        bar.leave_out(60.0)
-        bar.update(1, {})
-        for step in (2, 3):
-            clock.now += 1.0
-            bar.update(step, {})
-        clock.now += 30.0  # another length is compiled
-        bar.leave_out(30.0)
-        bar.update(4, {})
-    assert [record.getMessage() for record in caplog.records] == [
-        "train 1/100, ? left, ", "train 2/100, 01:38 left, ", "train 3/100, 01:37 left, ", "train 4/100, 01:36 left, ",
-    ]  # fmt: skip
-
-
-class Terminal(io.StringIO):
-    """A file in memory that says that it is a terminal."""
-
-    def isatty(self):
-        return True
-
-
-def test_progress_on_a_terminal_is_one_line():
-    terminal = Terminal()
-    with ProgressBar(50, description="realm", stream=terminal) as bar:
-        bar.update(25, {"loss": 1.5, "retrieval_utility": -0.25})
-        bar._bar.refresh()
-    assert "realm  50% |" in terminal.getvalue() and "25/50" in terminal.getvalue()
-    assert "00:00 left, loss 1.500, utility -0.250" in terminal.getvalue()
-    assert terminal.getvalue().count("\n") == 1  # the end of the bar
-
-
-def test_no_index_yet_is_not_shown():
-    assert progress_figures({"index_version": -1, "loss": 1.0}) == "loss 1.000"
