@@ -1,5 +1,6 @@
 """From what a run left behind to the figures of report.json."""
 
+import bisect
 import datetime
 import itertools
 import math
@@ -79,14 +80,23 @@ def _of_training(metrics: list[dict[str, Any]], swaps: list[dict[str, Any]]) -> 
 def _slowest_swap(metrics: list[dict[str, Any]], swapped_before: list[int]) -> float | None:
     """The slowest step at which a version was swapped in, as a multiple of the median step.
 
-    None if a swap's step shares its line of metrics with others: their median tells nothing of the slowest.
+    Of steps that share a line of metrics only the slowest is known: where the swap was at another, the figure is an upper
+    bound. None when a swap's line is missing, or tells of several steps but not the slowest, as in older runs.
     """
-    logged = {entry["step"] for entry in metrics}
-    secs = {entry["step"]: entry["step_secs"] for entry in metrics if isinstance(entry.get("step_secs"), float)}
-    if any(not {step, step + 1} <= logged for step in swapped_before):
-        return None
-    at_swaps = [secs[step + 1] for step in swapped_before if step + 1 in secs]  # a line tells how many steps are done
-    return max(at_swaps) / float(np.median(list(secs.values()))) if at_swaps else None
+    lines = [entry for entry in metrics if "index_version" in entry]  # of steps: evaluations have lines of their own
+    ends = [line["step"] for line in lines]  # how many steps are done
+    at_swaps = []
+    for step in swapped_before:
+        number = bisect.bisect_right(ends, step)
+        if number == len(lines):
+            return None
+        line, begin = lines[number], ends[number - 1] if number else 0
+        if "step_secs" not in line:
+            continue  # compiled first, and so not timed
+        if "step_secs_max" not in line and line["step"] - begin > 1:
+            return None
+        at_swaps.append(line.get("step_secs_max", line["step_secs"]))
+    return max(at_swaps) / float(np.median(series(lines, "step_secs")[1])) if at_swaps else None
 
 
 def _configs(run: RunDir, job: str) -> list[Path]:

@@ -32,7 +32,7 @@ PEAK_FLOPS_PER_SEC = {
 
 
 class StepTimer:
-    """Turns the times of steps into examples_per_sec, tokens_per_sec and mfu.
+    """Turns the times of steps into step_secs, step_secs_max, examples_per_sec, tokens_per_sec and mfu.
 
     Call `step_done` after every step and `figures` when metrics are written; figures are of the steps in between.
     """
@@ -74,12 +74,13 @@ class StepTimer:
         self._last = self._clock()
 
     def figures(self) -> dict[str, float]:
-        """Throughput since the last call, and the median time of a step; {} when no step was done."""
+        """Throughput since the last call, the median time of a step and the longest; {} when no step was done."""
         if not self._window:
             return {}
         secs, steps = sum(self._window), len(self._window)
         found = {
             "step_secs": float(np.median(self._window)),
+            "step_secs_max": max(self._window),
             "examples_per_sec": self._examples * steps / secs,
             "tokens_per_sec": self._tokens * steps / secs,
         }

@@ -114,6 +114,21 @@ def test_swaps_between_two_lines_of_metrics_are_counted(run):
     assert figures["step_secs_max_over_median_at_swaps"] is None
 
 
+def test_the_slowest_step_around_a_swap_when_lines_cover_several_steps(run):
+    """Lines of two steps and an evaluation; the slowest window of all has no swap."""
+    windows = [(2, 0.5, 0.5), (4, 0.5, 1.25), (6, 0.5, 9.0), (8, 0.5, 0.75)]
+    lines = [
+        {"step": step, "index_version": 0, "step_secs": median, "step_secs_max": slowest}
+        for step, median, slowest in windows
+    ]
+    lines.insert(1, {"step": 3, "heldout_recall_at_1": 0.5})
+    run.metrics_jsonl.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_swaps(run, [SWAPS[0], SWAPS[1], SWAPS[2] | {"step": 6}])  # before steps 2 and 6: the second and fourth line
+    assert assemble(run)["step_secs_max_over_median_at_swaps"] == 2.5
+    write_swaps(run, [SWAPS[0], SWAPS[1], SWAPS[2] | {"step": 8}])  # its line is not written yet
+    assert assemble(run)["step_secs_max_over_median_at_swaps"] is None
+
+
 def test_serving_a_version_again_is_no_swap(run):
     write_swaps(run, [SWAPS[0], SWAPS[0] | {"step": 3}])
     figures = assemble(run)

@@ -1,11 +1,15 @@
-"""The record of swaps, from which a run can be replayed."""
+"""The record of swaps, from which a run can be replayed, and the times of steps that share a line of metrics."""
 
 import json
 
+import jax.numpy as jnp
 import pytest
 
 from realm_jax.retrieval.hot_swap import Swap
+from realm_jax.retrieval.look_ahead import Prepared
 from realm_jax.run_dir import RunDir
+from realm_jax.training import recorder as recorder_module
+from realm_jax.training.metrics import read_metrics
 from realm_jax.training.recorder import Recorder
 from tests import tiny
 from tests.full_disk import file_size_limit
@@ -16,11 +20,11 @@ def make(tmp_path):
     task = tiny.ict(tiny.corpus(tmp_path / "z").directory).build(0)
     made = []
 
-    def make(first_step):
+    def make(first_step, log_every_steps=1):
         made.append(
             Recorder(
-                RunDir.of(tmp_path / "run"), task, batch_size=8, first_step=first_step, num_steps=20, log_every_steps=1,
-                non_finite="stop", max_skipped_updates=0,
+                RunDir.of(tmp_path / "run"), task, batch_size=8, first_step=first_step, num_steps=20,
+                log_every_steps=log_every_steps, non_finite="stop", max_skipped_updates=0,
             )
         )  # fmt: skip
         return made[-1]
@@ -61,3 +65,20 @@ def test_a_full_disk_delays_the_record_and_tears_no_line(make, recorded, caplog)
     assert recorded() == [(0, 0)]
     recorder.swapped(Swap(9, 6, 1.0, 0.5), 9)
     assert recorded() == [(0, 0), (4, 2), (9, 6)]
+
+
+def test_the_slowest_of_the_steps_that_a_line_covers(make, tmp_path, monkeypatch):
+    recorder = make(0, log_every_steps=3)
+    begin = recorder._now
+    monkeypatch.setattr(recorder_module, "_wait", lambda figures: ({"finite": 1.0}, begin + float(figures["done_at"])))
+    for step, done_at in enumerate((1.0, 1.5, 4.5, 4.75, 5.0, 5.5)):
+        prepared = Prepared(step, None, None, begin, 0.0)
+        recorder.dispatched(
+            step, {"done_at": jnp.float32(done_at)}, prepared, None, is_timed=step != 3
+        )  # step 3 is compiled first
+    recorder.drain(keep=0)
+    figures = [(line["step"], line["step_secs"], line["step_secs_max"]) for line in read_metrics(tmp_path / "run")]
+    assert figures == [
+        (3, pytest.approx(1.0), pytest.approx(3.0)),
+        (6, pytest.approx(0.375), pytest.approx(0.5)),
+    ]

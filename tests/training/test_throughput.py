@@ -19,6 +19,7 @@ def test_step_timer():
     timer.skip()  # an evaluation is no training time
     assert timer.figures() == {
         "step_secs": pytest.approx(0.2),
+        "step_secs_max": pytest.approx(0.3),
         "examples_per_sec": pytest.approx(16 * 3 / 0.6),
         "tokens_per_sec": pytest.approx(5000.0),
         "mfu": pytest.approx(6e9 * 3 / 0.6 / 30e9),
