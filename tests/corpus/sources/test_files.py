@@ -1,0 +1,56 @@
+"""Files of any compression, whole and damaged, however long."""
+
+import bz2
+import gzip
+import itertools
+import json
+import lzma
+import tracemalloc
+
+import pytest
+
+from realm_jax.corpus.sources import Article, read_articles
+from tests.corpus.sources.reading import PASSAGES, json_line, read
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress, bytes])
+def test_compression_is_told_by_content_and_damage_is_counted(tmp_path, compress):
+    whole = compress(PASSAGES.encode())
+    (tmp_path / "whole").write_bytes(whole)
+    articles, dropped = read(tmp_path / "whole")
+    assert len(articles) == 200
+    assert dropped == {}
+    if compress is bytes:
+        return
+    big = "".join(
+        json_line(id=f"p{i}", text=f"{[(i + j) * 7919 % 104729 for j in range(100)]}") for i in range(4000)
+    ).encode()
+    packed = compress(big)
+    (tmp_path / "cut").write_bytes(packed[: len(packed) * 3 // 4])
+    articles, dropped = read(tmp_path / "cut")
+    assert 500 < len(articles) < 4000  # what came before the cut is used
+    assert articles == list(read_articles_head(big, len(articles)))
+    assert dropped == {"truncated or corrupted file": 1}
+    flipped = bytearray(packed)
+    flipped[len(packed) // 2 : len(packed) // 2 + 8] = b"\xff" * 8
+    (tmp_path / "flipped").write_bytes(flipped)
+    articles, dropped = read(tmp_path / "flipped", "jsonl")
+    assert dropped.get("truncated or corrupted file") == 1
+
+
+def read_articles_head(content, count):
+    for line in itertools.islice(content.decode().splitlines(), count):
+        record = json.loads(line)
+        yield Article(record["id"], "", record["text"])
+
+
+def test_memory_stays_flat(tmp_path):
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt") as file:
+        for i in range(2000):
+            file.write(json_line(id=str(i), text=f"{i} " * 4000))  # 40 MB
+    tracemalloc.start()
+    count = sum(1 for _ in read_articles(tmp_path / "a.jsonl.gz"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 2000
+    assert peak < 12_000_000
