@@ -116,6 +116,7 @@ def test_an_interrupt_leaves_no_process(tmp_path, how):
     finally:
         if _is_group_alive(job.pid):
             os.killpg(job.pid, signal.SIGKILL)
+        job.communicate()
 
 
 def _wait_until(condition, timeout_secs):

@@ -181,6 +181,7 @@ def test_being_stopped_ends_the_children_the_trainer_first(tmp_path, number, sta
         _, notes = launcher.communicate(timeout=60)
     finally:
         launcher.kill()
+        launcher.communicate()
     assert launcher.returncode == status
     assert ("the same command goes on from here" in notes) == (number == signal.SIGINT)
     assert (tmp_path / "ended").read_text().split() == ["train", "embed"]
