@@ -3,14 +3,14 @@
 import math
 from collections.abc import Sequence
 from html import escape
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64
 
 WIDTH, HEIGHT = 420, 210
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 26
-MAX_POINTS = 400  # longer curves are averaged
+LEFT, RIGHT, TOP, BOTTOM = 46, 18, 10, 26  # RIGHT: half of the last step number
+MAX_POINTS = 400  # longer curves are thinned
 SMOOTH_FROM = 40  # noisy curves of at least so many points get a running mean
 
 
@@ -31,6 +31,7 @@ def line_chart(
     smooth: bool = False,
     from_zero: bool = False,
     as_stairs: bool = False,
+    peaks: bool = False,
 ) -> str:
     """A chart of one or more curves over steps, with a hairline wherever an index version was swapped in.
 
@@ -42,8 +43,9 @@ def line_chart(
       smooth: draw the points faintly and a running mean over them.
       from_zero: let the vertical axis include 0.
       as_stairs: a straight line would say something between the points that is not so.
+      peaks: of a curve with too many points draw the greatest of neighbours, not their mean.
     """
-    lines = [_averaged(line) for line in lines]
+    lines = [_thinned(line, "last" if as_stairs else "max" if peaks else "mean") for line in lines]
     values = np.concatenate([line.values[np.isfinite(line.values)] for line in lines])
     steps = np.concatenate([line.steps for line in lines])
     if not len(values):
@@ -120,22 +122,28 @@ def ticks(low: int | float, high: int | float, count: int = 4) -> list[float]:
 
 
 def running_mean(values: Float64[np.ndarray, "points"]) -> Float64[np.ndarray, "points"]:
-    """Mean over a centred window of a tenth of the points, shrunk at the ends; gaps are left out of it."""
+    """Mean over a centred window of a tenth of the points, of which the ends have half; gaps are left out of it."""
     reach = max(1, len(values) // 20)
     finite = np.isfinite(values)
     sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
     counts = np.concatenate([[0], np.cumsum(finite)])
     places = np.arange(len(values))
-    half = np.minimum(np.minimum(places, len(values) - 1 - places), reach)
-    low, high = places - half, places + half + 1
+    low, high = np.maximum(places - reach, 0), np.minimum(places + reach + 1, len(values))
     number = counts[high] - counts[low]
     return np.divide(sums[high] - sums[low], number, out=np.full(len(values), np.nan), where=number > 0)
 
 
-def _averaged(line: Line) -> Line:
+def _thinned(line: Line, keep: Literal["mean", "max", "last"]) -> Line:
+    """At most MAX_POINTS points, each of as many neighbours."""
     size = -(-len(line.steps) // MAX_POINTS)
     if size <= 1:
         return line
     edges = np.arange(0, len(line.steps), size)
+    if keep == "last":
+        last = np.append(edges[1:], len(line.steps)) - 1
+        return Line(line.name, line.steps[last], line.values[last])
     counts = np.diff(np.append(edges, len(line.steps)))
-    return Line(line.name, np.add.reduceat(line.steps, edges) / counts, np.add.reduceat(line.values, edges) / counts)
+    steps = np.add.reduceat(line.steps, edges) / counts
+    if keep == "max":
+        return Line(line.name, steps, np.maximum.reduceat(line.values, edges))
+    return Line(line.name, steps, np.add.reduceat(line.values, edges) / counts)

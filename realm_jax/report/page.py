@@ -30,6 +30,8 @@ class ChartPlan(NamedTuple):
     smooth: bool = False
     from_zero: bool = False
     stairs: bool = False
+    peaks: bool = False
+    unless_zero: bool = False  # zero throughout where nothing can be measured
 
 
 CHARTS = (
@@ -37,14 +39,15 @@ CHARTS = (
     ChartPlan("Retrieval utility", "log p(y|x) − log p(y|x, ∅), in nats", ("retrieval_utility",), smooth=True),
     ChartPlan("Recall", "held-out sentences whose document is found", ("recall_at_",), from_zero=True),
     ChartPlan("Gold document", "in training: among the candidates, and its p(z|x)", ("gold_selected", "gold_prob"),
-              smooth=True, from_zero=True),
+              smooth=True, from_zero=True, unless_zero=True),
     ChartPlan("Null document", "p(∅|x); rises when the index is stale",
               ("null_document_prob",), smooth=True, from_zero=True),
     ChartPlan("Retrieval entropy", "of p(z|x), in nats", ("retrieval_entropy",), smooth=True),
     ChartPlan("Index age", "steps since the served index's snapshot", ("index_age_steps",),
               from_zero=True),
     ChartPlan("Index version", "the snapshot step that it was embedded with", ("index_version",), stairs=True),
-    ChartPlan("Swap pause", "longest that the training thread was held up, ms", ("swap_pause_ms",), from_zero=True),
+    ChartPlan("Swap pause", "longest that the training thread was held up, ms", ("swap_pause_ms",), from_zero=True,
+              peaks=True),
     ChartPlan("Step time", "seconds, median", ("step_secs",), from_zero=True),
     ChartPlan("Search", "ms a batch; ms that the device waited for it",
               ("search_ms", "retrieval_wait_ms"), from_zero=True),
@@ -172,7 +175,7 @@ def charts(entries: Sequence[Entry], plans: Sequence[ChartPlan], swaps: Sequence
         ]
         lines = [Line(name, *series(entries, name)) for name in names]
         lines = [line for line in lines if any(map(math.isfinite, line.values))][:4]
-        if not lines:
+        if not lines or (plan.unless_zero and not any(line.values.any() for line in lines)):
             continue
         svg = line_chart(
             lines,
@@ -182,6 +185,7 @@ def charts(entries: Sequence[Entry], plans: Sequence[ChartPlan], swaps: Sequence
             smooth=plan.smooth,
             from_zero=plan.from_zero,
             as_stairs=plan.stairs,
+            peaks=plan.peaks,
         )
         legend = [_words(line.name) for line in lines] if len(lines) > 1 else []
         last = ", ".join(f"{line.values[-1]:.3g}" for line in lines)

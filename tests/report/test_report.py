@@ -10,7 +10,7 @@ import pytest
 from realm_jax.report import report
 from realm_jax.report.figures import NUMBERS, TABLES, check_figures, write_report
 from realm_jax.report.gather import gather
-from realm_jax.report.page import charts, evaluation, headline
+from realm_jax.report.page import CHARTS, charts, evaluation, headline
 from realm_jax.run_dir import RunDir
 from tests.report.conftest import FIGURES, HOSTILE
 
@@ -167,15 +167,9 @@ def test_headline_marks_the_best_and_leaves_out_rows_without_figures():
 
 
 def test_charts_of_recall_are_in_the_order_of_k(finished_run):
-    drawn = {chart.title: chart for chart in charts(gather(finished_run).metrics, _plans(), ())}
+    drawn = {chart.title: chart for chart in charts(gather(finished_run).metrics, CHARTS, ())}
     assert drawn["Recall"].legend == ["recall@1", "recall@5", "recall@20"]
     assert drawn["Loss"].legend == []
-
-
-def _plans():
-    from realm_jax.report.page import CHARTS
-
-    return CHARTS
 
 
 def test_an_evaluation_shows_shares_counts_and_nats():
@@ -188,3 +182,9 @@ def test_an_evaluation_shows_shares_counts_and_nats():
 def test_an_evaluation_without_rows_is_names_and_values():
     shown = evaluation({"name": "spans", "accuracy": 0.25, "count": 40})
     assert shown["plain"] == {"accuracy": "0.25", "count": "40"} and shown["rows"] == []
+
+
+@pytest.mark.parametrize(("gold_prob", "is_drawn"), [(0.0, False), (0.2, True)])
+def test_gold_documents_that_nobody_knows_are_not_drawn(gold_prob, is_drawn):
+    entries = [{"step": step, "loss": 1.0, "gold_selected": 0.0, "gold_prob": gold_prob} for step in (1, 2)]
+    assert ("Gold document" in [chart.title for chart in charts(entries, CHARTS, ())]) is is_drawn
