@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -56,7 +57,22 @@ class RefreshConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.snapshot_every_steps < 1 or self.swap_every_steps < 1:
-            raise ValueError("RefreshConfig.snapshot_every_steps and swap_every_steps must be at least 1")
+            raise ValueError(
+                "RefreshConfig.snapshot_every_steps and swap_every_steps must be at least 1, "
+                f"got {self.snapshot_every_steps} and {self.swap_every_steps}"
+            )
+        for name in ("timeout_secs", "poll_secs"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"RefreshConfig.{name} must be a number of seconds above 0, got {getattr(self, name)}; "
+                    "leave it out for the default"
+                )
+        if self.max_index_age_steps is not None and self.max_index_age_steps < self.snapshot_every_steps - 1:
+            raise ValueError(  # the trainer would wait for a version of a snapshot that it makes only later
+                f"RefreshConfig.max_index_age_steps must be at least snapshot_every_steps - 1 = "
+                f"{self.snapshot_every_steps - 1}, got {self.max_index_age_steps}: no index is ever that new between two "
+                "snapshots; raise it, make snapshots more often, or set it to None for any age"
+            )
         if self.embedder == "in_trainer" and self.mode == "asynchronous":
             raise ValueError(
                 "RefreshConfig: an embedder inside the trainer cannot be asynchronous; "
@@ -69,15 +85,20 @@ class RefreshConfig:
         """Step to version of the recorded swaps; of several at one step the last.
 
         Raises:
-          ValueError: when the file is missing or does not hold swaps.
+          ValueError: when the file is missing, empty, or does not hold swaps.
         """
         if self.replay_file is None:
             return {}
+        remedy = "name the metrics/swaps.jsonl of the run to repeat"
         try:
-            lines = Path(self.replay_file).read_text().splitlines()
+            lines = Path(self.replay_file).read_text(encoding="utf-8").splitlines()
         except OSError as error:
             raise ValueError(
-                f"RefreshConfig.replay_file {self.replay_file} cannot be read ({error.strerror})"
+                f"RefreshConfig.replay_file {self.replay_file} cannot be read ({error.strerror}); {remedy}"
+            ) from error
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"RefreshConfig.replay_file {self.replay_file}: expected UTF-8 text, got other bytes ({error}); {remedy}"
             ) from error
         swaps: dict[int, int] = {}
         for number, line in enumerate(lines, start=1):
@@ -86,13 +107,18 @@ class RefreshConfig:
                 step, version = int(swap["step"]), int(swap["version"])
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
-                    f"{self.replay_file}, line {number}: expected a line of a run's metrics/swaps.jsonl ({error!r})"
+                    f"{self.replay_file}, line {number}: expected a line of a run's metrics/swaps.jsonl, got {line[:80]!r} "
+                    f"({error!r}); {'remove the torn last line, or ' if number == len(lines) else ''}{remedy}"
                 ) from error
             if not 0 <= version <= step:
                 raise ValueError(
-                    f"{self.replay_file}, line {number}: version {version} cannot be served from step {step} on"
+                    f"{self.replay_file}, line {number}: version {version} cannot be served from step {step} on; {remedy}"
                 )
             swaps[step] = version
+        if not swaps:
+            raise ValueError(
+                f"RefreshConfig.replay_file {self.replay_file}: expected the swaps of a run, got an empty file; {remedy}"
+            )
         return swaps
 
 

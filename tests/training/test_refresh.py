@@ -103,6 +103,49 @@ def test_versions_after_the_resumed_step_are_withdrawn(run, retrieval, make):
         snapshot_checksum(run, 4)
 
 
+def test_a_resumed_run_serves_the_version_of_its_checkpoint(run, retrieval, make):
+    """A newer one is there, but the candidates of the checkpoint's step were found in the older."""
+    for version in (0, 2, 3):
+        publish(run, retrieval.corpus, version, "given")
+    resumed = make(step=3)
+    swap = resumed.serve_first(3, params(3), 2)
+    assert list_versions(run.index) == [0, 2, 3]
+    assert resumed.version == swap.version == 2
+    assert read_json(run.trainer_status(0))["index_version"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"timeout_secs": -5.0}, r"timeout_secs must be a number of seconds above 0, got -5.0; leave it out"),
+        ({"timeout_secs": float("nan")}, "timeout_secs must be a number of seconds above 0, got nan"),
+        ({"poll_secs": 0.0}, "poll_secs must be a number of seconds above 0, got 0.0"),
+        (
+            {"max_index_age_steps": -1, "snapshot_every_steps": 1},
+            r"must be at least .* = 0, got -1: .*None for any age",
+        ),
+        (
+            {"max_index_age_steps": 8, "snapshot_every_steps": 10},
+            r"at least snapshot_every_steps - 1 = 9, got 8: .*raise",
+        ),
+        ({"swap_every_steps": 0}, "swap_every_steps must be at least 1, got 500 and 0"),
+    ],
+)
+def test_settings_out_of_range(changes, message):
+    with pytest.raises(ValueError, match=message):
+        RefreshConfig(**changes)
+
+
+def test_the_greatest_age_may_be_one_less_than_the_steps_between_snapshots(run, retrieval, make):
+    """At the step of a snapshot the trainer waits for its index, and nowhere else."""
+    refresher = make(max_index_age_steps=1, when_too_old="stop")
+    publish(run, retrieval.corpus, 0, "given")
+    refresher.serve_first(0, params(0), NO_VERSION)
+    assert steps(refresher, 1, 2) == {}
+    with pytest.raises(TimeoutError, match="step 2: index 00000000 is older than max_index_age_steps=1"):
+        refresher.begin_step(2, params(2))
+
+
 def recorded(tmp_path, *swaps):
     place = tmp_path / "swaps.jsonl"
     place.write_text("".join(json.dumps({"step": step, "version": version}) + "\n" for step, version in swaps))
@@ -142,19 +185,21 @@ def test_the_parameters_that_a_version_was_embedded_with_must_be_those_of_the_re
     ("content", "message"),
     [
         (
-            '{"step": 3, "version": 2}\n{"step": 5,',
-            r"swaps.jsonl, line 2: expected a line of a run's metrics/swaps.jsonl",
+            b'{"step": 3, "version": 2}\n{"step": 5,',
+            r"line 2: expected a line of a run's metrics/swaps.jsonl, got '\{\"step\": 5,' .*; remove the torn last line",
         ),
-        ('{"step": 3}', r"line 1: expected .*KeyError\('version'\)"),
-        ("[3, 2]", r"line 1: expected .*TypeError"),
-        ('{"step": 3, "version": 4}', r"line 1: version 4 cannot be served from step 3 on"),
-        (None, r"RefreshConfig.replay_file .*swaps.jsonl cannot be read \(No such file or directory\)"),
+        (b'{"step": 3}\n{}', r"line 1: expected .*KeyError\('version'\)\); name the metrics/swaps.jsonl"),
+        (b"[3, 2]", r"line 1: expected .*TypeError"),
+        (b'{"step": 3, "version": 4}', r"line 1: version 4 cannot be served from step 3 on; name the metrics/swaps"),
+        (b'{"step": 3, "version": 2}\n\xff', r"swaps.jsonl: expected UTF-8 text, got other bytes \(.*\); name the"),
+        (b"", r"swaps.jsonl: expected the swaps of a run, got an empty file; name the metrics/swaps.jsonl"),
+        (None, r"RefreshConfig.replay_file .*swaps.jsonl cannot be read \(No such file or directory\); name the"),
     ],
 )
 def test_replay_files_that_are_none(tmp_path, content, message):
     place = tmp_path / "swaps.jsonl"
     if content is not None:
-        place.write_text(content)
+        place.write_bytes(content)
     with pytest.raises(ValueError, match=message):
         RefreshConfig(mode="replay", replay_file=str(place)).read_replay()
 
