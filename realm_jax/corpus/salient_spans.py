@@ -8,7 +8,7 @@ download, and fast enough to tag a corpus while it is tokenised.  How good it is
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -315,6 +315,25 @@ def _root(word: str) -> str:
     return _ROOT_END.split(word, 1)[0].lower()
 
 
+_SPACY_CHARS = 100_000  # at once: spaCy refuses a million, and a pipeline's memory grows with the length
+
+
+def _windows(sentences: Sequence[tuple[int, int]], most: int) -> Iterator[tuple[int, int]]:
+    """The sentences' stretch of text in pieces of whole sentences, of at most so many characters; one longer is cut.
+
+    >>> list(_windows([(0, 4), (5, 9), (10, 14), (15, 40)], 10))
+    [(0, 9), (10, 14), (15, 25)]
+    """
+    first, last = -1, -1
+    for start, end in sentences:
+        if first >= 0 and end - first > most:
+            yield first, min(last, first + most)
+            first = -1
+        first, last = start if first < 0 else first, end
+    if first >= 0:
+        yield first, min(last, first + most)
+
+
 class SpacyTagger:
     """Entities of a spaCy pipeline: better than rules where a trained pipeline is at hand, some ten times slower.
 
@@ -327,9 +346,9 @@ class SpacyTagger:
         try:
             import spacy
         except ImportError as error:
-            raise ImportError(
-                "SpacyTagger needs spaCy, which is not installed: pip install 'realm_jax[spacy]', then python -m spacy download "
-                "en_core_web_sm; or use the RuleTagger, which needs nothing"
+            raise ValueError(
+                "a tagger of spaCy needs spaCy, which is not installed: pip install 'realm_jax[spacy]', then "
+                'python -m spacy download en_core_web_sm; or set tagger="rules", which needs nothing'
             ) from error
         if isinstance(pipeline, str):
             try:
@@ -345,8 +364,9 @@ class SpacyTagger:
     def spans(self, text: str, sentences: Sequence[tuple[int, int]]) -> Spans:
         """Half-open character spans in the text, sorted and disjoint; entities across a sentence's end are left out."""
         entities = [
-            (entity.start_char, entity.end_char)
-            for entity in self._pipeline(text).ents  # type: ignore[operator]
+            (first + entity.start_char, first + entity.end_char)
+            for first, last in _windows(sentences, _SPACY_CHARS)
+            for entity in self._pipeline(text[first:last]).ents  # type: ignore[operator]
             if self._labels is None or entity.label_ in self._labels
         ]
         kept, place = [], 0

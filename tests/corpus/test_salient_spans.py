@@ -3,10 +3,13 @@
 import gzip
 import importlib.util
 import json
+import pickle
+import sys
 import time
 
 import pytest
 
+from realm_jax.corpus.build import make_tagger
 from realm_jax.corpus.salient_spans import RuleTagger, SpacyTagger, WordCount
 from realm_jax.corpus.sentences import sentence_spans
 
@@ -240,16 +243,16 @@ def test_benchmark_reads_iob1_and_bio(repository):
     assert benchmark.to_tokens(iob1, 4, 13) == (1, 3)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("spacy") is not None, reason="spaCy is installed")
-def test_spacy_missing_names_the_remedy():
+def test_spacy_missing_names_the_remedy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "spacy", None)
     with pytest.raises(
-        ImportError, match=r"spaCy, which is not installed: pip install 'realm_jax\[spacy\]'.*or use the RuleTagger"
+        ValueError, match=r"spaCy, which is not installed: pip install 'realm_jax\[spacy\]'.*or set tagger=\"rules\""
     ):
-        SpacyTagger()
+        make_tagger("spacy:en_core_web_sm", ())
 
 
 @pytest.mark.skipif(importlib.util.find_spec("spacy") is None, reason="spaCy is not installed")
-def test_spacy_pipeline():
+def test_spacy_pipeline(tmp_path):
     import spacy
 
     pipeline = spacy.blank("en")
@@ -261,5 +264,10 @@ def test_spacy_pipeline():
     assert SpacyTagger(pipeline).spans(text, sentences) == [(8, 16), (18, 27), (38, 46)]
     assert SpacyTagger(pipeline, labels=("ORG",)).spans(text, sentences) == [(18, 27)]
     assert SpacyTagger(pipeline).spans(text, [(0, 12), (18, 47)]) == [(18, 27), (38, 46)]
+    pipeline.to_disk(tmp_path / "pipeline")
+    loaded = make_tagger(f"spacy:{tmp_path / 'pipeline'}", ())
+    assert pickle.loads(pickle.dumps(loaded)).spans(text, sentences) == [(8, 16), (18, 27), (38, 46)]  # as to workers
+    long = text + " " * 1_000_000 + "New York is far."  # more than spaCy takes at once
+    assert SpacyTagger(pipeline).spans(long, sentence_spans(long))[-1] == (1_000_000 + 47, 1_000_000 + 55)
     with pytest.raises(ValueError, match="expected an installed spaCy pipeline, got 'no_such_pipeline'"):
         SpacyTagger("no_such_pipeline")
