@@ -10,16 +10,15 @@ again. Writes RUN/table.md and RUN/table.json.
 import argparse
 import dataclasses
 import math
-import signal
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from processes import Child, Display, split_cores, stopped_early
+from processes import Child, Display, Stopped, StopSignals, split_cores, stop_all, stopped_early
 
 from realm_jax.run_dir import RunDir, read_json, write_json_atomically, write_text_atomically
 
@@ -72,6 +71,7 @@ class Ablations:
         self.num_steps = [f"--gin.train.num_steps={num_steps}"]
         self.display = Display()
         self.running: dict[int, Child] = {}
+        self.check_signals: Callable[[], None] = lambda: None  # asked at each look at the processes; raises Stopped
 
     def of_seed(self, seed: int) -> RunDir:
         return RunDir.of(self.run.path / f"seed{seed}")
@@ -126,6 +126,7 @@ class Ablations:
 
         Raises:
           SystemExit: a process failed; its log is named.
+          Stopped: by a signal.
         """
         corpora = [Work(f"corpus {s}", [self.command("corpus", self.of_seed(s), RUN_FILE, s)]) for s in self.seeds]
         for title, works in (
@@ -160,6 +161,7 @@ class Ablations:
                     slots[half] = (todo[0], self.start(half, todo[0]))
                     todo.pop(0)
             self.display.show(" · ".join(work.name for work, _ in slots.values()) + f", {len(todo)} to come")
+            self.check_signals()
             time.sleep(0.5)
 
     def start(self, half: int, work: Work) -> Child:
@@ -168,8 +170,7 @@ class Ablations:
         return self.running[half]
 
     def stop(self) -> None:
-        for child in self.running.values():
-            child.stop()
+        stop_all(list(self.running.values()))
 
     def rows(self) -> dict[str, list[dict[str, float]]]:
         """Figures of each row by seed."""
@@ -213,9 +214,12 @@ def main(arguments: Sequence[str]) -> int:
     seeds = [int(seed) for seed in known.seeds.split(",")]
     ablations = Ablations(RunDir.of(known.run_dir), seeds, known.num_steps, others)
     ablations.run.path.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    ablations.check_signals = StopSignals().check
     try:
         ablations.go()
+    except Stopped as stopped:
+        ablations.display.note(str(stopped))
+        return stopped.exit_status
     finally:
         ablations.stop()
     rows = ablations.rows()

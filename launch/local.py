@@ -11,19 +11,25 @@ done is not done again, so the same command resumes whatever was interrupted. Th
 import argparse
 import dataclasses
 import json
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from processes import GRACE_SECS, Child, Display, split_cores, stopped_early  # noqa: E402 - beside this script
+from processes import (  # noqa: E402 - beside this script
+    GRACE_SECS,
+    Child,
+    Display,
+    Stopped,
+    StopSignals,
+    split_cores,
+    stop_all,
+    stopped_early,
+)
 
 from realm_jax.run_dir import RunDir, read_json  # noqa: E402 - the checkout's own package
 from realm_jax.training.progress import progress_figures  # noqa: E402
@@ -61,8 +67,12 @@ class StageFailed(Exception):  # noqa: N818 - reads as what it says
 class Launcher:
     """Starts the stages one after the other, two at a time where they do not need each other."""
 
-    def __init__(self, settings: Settings):
-        self.settings, self.run = settings, settings.run
+    def __init__(self, settings: Settings, check_signals: Callable[[], None]):
+        """Args:
+        settings: what the command line said.
+        check_signals: asked at each look at the children; raises Stopped when it is time to end.
+        """
+        self.settings, self.run, self.check_signals = settings, settings.run, check_signals
         self.children: list[Child] = []
         self.started = time.monotonic()
         self.display = Display()
@@ -72,6 +82,7 @@ class Launcher:
 
         Raises:
           StageFailed: naming the stage, with the end of its log.
+          Stopped: by a signal.
         """
         self.stage("corpus", [self.child("corpus", self.run, self.settings.run_file, [])])
         first, second = split_cores()
@@ -125,7 +136,7 @@ class Launcher:
         while any(child.running() for child in children):
             self.check(children)
             self.display.show(" · ".join(self.progress_of(child) for child in children if child.running()))
-            time.sleep(0.5)
+            self.pause()
         self.check(children)
 
     def pretrain(self, trainer_cores: Sequence[int], embedder_cores: Sequence[int]) -> None:
@@ -153,13 +164,18 @@ class Launcher:
             elif restart_at and time.monotonic() >= restart_at:
                 embedder, embedder_began, restart_at = self.start_embedder(embedder_cores), time.monotonic(), 0.0
             self.display.show(" · ".join(filter(None, [self.progress_of(trainer), self.embedder_progress()])))
-            time.sleep(0.5)
+            self.pause()
         self.check([trainer])
         if embedder is not None:
-            try:
-                embedder.process.wait(GRACE_SECS)  # it ends by itself when the trainer has
-            except subprocess.TimeoutExpired:
-                embedder.stop()
+            deadline = time.monotonic() + GRACE_SECS
+            while embedder.running() and time.monotonic() < deadline:
+                self.pause()  # it ends by itself when the trainer has
+            embedder.stop()
+
+    def pause(self) -> None:
+        """Between two looks at the children."""
+        self.check_signals()
+        time.sleep(0.5)
 
     def start_embedder(self, cores: Sequence[int]) -> Child:
         environment = _visible_devices(self.settings.embedder_devices)
@@ -205,9 +221,8 @@ class Launcher:
         return f"embed {status.get('version')}: {status.get('state')} {100 * done // total}%"
 
     def stop(self) -> None:
-        """Ends whatever runs, the trainer first: it writes a checkpoint."""
-        for child in sorted(self.children, key=lambda child: child.name != "train"):
-            child.stop()
+        """Ends whatever runs, trainers first: they write a checkpoint."""
+        stop_all(sorted(self.children, key=lambda child: child.name not in TRAINERS))
 
 
 def _visible_devices(devices: str) -> dict[str, str]:
@@ -266,20 +281,15 @@ def parse(arguments: Sequence[str]) -> Settings:
 def main(arguments: Sequence[str]) -> int:
     settings = parse(arguments)
     settings.run.path.mkdir(parents=True, exist_ok=True)
-    launcher = Launcher(settings)
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, on_signal)
+    launcher = Launcher(settings, StopSignals().check)
     try:
         report = launcher.launch()
     except StageFailed as failure:
         launcher.display.note(str(failure))
         return 1
-    except KeyboardInterrupt:
-        launcher.display.note("interrupted; the same command goes on from here")
-        return 130
+    except Stopped as stopped:
+        launcher.display.note(str(stopped))
+        return stopped.exit_status
     finally:
         launcher.stop()
     said = (settings.run.logs / "report.log").read_text().rsplit("$ ", 1)[-1].splitlines()[1:]

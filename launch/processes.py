@@ -1,13 +1,15 @@
-"""Child processes on cores of their own, and one line of progress: what the launchers share."""
+"""Child processes on cores of their own, how they are stopped, and one line of progress: what the launchers share."""
 
 import contextlib
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 from realm_jax.run_dir import RunDir, read_json
 
@@ -51,16 +53,59 @@ class Child:
 
     def stop(self, grace_secs: float = GRACE_SECS) -> None:
         """SIGTERM, then SIGKILL for one that does not end."""
-        if self.running():
-            self.process.terminate()
-            try:
-                self.process.wait(grace_secs)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+        stop_all([self], grace_secs)
 
     def last_words(self, lines: int = 15) -> str:
         return "\n".join(self.log.read_text(errors="replace").rstrip().splitlines()[-lines:])
+
+
+def stop_all(children: Sequence[Child], grace_secs: float = GRACE_SECS) -> None:
+    """SIGTERM to all of them, in this order and at once; SIGKILL for those that have not ended when the time is over."""
+    running = [child for child in children if child.running()]
+    for child in running:
+        child.process.terminate()
+    deadline = time.monotonic() + grace_secs
+    for child in running:
+        try:
+            child.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.process.kill()
+    for child in running:
+        child.process.wait()
+
+
+class Stopped(Exception):  # noqa: N818 - reads as what it says
+    """SIGTERM or Ctrl-C asked the launcher to stop."""
+
+    def __init__(self, number: int):
+        self.exit_status = 128 + number
+        super().__init__(
+            f"{signal.Signals(number).name}: ending the jobs, with up to {GRACE_SECS:.0f} s for checkpoints; "
+            "the same command goes on from here"
+        )
+
+
+class StopSignals:
+    """Notes SIGTERM and Ctrl-C for the launcher, which asks between two looks at its children.
+
+    A handler that raised would do so again at the next signal, also while children are being started or ended, and leave
+    them behind with nobody to stop them: `timeout` and make pass one signal on twice. Once asked to stop, the launcher
+    stops its children in its own time, whatever comes.
+    """
+
+    def __init__(self) -> None:
+        self._number = 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if signal.getsignal(number) != signal.SIG_IGN:  # a shell's background job is not for Ctrl-C
+                signal.signal(number, self._note)
+
+    def check(self) -> None:
+        """Raises Stopped after a signal."""
+        if self._number:
+            raise Stopped(self._number)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._number = self._number or number
 
 
 def stopped_early(run: RunDir) -> str | None:

@@ -13,6 +13,12 @@ WAITS = """
 import pathlib, signal, sys, time
 name, place = {name!r}, pathlib.Path({place!r})
 def end(number, frame):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    (place / (name + ".asked")).touch()
+    for _ in range(3000):  # a minute: the launcher's patience
+        if (place / {ends_after!r}).exists():
+            break
+        time.sleep(0.02)
     with (place / "ended").open("a") as file:
         file.write(name + " ")
     sys.exit(0)
@@ -72,6 +78,7 @@ def stub_stages(
 
 if __name__ == "__main__":
     launcher = load_launcher()
-    waiting = {name: WAITS.format(name=name, place=os.environ["STUB_PLACE"]) for name in ("train", "embed")}
+    after = {"train": "may_end", "embed": "ended"}  # files in the place
+    waiting = {name: WAITS.format(name=name, place=os.environ["STUB_PLACE"], ends_after=after[name]) for name in after}
     stub_stages(launcher, setattr, waiting)
     sys.exit(launcher.main(sys.argv[1:]))

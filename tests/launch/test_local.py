@@ -29,9 +29,10 @@ def quick(local, monkeypatch):
     monkeypatch.setattr(local, "time", hasty)
     monkeypatch.setattr(local, "FIRST_BACK_OFF_SECS", 0.1)
     monkeypatch.setattr(local, "LONGEST_BACK_OFF_SECS", 0.2)
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield local
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def appends(path, then="pass"):
@@ -165,23 +166,82 @@ def test_a_long_life_of_the_embedder_is_a_new_beginning(quick, monkeypatch, tmp_
     assert re.findall(r"starting it again in (\d+) s", capsys.readouterr().err)[:4] == ["1", "2", "1", "2"]
 
 
-@pytest.mark.faults
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_being_stopped_ends_the_children_the_trainer_first(tmp_path, number, status):
+@pytest.fixture
+def launched(tmp_path):
+    """A launcher whose trainer and embed job are running and wait for a signal."""
     launcher = subprocess.Popen(
         [sys.executable, str(STUB), f"--run_dir={tmp_path / 'run'}"],
         env=os.environ | {"STUB_PLACE": str(tmp_path)}, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        end = time.monotonic() + 60
-        while not all((tmp_path / f"{name}.ready").exists() for name in ("train", "embed")):
-            assert time.monotonic() < end and launcher.poll() is None
-            time.sleep(0.02)
-        launcher.send_signal(number)
-        _, notes = launcher.communicate(timeout=60)
+        wait_for(lambda: all((tmp_path / f"{name}.ready").exists() for name in ("train", "embed")), launcher)
+        yield launcher
     finally:
         launcher.kill()
         launcher.communicate()
-    assert launcher.returncode == status
-    assert ("the same command goes on from here" in notes) == (number == signal.SIGINT)
+
+
+def wait_for(condition, launcher):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end and launcher.poll() is None
+        time.sleep(0.02)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_being_stopped_ends_the_children_the_trainer_first(launched, tmp_path, number, status):
+    (tmp_path / "may_end").touch()
+    launched.send_signal(number)
+    _, notes = launched.communicate(timeout=60)
+    assert launched.returncode == status
+    assert (
+        f"{number.name}: ending the jobs, with up to 60 s for checkpoints; the same command goes on from here" in notes
+    )
     assert (tmp_path / "ended").read_text().split() == ["train", "embed"]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("again", [signal.SIGTERM, signal.SIGINT])
+def test_further_signals_leave_no_child_behind(launched, tmp_path, again):
+    """`timeout` sends its signal to make and to the launcher, and make passes it on."""
+    launched.send_signal(signal.SIGTERM)
+    wait_for(lambda: all((tmp_path / f"{name}.asked").exists() for name in ("train", "embed")), launched)
+    launched.send_signal(again)
+    time.sleep(0.2)
+    launched.send_signal(again)
+    with pytest.raises(subprocess.TimeoutExpired):
+        launched.wait(1.0)  # the trainer is still writing its checkpoint
+    (tmp_path / "may_end").touch()
+    launched.communicate(timeout=60)
+    assert launched.returncode == 143
+    assert (tmp_path / "ended").read_text().split() == ["train", "embed"]
+
+
+def test_trainers_are_asked_to_end_first(local, tmp_path):
+    asked = []
+
+    def running(name):
+        process = SimpleNamespace(terminate=lambda: asked.append(name), wait=lambda secs=None: 0)
+        return SimpleNamespace(name=name, process=process, running=lambda: True)
+
+    launcher = local.Launcher(local.parse([f"--run_dir={tmp_path}"]), lambda: None)
+    launcher.children = [running(name) for name in ("corpus", "reader", "ict", "embed", "train")]
+    launcher.stop()
+    assert asked == ["reader", "ict", "train", "corpus", "embed"]
+
+
+@pytest.mark.faults
+def test_children_that_do_not_end_share_one_time_of_grace(local, tmp_path):
+    deaf = "import pathlib, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); pathlib.Path(sys.argv[1]).touch(); time.sleep(120)"
+    ready = [tmp_path / f"{number}.ready" for number in range(3)]
+    children = [
+        local.Child(place.name, [sys.executable, "-S", "-c", deaf, str(place)], tmp_path / "log", (), {})
+        for place in ready
+    ]
+    for place, child in zip(ready, children, strict=True):
+        wait_for(place.exists, child.process)
+    started = time.monotonic()
+    local.stop_all(children, grace_secs=1.0)
+    assert 1.0 <= time.monotonic() - started < 2.5
+    assert [child.process.returncode for child in children] == [-signal.SIGKILL] * 3
