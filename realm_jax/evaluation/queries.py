@@ -126,7 +126,7 @@ def questions(
     are left out and counted.
 
     Raises:
-      ValueError: for a line that is not such an object, naming file and line.
+      ValueError: for a missing file, or a line that is not such an object, naming file and line.
     """
     path = Path(path)
     found: list[RetrievalQuery] = []
@@ -166,6 +166,12 @@ def _gold_documents(corpus: Corpus, gold_id: str, answers: Sequence[str]) -> fro
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    if not path.is_file():
+        raise ValueError(
+            f"evaluate.questions: expected a JSON-lines file, got {path}, which is "
+            f'{"a folder" if path.is_dir() else "not there"}; name a file of {{"question", "answer"}} lines, or set '
+            "evaluate.x_corpus to measure with sentences"
+        )
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):

@@ -18,7 +18,7 @@ from realm_jax.retrieval.index import Index, SearchResult
 from realm_jax.run_dir import RunDir
 from realm_jax.tasks.realm import Realm
 from realm_jax.tasks.task import Params
-from realm_jax.training.checkpoint import load_params
+from realm_jax.training.checkpoint import learners, load_params
 
 
 def evaluate_reading(
@@ -70,6 +70,22 @@ def evaluate_reading(
         rows["ict"] = evaluation.evaluate(warm, search("ict", warm)).figures
     rows["bm25"] = evaluation.evaluate(params, bm25_search(evaluation.corpus, bm25)).figures
     return rows, found.examples
+
+
+def check_reader(run: RunDir) -> None:
+    """Refuses a run whose newest checkpoint has nothing that could read, such as one of ICT; loads nothing.
+
+    Raises:
+      ValueError: naming what there is and the remedy.
+      FileNotFoundError: the run has no checkpoint.
+    """
+    missing = {"retriever", "knowledge_encoder"} - set(found := learners(run))
+    if missing:
+        raise ValueError(
+            f"evaluate.reading expects a checkpoint of the realm task, got {run.path}, which has trained "
+            f"{', '.join(found)} and no {' and no '.join(sorted(missing))}; name a run that has, or measure retrieval alone "
+            "with --gin.evaluate.reading=None"
+        )
 
 
 def _exact_index(corpus: Corpus, params: Params, task: Realm) -> Index:

@@ -11,7 +11,7 @@ from realm_jax.evaluation import queries as query_sources
 from realm_jax.evaluation.bm25 import Bm25Index
 from realm_jax.evaluation.judging import Judge, SearchFunction, evaluate_rankings
 from realm_jax.evaluation.queries import QuerySet, RetrievalQuery, check_any, texts_for_search, window
-from realm_jax.evaluation.reading import evaluate_reading, reading_table
+from realm_jax.evaluation.reading import check_reader, evaluate_reading, reading_table
 from realm_jax.evaluation.retrieval_table import table
 from realm_jax.models import RetrieverConfig
 from realm_jax.retrieval.build_version import BatchSettings
@@ -93,6 +93,8 @@ def evaluate(
             "evaluate needs either x_corpus (sentences to mask) or questions (a JSON-lines file), "
             f"got {'neither' if questions is None else 'both: set evaluate.x_corpus to None to use the questions'}"
         )
+    if reading is not None:
+        check_reader(run)
     knowledge = Corpus.open(corpus)
     query_sets = _query_sets(knowledge, x_corpus, questions, name, max_queries, seed)
     queries = {set_name: check_any(query_set) for set_name, query_set in query_sets.items()}

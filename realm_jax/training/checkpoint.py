@@ -253,22 +253,9 @@ def load_params(run: RunDir, step: int | None = None) -> tuple[int, dict[str, An
     Raises:
       FileNotFoundError: when the run has no such checkpoint.
     """
-    steps = list_checkpoints(run)
-    if not steps or (step is not None and step not in steps):
-        have = ", ".join(map(str, steps)) or "none"
-        raise FileNotFoundError(
-            f"no checkpoint {'' if step is None else f'of step {step} '}under {run.checkpoints} (there: {have}); "
-            "train that run first or name another"
-        )
-    step = steps[-1] if step is None else step
-    state_dir = run.checkpoints.absolute() / str(step) / "state"
+    step, state_dir = _find_state(run, step)
     with ocp.PyTreeCheckpointer() as reader:
-        metadata = reader.metadata(state_dir).item_metadata
-        if metadata is None:
-            raise ValueError(
-                f"{state_dir} is damaged: it does not say what it holds; name an older step, or train again"
-            )
-        tree = metadata.tree["params"]
+        tree = _params_tree(reader, state_dir)
         wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
         restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
         restored = reader.restore(
@@ -278,3 +265,31 @@ def load_params(run: RunDir, step: int | None = None) -> tuple[int, dict[str, An
             ),
         )
     return step, restored["params"]
+
+
+def learners(run: RunDir, step: int | None = None) -> list[str]:
+    """What a checkpoint has parameters of, such as "retriever"; nothing is loaded. Arguments and errors: `load_params`."""
+    _, state_dir = _find_state(run, step)
+    with ocp.PyTreeCheckpointer() as reader:
+        return sorted(_params_tree(reader, state_dir))
+
+
+def _find_state(run: RunDir, step: int | None) -> tuple[int, Path]:
+    steps = list_checkpoints(run)
+    if not steps or (step is not None and step not in steps):
+        have = ", ".join(map(str, steps)) or "none"
+        raise FileNotFoundError(
+            f"no checkpoint {'' if step is None else f'of step {step} '}under {run.checkpoints} (there: {have}); "
+            "train that run first or name another"
+        )
+    step = steps[-1] if step is None else step
+    return step, run.checkpoints.absolute() / str(step) / "state"
+
+
+def _params_tree(reader: ocp.PyTreeCheckpointer, state_dir: Path) -> dict[str, Any]:
+    """Shapes and dtypes of the parameters, without their values."""
+    metadata = reader.metadata(state_dir).item_metadata
+    if metadata is None:
+        raise ValueError(f"{state_dir} is damaged: it does not say what it holds; name an older step, or train again")
+    tree: dict[str, Any] = metadata.tree["params"]
+    return tree

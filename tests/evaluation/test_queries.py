@@ -194,6 +194,13 @@ def test_bad_questions_are_named(tmp_path, corpus, tokenizer, line):
         questions(path, corpus, tokenizer)
 
 
+@pytest.mark.parametrize(("name", "what"), [("absent.jsonl", "not there"), (".", "a folder")])
+def test_a_missing_file_of_questions_is_named(tmp_path, corpus, tokenizer, name, what):
+    message = rf"evaluate.questions: expected a JSON-lines file, got .*, which is {what}; name a file of .*x_corpus"
+    with pytest.raises(ValueError, match=message):
+        questions(tmp_path / name, corpus, tokenizer)
+
+
 def test_no_queries_is_an_error(tmp_path, tokenizer):
     x = make_corpus(tmp_path / "x", [block("0", "Bob was.")], tokenizer)
     with pytest.raises(ValueError, match=r"gives no queries .*no span to mask: 1"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from realm_jax.data.inputs import document_inputs
-from realm_jax.evaluation import reading
+from realm_jax.evaluation import reading, retrieval
 from realm_jax.evaluation.bm25 import Bm25Index
 from realm_jax.evaluation.masked_spans import MaskedSpanEvaluation
 from realm_jax.evaluation.queries import texts_for_search
@@ -96,6 +96,25 @@ def test_rows_are_the_checkpoint_the_warm_starts_and_bm25(places, task, init, tm
     assert table[0] == "16 masked spans" and [line.split()[0] for line in table[2:]] == ["realm", "ict", "bm25"]
     assert table[1].split() == "with_retrieval null_only retrieval_utility null_document_prob gold_selected".split()
     assert float(table[2].split()[3]) == pytest.approx(again["realm"]["retrieval_utility"], abs=6e-4)
+
+
+def test_a_run_without_a_reader_is_refused_before_any_work(places, task, init, tmp_path, monkeypatch):
+    corpus, news = places
+    params = init(jax.random.key(0))
+    monkeypatch.setattr(retrieval.Embedder, "embed_corpus", None)  # nothing may be embedded
+    monkeypatch.setattr(retrieval, "Bm25Index", None)
+    settings = {"corpus": str(corpus.directory), "x_corpus": str(news.directory), "retriever": task.retriever}
+    for learner, missing in (("retriever", "knowledge_encoder"), ("knowledge_encoder", "retriever")):
+        run = RunDir(tmp_path / learner)
+        save(run, {learner: params[learner]})
+        with pytest.raises(
+            ValueError,
+            match=f"expects a checkpoint of the realm task, got {run.path}, which has trained {learner} and no {missing}; "
+            "name a run that has, or .* --gin.evaluate.reading=None",
+        ):
+            retrieval.evaluate(run_dir=str(run.path), reading=task, **settings)
+    with pytest.raises(FileNotFoundError, match="no checkpoint under"):
+        retrieval.evaluate(run_dir=str(tmp_path / "none"), reading=task, **settings)
 
 
 def test_bm25_sees_the_words_outside_the_mask(places, task):
