@@ -146,8 +146,9 @@ def run(command: CommandLine, jobs: Mapping[str, Job] = JOBS) -> Any:
     """Binds the configuration, saves it in the run directory and runs the job; returns what the job returns."""
     from realm_jax import config
     from realm_jax.config.saving import saved
-    from realm_jax.run_dir import RunDir
+    from realm_jax.run_dir import RunDir, check_can_write
 
+    check_can_write(command.run_dir, "--run_dir")
     kwargs = config.bind(command.job, command.gin_files, command.bindings, jobs)
     with saved(RunDir.of(command.run_dir), command.job, config.operative_config()):
         return jobs[command.job].function()(run_dir=command.run_dir, **kwargs)

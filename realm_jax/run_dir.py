@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,34 @@ class RunDir:
     def stage(self, name: str) -> "RunDir":
         """A run inside this run, such as a warm start; itself a run directory."""
         return RunDir(self.path / "stages" / name)
+
+
+def check_can_write(place: str | os.PathLike[str], name: str) -> None:
+    """Refuses a folder that cannot be made or written to, before slow work would be lost; leaves nothing there.
+
+    Args:
+      place: the folder; it need not be there.
+      name: how messages call it.
+
+    Raises:
+      ValueError: with the reason and the remedy.
+    """
+    place = Path(place)
+    try:
+        there = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
+        is_folder = there.is_dir()
+        if is_folder:  # a file without a name where there are such: the folder keeps its time
+            with tempfile.TemporaryFile(dir=there):
+                pass
+    except OSError as error:
+        raise ValueError(
+            f"{name}: expected a folder that can be written to, got {place} ({error.strerror}); name another, or change "
+            "its permissions"
+        ) from error
+    if not is_folder:
+        raise ValueError(
+            f"{name}: expected a folder, got {place}, where {there} is a file; name another, or move the file"
+        )
 
 
 def write_json_atomically(path: str | os.PathLike[str], content: Any) -> None:

@@ -142,7 +142,10 @@ def test_a_run_dir_that_is_a_file(main, tmp_path):
     (tmp_path / "file").write_text("")
     status, _, err = main(run_dir=tmp_path / "file")
     assert status == 1
-    assert str(tmp_path / "file") in err
+    assert (
+        f"--run_dir: expected a folder, got {tmp_path / 'file'}, where {tmp_path / 'file'} is a file; name another"
+        in err
+    )
     assert len(err.splitlines()) == 1
 
 

@@ -1,12 +1,14 @@
 import json
 import os
+import re
 import stat
+import tempfile
 import threading
 from pathlib import Path
 
 import pytest
 
-from realm_jax.run_dir import RunDir, read_json, write_json_atomically, write_text_atomically
+from realm_jax.run_dir import RunDir, check_can_write, read_json, write_json_atomically, write_text_atomically
 
 
 def test_every_place_of_a_run():
@@ -95,3 +97,24 @@ def test_reading_what_is_not_there_or_torn(tmp_path):
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match=r"status\.json does not hold JSON"):
         read_json(path)
+
+
+def test_a_place_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch):
+    check_can_write(tmp_path, "--run_dir")
+    check_can_write(tmp_path / "new" / "deep", "--run_dir")
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "file").write_text("")
+    below = re.escape(str(tmp_path / "file" / "run"))
+    with pytest.raises(
+        ValueError, match=rf"--run_dir: expected a folder, got {below}, where .*file is a file; name another"
+    ):
+        check_can_write(tmp_path / "file" / "run", "--run_dir")
+
+    def refuse(**where):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(
+        ValueError, match=r"output_dir: expected a folder that can be .* \(Permission denied\); name another, or"
+    ):
+        check_can_write(tmp_path / "new", "output_dir")

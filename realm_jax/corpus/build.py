@@ -22,10 +22,10 @@ from realm_jax.corpus.sources import Article
 from realm_jax.corpus.store import Corpus
 from realm_jax.corpus.world import WorldConfig
 from realm_jax.corpus.writer import DEFAULT_TITLE_LEN, CorpusWriter
-from realm_jax.run_dir import RunDir
+from realm_jax.run_dir import RunDir, check_can_write
 from realm_jax.text.loading import load_tokenizer
 from realm_jax.text.sentence_piece import ModelType, VocabularyTooLargeError, train_sentencepiece
-from realm_jax.text.tokenizer import Tokenizer
+from realm_jax.text.tokenizer import SPECIAL_PIECES, Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +188,8 @@ def corpus(
       run_dir: the run; the corpus is written to RUN/corpus unless `output_dir` says otherwise.
       output_dir: where to write the corpus.
       source: a file, a folder, `tfds:NAME`, or a tuple of several; or "world", the generated encyclopedia. An id that
-        an earlier source has given gets the number of its source in front.
+        an earlier source has given gets the number of its source in front. `run_dir` and `output_dir` may lie below a
+        folder, and are no part of it.
       source_format: a name of `sources.FORMATS`, or "auto".
       block_len: most pieces of a block; its title is not counted.
       title_len: most pieces of a title; the rest is cut.
@@ -214,8 +215,12 @@ def corpus(
     if num_workers is None:
         cores = available_cores()
         num_workers = cores if cores > 1 else 0
+    run = RunDir.of(run_dir)
+    directory = Path(output_dir) if output_dir else run.corpus
     _check_sources(sources, world)
+    _check_apart(sources, run_dir=run.path, output_dir=directory)
     _check_at_least(_SMALLEST_BLOCK, " pieces", block_len=block_len)
+    _check_at_least(len(SPECIAL_PIECES) + 1, " pieces", vocab_size=vocab_size)
     _check_at_least(0, title_len=title_len, num_workers=num_workers)
     _check_at_least(1, min_pieces=min_pieces)
     if not 0 <= max_dropped_share <= 1:
@@ -224,7 +229,9 @@ def corpus(
         make_tagger(tagger, ())  # refuses an unknown name before the slow work
     given = None if tokenizer in (TRAIN, TRAIN_BPE) else load_tokenizer(tokenizer)
     learner = given or Training(vocab_size, "bpe" if tokenizer == TRAIN_BPE else "unigram")
-    text = SourceText(tuple(path for path in sources if path != WORLD), source_format, max_dropped_share)
+    text = SourceText(
+        tuple(path for path in sources if path != WORLD), source_format, max_dropped_share, (run.path, directory)
+    )
     settings = {
         "source": list(sources),
         "source_format": source_format,
@@ -241,10 +248,10 @@ def corpus(
     if WORLD in sources:
         world = world or WorldConfig()
         settings["world"] = dataclasses.asdict(world)
-    directory = Path(output_dir) if output_dir else RunDir.of(run_dir).corpus
     if (finished := _finished(directory, settings)) is not None:
         logger.info("%s holds this corpus already (%d documents): used again", directory, finished.num_documents)
         return finished
+    check_can_write(directory, "corpus.output_dir" if output_dir else "the corpus")
     if world is not None:
         from realm_jax.corpus.build_world import build_world
 
@@ -264,6 +271,17 @@ def _check_sources(sources: Sequence[str], world: WorldConfig | None) -> None:
         raise ValueError(f"expected one source, or several paths, got {sources!r}")
     if world is not None and WORLD not in sources:
         raise ValueError(f'world settings are for source="{WORLD}", got source={sources!r}; leave one of them out')
+
+
+def _check_apart(sources: Sequence[str], **places: Path) -> None:
+    """Refuses to write among the user's documents; a folder below them is left out of the source instead."""
+    for name, place in places.items():
+        for source in sources:
+            if source != WORLD and not source.startswith("tfds:") and Path(source).resolve() == place.resolve():
+                raise ValueError(
+                    f"expected a folder of its own for what is written, got {name}={place}, which is the source; "
+                    f"name another {name}"
+                )
 
 
 def _check_at_least(least: int, unit: str = "", **settings: int) -> None:

@@ -65,12 +65,18 @@ def read_info(directory: str | Path) -> CorpusInfo:
         if (directory / "tokens").is_dir():
             raise ValueError(f"{directory} holds an unfinished corpus (no {CORPUS_FILE}); run the corpus job again")
         raise ValueError(f"no corpus at {directory} (expected a {CORPUS_FILE}); build one with the corpus job")
-    content = read_json(path)
+    again = f"remove {directory} and build the corpus again"
+    try:
+        content = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; {again}") from error
     names = {field.name for field in dataclasses.fields(CorpusInfo)}
     if not conforms(content, dict[str, Any]) or content.get("format_version") != FORMAT_VERSION:
         found = content.get("format_version") if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"{path}: expected format_version {FORMAT_VERSION}, got {found}; build the corpus again")
+        raise ValueError(f"{path}: expected format_version {FORMAT_VERSION}, got {found}; {again}")
     try:
         return CorpusInfo(**{name: value for name, value in content.items() if name in names})
     except TypeError as error:
-        raise ValueError(f"{path} lacks a field: {error}; build the corpus again") from error
+        raise ValueError(f"{path} lacks a field: {error}; {again}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; {again}") from error

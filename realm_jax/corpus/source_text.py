@@ -26,11 +26,13 @@ class SourceText(NamedTuple):
       paths: files, folders or `tfds:NAME`.
       source_format: of all of them, or "auto".
       max_dropped_share: how much of the records may be defective.
+      leave_out: folders that the run writes to: they are no part of a source that they lie in.
     """
 
     paths: tuple[str, ...]
     source_format: str
     max_dropped_share: float
+    leave_out: tuple[Path, ...] = ()
 
     def read(self, dropped: Counter[str], renamed: Counter[str] | None = None) -> Iterator[Article]:
         """The articles; what is dropped is counted by cause, ids that had to be renamed under `RENAMED`."""
@@ -47,7 +49,7 @@ class SourceText(NamedTuple):
                 )
             renamed[RENAMED] += 1
 
-        return read_sources(self.paths, self.source_format, on_drop, on_rename)
+        return read_sources(self.paths, self.source_format, on_drop, on_rename, self.leave_out)
 
     def sample(self, num_chars: int, seed: int) -> TextSample:
         """Texts to learn from; a source read whole for it is checked at once, before the slow work.
@@ -78,7 +80,7 @@ class SourceText(NamedTuple):
         for source in self.paths:
             if not source.startswith("tfds:"):
                 path = Path(source)
-                found = list_files(path, lambda cause: None)
+                found = list_files(path, lambda cause: None, self.leave_out)
                 files.append([(str(f.relative_to(path)) if f != path else "", f.stat().st_size) for f in found])
         return hashlib.sha256(repr(files).encode()).hexdigest()[:16]
 

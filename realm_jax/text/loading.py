@@ -18,13 +18,13 @@ def load_tokenizer(path: str | Path) -> SentencePieceTokenizer | WordPieceTokeni
     if path.is_file():
         if path.suffix == ".txt":
             return WordPieceTokenizer.from_vocab_file(path)
-        return SentencePieceTokenizer(path.read_bytes())
+        return _load_sentencepiece(path)
     settings: dict = {}
     if (path / SETTINGS_FILE).is_file():
         settings = json.loads((path / SETTINGS_FILE).read_text(encoding="utf-8"))
     tokenizer: SentencePieceTokenizer | WordPieceTokenizer
     if settings.get("kind", "sentencepiece") == "sentencepiece" and (path / SENTENCEPIECE_FILE).is_file():
-        tokenizer = SentencePieceTokenizer((path / SENTENCEPIECE_FILE).read_bytes())
+        tokenizer = _load_sentencepiece(path / SENTENCEPIECE_FILE)
     elif settings.get("kind", "wordpiece") == "wordpiece" and (path / VOCAB_FILE).is_file():
         tokenizer = WordPieceTokenizer.from_vocab_file(path / VOCAB_FILE, settings.get("lower_case", True))
     else:
@@ -39,3 +39,10 @@ def load_tokenizer(path: str | Path) -> SentencePieceTokenizer | WordPieceTokeni
             "restore its files or build the corpus again"
         )
     return tokenizer
+
+
+def _load_sentencepiece(path: Path) -> SentencePieceTokenizer:
+    try:
+        return SentencePieceTokenizer(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

@@ -18,6 +18,7 @@ from realm_jax.text.tokenizer import SPECIAL_PIECES, Encoding, special_ids, writ
 
 ModelType = Literal["unigram", "bpe"]
 SENTENCEPIECE_FILE = "sentencepiece.model"
+_DAMAGED = "the file is damaged or no model: restore it, name another, or build the corpus again"
 # SentencePiece's result depends on the number of training threads, so it is a constant and not the machine's.
 _TRAINING_THREADS = 4
 # A piece such as "1862." would make a span of the year one of year and stop: these are always pieces of their own.
@@ -46,10 +47,12 @@ class SentencePieceTokenizer:
 
     def __init__(self, model: bytes):
         self._model = model
+        if not model:  # SentencePiece would say more than once that it has not been loaded
+            raise ValueError(f"expected a SentencePiece model, got nothing (0 bytes); {_DAMAGED}")
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except Exception as error:  # the library raises several kinds
-            raise ValueError(f"not a SentencePiece model ({len(model)} bytes): {error}") from error
+            raise ValueError(f"not a SentencePiece model ({len(model)} bytes: {error}); {_DAMAGED}") from error
         processor = self._processor
         self.vocab_size = int(processor.get_piece_size())
         self._pieces = [processor.id_to_piece(i) for i in range(self.vocab_size)]

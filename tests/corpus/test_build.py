@@ -291,6 +291,12 @@ def test_bert_vocabulary(build, articles, tmp_path):
         ({"world": WorldConfig(num_articles=20)}, 'world settings are for source="world"'),
         ({"source_format": "docx"}, "expected a source format among"),
         ({"source": ()}, "expected one source"),
+        ({"vocab_size": 0}, "vocab_size of at least 6 pieces, got 0"),
+        ({"output_dir": __file__}, f"corpus.output_dir: expected a folder, got {__file__}.* is a file; name another"),
+        (
+            {"output_dir": "/proc/none"},
+            r"corpus.output_dir: expected a folder that can be written to, got /proc/none \(.*name",
+        ),
     ],
 )
 def test_mistakes_are_told_before_the_work(build, articles, tmp_path, settings, message):
@@ -298,6 +304,35 @@ def test_mistakes_are_told_before_the_work(build, articles, tmp_path, settings, 
     with pytest.raises(ValueError, match=message):
         build(**({"source": source} | settings))
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_written_does_not_lie_among_the_documents(build, tmp_path):
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    for i in range(6):
+        (folder / f"{i}.txt").write_text(text_of(i))
+    for settings, name in (({"output_dir": str(folder / ".." / "docs")}, "output_dir"), ({"name": "docs"}, "run_dir")):
+        with pytest.raises(ValueError, match=f"got {name}=.*docs, which is the source; name another {name}"):
+            build(str(folder), **settings)
+    assert len(list(folder.iterdir())) == 6
+
+
+@pytest.mark.parametrize(("run", "output"), [("docs/run", None), ("run", "docs/corpora/mine")])
+def test_a_run_below_its_source_is_no_part_of_it(tmp_path, monkeypatch, run, output):
+    folder = tmp_path / "docs"
+    (folder / "corpora").mkdir(parents=True)
+    for i in range(6):
+        (folder / f"{i}.txt").write_text(text_of(i))
+    settings = {"run_dir": str(tmp_path / run), "source": str(folder), "vocab_size": 60, "block_len": 40}
+    settings |= {"output_dir": str(tmp_path / output)} if output else {}
+    first = corpus(**settings)
+    assert first.num_sources == 6
+    (tmp_path / (output or run) / "notes.txt").write_text(text_of(7))
+    monkeypatch.setattr(build_module, "train_sentencepiece", None)  # nothing may be built
+    assert corpus(**settings) == first
+    (folder / "6.txt").write_text(text_of(6))
+    with pytest.raises(ValueError, match="the text has changed"):
+        corpus(**settings)
 
 
 def test_missing_and_empty_sources(build, tmp_path):

@@ -1,5 +1,9 @@
 """Several sources at once, and telling the format of one by its content."""
 
+import bz2
+import gzip
+import lzma
+
 import pytest
 
 from realm_jax.corpus.sources import FORMATS, read_articles, read_sources
@@ -47,11 +51,41 @@ def test_mixed_folders_are_refused_listing_the_formats(tmp_path):
     assert [article.id for article in read(tmp_path, "text_folder")[0]] == ["notes.txt"]
 
 
-@pytest.mark.parametrize("content", [b"\x00\x01\x02", b"PK\x03\x04\x00\x00", b"", bytes(range(128, 256)) * 10])
+@pytest.mark.parametrize("content", [b"\x00\x01\x02", b"PK\x03\x04\x00\x00", bytes(range(128, 256)) * 10])
 def test_unknown_content_lists_the_formats(tmp_path, content):
     (tmp_path / "a.bin").write_bytes(content)
     with pytest.raises(ValueError, match=r"cannot tell the format of .*wikiextractor_json.*dpr_tsv.*text_folder.*tfds"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_dump_cut_at_its_beginning_is_damaged(tmp_path, compress):
+    numbers = " ".join(str(i * 7919 % 104729) for i in range(20_000))
+    (tmp_path / "dump.xml").write_bytes(compress(f"<mediawiki>{numbers}</mediawiki>".encode())[:12])
+    with pytest.raises(
+        ValueError, match=r"dump.xml: expected text, got a truncated or damaged file: .*; fetch it again$"
+    ):
+        read(tmp_path / "dump.xml")
+
+
+def test_an_empty_file_is_named_as_such(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"a.jsonl: expected text, got nothing \(0 bytes\); fetch it again$"):
+        read(tmp_path / "a.jsonl")
+    (tmp_path / "b.jsonl").write_text(PASSAGES)
+    assert len(read(tmp_path)[0]) == 200  # one beside it does no harm
+
+
+def test_folders_to_leave_out(tmp_path):
+    for folder in ("run", "run/corpus", "kept/run", "output"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "a.txt").write_text(f"Some prose of {folder}.")
+    dropped = []
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    left_out = (tmp_path / "link", tmp_path / "kept" / ".." / "output", tmp_path / "absent")
+    articles = list(read_articles(tmp_path, on_drop=dropped.append, leave_out=left_out))
+    assert [article.id for article in articles] == ["kept/run/a.txt"]
+    assert dropped == ["folder that this run writes to"] * 3  # by its name and by a link, and the other
 
 
 def test_missing_path_empty_folder_and_unknown_format(tmp_path):

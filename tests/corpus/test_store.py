@@ -228,15 +228,15 @@ def test_wrong_tokenizer_and_blocks(corpus, tmp_path, blocks):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "does not hold JSON"),
+        ("{", "does not hold JSON: .*"),
         ("[1]", "expected format_version 1, got list"),
         ('{"format_version": 9}', "expected format_version 1, got 9"),
-        ('{"format_version": 1}', "lacks a field"),
+        ('{"format_version": 1}', "lacks a field: .*"),
     ],
 )
 def test_bad_corpus_json(corpus, content, message):
     (corpus.directory / "corpus.json").write_text(content)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"{message}; remove {corpus.directory} and build the corpus again"):
         Corpus.open(corpus.directory)
 
 

@@ -27,11 +27,23 @@ def test_load_bare_files(wordpiece_tokenizer, sentencepiece_tokenizer, tmp_path)
     assert loaded.fingerprint == sentencepiece_tokenizer.fingerprint
 
 
+def test_an_empty_model_is_damaged(sentencepiece_tokenizer, tmp_path, capfd):
+    sentencepiece_tokenizer.save(tmp_path / "t")
+    (tmp_path / "t/sentencepiece.model").write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=r"sentencepiece.model: expected a SentencePiece model, got nothing .*damaged .*build"
+    ):
+        load_tokenizer(tmp_path / "t")
+    assert capfd.readouterr().err == ""  # SentencePiece itself says more than once that it has no model
+
+
 def test_load_errors(wordpiece_tokenizer, tmp_path):
     with pytest.raises(ValueError, match=r"no tokenizer at .*: expected a directory with sentencepiece.model"):
         load_tokenizer(tmp_path / "nowhere")
     (tmp_path / "bad.model").write_bytes(b"hello")
-    with pytest.raises(ValueError, match="not a SentencePiece model"):
+    with pytest.raises(
+        ValueError, match=r"bad.model: not a SentencePiece model \(5 bytes.*damaged .*build the corpus again"
+    ):
         load_tokenizer(tmp_path / "bad.model")
     wordpiece_tokenizer.save(tmp_path / "t")
     with (tmp_path / "t/vocab.txt").open("a") as file:

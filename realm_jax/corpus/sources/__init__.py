@@ -5,7 +5,7 @@ at most 24 bytes for each id, to notice duplicates), whatever the size of the so
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from realm_jax.corpus.sources import tfds
@@ -45,6 +45,7 @@ def read_articles(
     source_format: str = "auto",
     on_drop: OnDrop = lambda cause: None,
     max_text_chars: int = MAX_TEXT_CHARS,
+    leave_out: Collection[Path] = (),
 ) -> Iterator[Article]:
     """Streams the articles of a file, of all files below a folder, or of a TFDS data set.
 
@@ -55,6 +56,7 @@ def read_articles(
       source_format: one of `FORMATS`, or "auto" to tell by the content.
       on_drop: called with the cause of each record or file left out; those in `ORDINARY_CAUSES` are no defects.
       max_text_chars: longer texts are dropped.
+      leave_out: folders that are not looked into where they lie below `path`.
     Returns:
       An iterator; path and format are checked before it is returned.
     Raises:
@@ -70,7 +72,7 @@ def read_articles(
             )
         return tfds.read_tfds(str(path), on_drop, max_text_chars)
     path = Path(path)
-    files = list_files(path, on_drop)
+    files = list_files(path, on_drop, leave_out)
     if not files:
         raise ValueError(f"{path} holds no file (hidden ones aside); {_choose_among()}")
     sniffed = _sniff_all(files)
@@ -86,6 +88,7 @@ def read_sources(
     source_format: str = "auto",
     on_drop: OnDrop = lambda cause: None,
     on_rename: Callable[[str, str], None] = lambda old, new: None,
+    leave_out: Collection[Path] = (),
 ) -> Iterator[Article]:
     """Streams the articles of several sources, one source after the other, no two under the same id.
 
@@ -93,12 +96,12 @@ def read_sources(
     folders with a file of the same name, or two lists numbered from 0, lose nothing. All other ids stay as they are.
 
     Args:
-      paths, source_format, on_drop: see `read_articles`; "auto" tells the format of each by itself.
+      paths, source_format, on_drop, leave_out: see `read_articles`; "auto" tells the format of each by itself.
       on_rename: called with the old and the new id of each article that had to be renamed.
     Returns:
       An iterator; all paths are checked before it is returned: a mistake in the last should not show after hours.
     """
-    streams = [read_articles(path, source_format, on_drop) for path in paths]
+    streams = [read_articles(path, source_format, on_drop, leave_out=leave_out) for path in paths]
     return streams[0] if len(streams) == 1 else _under_own_ids(streams, on_rename)
 
 
@@ -133,6 +136,12 @@ def _decide(path: Path, sniffed: dict[Path, str | None]) -> str:
         return str(found.pop())
     if documents or any(kind == TEXT_FOLDER and is_text_name(file) for file, kind in sniffed.items()):
         return TEXT_FOLDER
+    if not any(first_bytes(file, 1) for file in sniffed):
+        empty = all(file.stat().st_size == 0 for file in sniffed)
+        got = (
+            "nothing (0 bytes)" if empty else "a truncated or damaged file: not even its beginning can be decompressed"
+        )
+        raise ValueError(f"{path}: expected text, got {got}; fetch it again")
     raise ValueError(f"cannot tell the format of {path}; {_choose_among()}")
 
 

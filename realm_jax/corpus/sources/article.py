@@ -16,7 +16,8 @@ OTHER_NAMESPACE = "page outside the article namespace"
 PAGE_WITHOUT_TEXT = "page without text (a redirect, or only lists and tables)"
 HIDDEN_FILE = "hidden file"
 OTHER_FILE = "file of another type"
-ORDINARY_CAUSES = frozenset({REDIRECT, OTHER_NAMESPACE, PAGE_WITHOUT_TEXT, HIDDEN_FILE, OTHER_FILE})
+OWN_FOLDER = "folder that this run writes to"
+ORDINARY_CAUSES = frozenset({REDIRECT, OTHER_NAMESPACE, PAGE_WITHOUT_TEXT, HIDDEN_FILE, OTHER_FILE, OWN_FOLDER})
 
 # Causes that say that something was wrong.
 EMPTY_TEXT = "empty text"

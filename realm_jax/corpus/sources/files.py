@@ -6,11 +6,11 @@ import io
 import lzma
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import cast
 
-from realm_jax.corpus.sources.article import DAMAGED_FILE, HIDDEN_FILE, NOT_UTF8, OVER_LONG, OnDrop
+from realm_jax.corpus.sources.article import DAMAGED_FILE, HIDDEN_FILE, NOT_UTF8, OVER_LONG, OWN_FOLDER, OnDrop
 
 CHUNK_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"
@@ -109,17 +109,24 @@ def _raw_lines(path: Path, on_drop: OnDrop, max_line_bytes: int) -> Iterator[tup
         yield number + 1, rest.removesuffix(b"\r")
 
 
-def list_files(path: Path, on_drop: OnDrop) -> list[Path]:
-    """The file itself, or all files below a directory in sorted order; hidden ones (and hidden folders) are counted."""
+def list_files(path: Path, on_drop: OnDrop, leave_out: Collection[Path] = ()) -> list[Path]:
+    """The file itself, or all files below a directory in sorted order; hidden ones (and hidden folders) are counted.
+
+    Folders below `path` that are one of `leave_out` are counted and not looked into.
+    """
     if path.is_file():
         return [path]
     if not path.exists():
         raise FileNotFoundError(f"no file or directory at {path}; expected the text to build a corpus from")
     found = []
+    left_out = {folder.resolve() for folder in leave_out}
     for folder, names, files in os.walk(path):
         for hidden in [name for name in names if name.startswith(".")]:
             names.remove(hidden)
             on_drop(HIDDEN_FILE)
+        for own in [name for name in names if (Path(folder) / name).resolve() in left_out]:
+            names.remove(own)
+            on_drop(OWN_FOLDER)
         names.sort()
         for name in sorted(files):
             if name.startswith("."):
