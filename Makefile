@@ -17,7 +17,7 @@ CONSTRAINTS = constraints/$$($(1)/bin/python -c 'import sys; print("py%d%d" % sy
 BIN = $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install pretrain test slow tpu-compile check format format-check lint types bench constraints clean
+.PHONY: help install check-corpus pretrain test slow tpu-compile check format format-check lint types bench constraints clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.12] [VENV=.venv] [RUN_DIR=runs/pretrain] [CORPUS=documents/]"
@@ -46,7 +46,13 @@ comma := ,
 
 install: $(VENV)/.installed ## make the environment
 
-pretrain: install ## pre-train on the embedded corpus, or on your CORPUS=; the last line is the report's path
+check-corpus:  # before minutes of installing; a data set's name (tfds:) is no path
+	@case '$(CORPUS)' in ''|tfds:*) ;; *) if [ ! -e '$(CORPUS)' ]; then \
+		echo "CORPUS: expected a file or folder of documents, or tfds:NAME, got '$(CORPUS)', which is not there;" \
+		"name one that is, or leave CORPUS out for the embedded corpus (several: launch/local.py --corpus=A --corpus=B)" >&2; \
+		exit 1; fi ;; esac
+
+pretrain: check-corpus install ## pre-train on the embedded corpus, or on your CORPUS=; the last line is the report's path
 	@$(BIN)/python launch/local.py --run_dir='$(RUN_DIR)' $(if $(CORPUS),--corpus='$(CORPUS)')
 
 test: install ## all tests but the slow ones

@@ -71,3 +71,15 @@ def test_pretrain_hands_over_run_dir_and_corpus(repository, tmp_path, corpus, ex
     done = make(repository, "-n", "pretrain", "RUN_DIR=runs/x", f"CORPUS={corpus}", f"PYTHON={sys.executable}")
     line = done.stdout.strip().splitlines()[-1]
     assert line.split(" ", 1)[1].strip() == f"launch/local.py --run_dir='runs/x' {expected}".strip()
+
+
+def test_a_corpus_that_is_not_there_is_refused_before_anything_is_installed(repository, tmp_path):
+    done = make(repository, "pretrain", f"CORPUS={tmp_path / 'my texts'}", f"VENV={tmp_path / 'venv'}")
+    assert done.returncode != 0 and not (tmp_path / "venv").exists()
+    expected = (
+        f"expected a file or folder of documents, or tfds:NAME, got '{tmp_path / 'my texts'}', which is not there; name"
+    )
+    assert f"CORPUS: {expected} one that is, or leave CORPUS out for the embedded corpus" in done.stderr
+    (tmp_path / "my texts").mkdir()
+    for there in ("", "tfds:wikipedia/20230601.en?split=train[:1%]", tmp_path / "my texts"):
+        assert make(repository, "check-corpus", f"CORPUS={there}").returncode == 0
