@@ -16,6 +16,10 @@ NO_VERSION = -1
 REFUSED = -2  # what a host says of a proposed version that is damaged where it reads it
 
 
+class WaitStopped(Exception):  # noqa: N818 - nothing went wrong
+    """The run was asked to stop while it waited for an index; says for which."""
+
+
 class LoadedVersion(NamedTuple):
     """An index in memory, and where it comes from."""
 
@@ -62,6 +66,7 @@ class HotSwap:
         poll_secs: float = 0.5,
         is_leader: bool = True,
         on_pending: Callable[[int], None] = lambda version: None,
+        should_stop: Callable[[], bool] = lambda: False,
     ):
         """Args:
         source: lists and loads versions.
@@ -71,10 +76,11 @@ class HotSwap:
         poll_secs: pause between two looks for a new version.
         is_leader: this is host 0.
         on_pending: told each version before it is loaded, so that it can be kept from being retired.
+        should_stop: asked while waiting; the wait then ends with WaitStopped.
         """
         self._source, self._agreement = source, agreement
         self._swap_every_steps, self._timeout_secs, self._poll_secs = swap_every_steps, timeout_secs, poll_secs
-        self._is_leader, self._on_pending = is_leader, on_pending
+        self._is_leader, self._on_pending, self._should_stop = is_leader, on_pending, should_stop
         self._current: LoadedVersion | None = None
         self._pending: LoadedVersion | None = None
         self._target = NO_VERSION  # what a follower is to load
@@ -106,6 +112,7 @@ class HotSwap:
 
         Raises:
           TimeoutError: when it does not appear in time.
+          WaitStopped: when should_stop said so.
         """
         start = time.monotonic()
         host_0_chooses = version is None
@@ -122,8 +129,10 @@ class HotSwap:
                 raise ValueError(
                     f"index version {version:08d} is needed to go on, but refused: {self._refused[version]}"
                 )
+            name = "first index version" if version is None else f"index version {version:08d}"
+            if self._should_stop():
+                raise WaitStopped(f"the {name}" if version is None else name)
             if time.monotonic() - start > self._timeout_secs:
-                name = "first index version" if version is None else f"index version {version:08d}"
                 raise TimeoutError(
                     f"no {name} was published within {self._timeout_secs:.0f} s; is the embed job running on this run directory "
                     f"(there: {', '.join(map(str, published)) or 'none'})?{self._said_of_refused()}"
@@ -151,6 +160,7 @@ class HotSwap:
 
         Raises:
           TimeoutError: a version waited for did not come, or another host did not answer.
+          WaitStopped: when should_stop said so while it waited.
         """
         if wait_for is not None and wait_for != self.version:
             start = time.monotonic()
@@ -175,6 +185,7 @@ class HotSwap:
 
         Raises:
           TimeoutError: when none comes.
+          WaitStopped: when should_stop said so.
         """
         deadline = time.monotonic() + self._timeout_secs
         attempt = 0
@@ -186,6 +197,8 @@ class HotSwap:
                 return Swap(step, self.version, waited_ms, self._current.load_secs)
             if self._failure is not None:
                 raise self._failure
+            if self._should_stop():
+                raise WaitStopped(f"an index newer than version {self.version:08d}")
             time.sleep(self._poll_secs)
         raise TimeoutError(
             f"step {step}: index {self.version:08d} is too old and no newer one came within {self._timeout_secs:.0f} s; "

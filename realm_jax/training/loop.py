@@ -8,7 +8,6 @@ The loop knows a task only through `tasks.task.Task`, and the index only through
 import functools
 import logging
 import os
-import signal
 import time
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -16,10 +15,10 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 import optax
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from realm_jax.retrieval.hot_swap import WaitStopped
 from realm_jax.retrieval.look_ahead import LookAhead
 from realm_jax.run_dir import RunDir
 from realm_jax.tasks.task import Params, Task, TaskConfig
@@ -30,6 +29,7 @@ from realm_jax.training.refresh import RefreshConfig, Refresher
 from realm_jax.training.sharding import MeshConfig, local_rows, on_this_host, put_batch, state_shardings
 from realm_jax.training.state import TrainState, init_state, train_step
 from realm_jax.training.status import TrainerStatus
+from realm_jax.training.stop_requests import StopRequests
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +121,12 @@ def train(
 
     retrieval = the_task.retrieval
     evaluate = retrieval.evaluate if retrieval else None
-    refresher = Refresher(refresh, run, retrieval, the_mesh, status, checkpoints.kept_versions) if retrieval else None
+    stop = StopRequests()
+    refresher = (
+        Refresher(refresh, run, retrieval, the_mesh, status, checkpoints.kept_versions, stop.while_waiting)
+        if retrieval
+        else None
+    )
     look_ahead = LookAhead(the_task, the_mesh, batch_size)
     run_step = _Programs(_jit_step(the_task, layout, the_mesh, accumulation_steps, dropout))
     recorder = Recorder(
@@ -134,7 +139,16 @@ def train(
         non_finite=non_finite,
         max_skipped_updates=max_skipped_updates,
     )
-    stop_requested, restore_signals = _stop_on_sigterm()
+
+    def write_checkpoint(step: int) -> None:
+        recorder.drain(keep=0)  # a step that is not finite must not be saved
+        # none after the last step: a run that is given more steps selects for itself
+        candidate_ids = look_ahead.take(step).candidate_ids if step < num_steps else None
+        version = refresher.version if refresher else NO_VERSION
+        checkpoints.save(step, ResumeUnit(state, version, _global_ids(the_mesh, candidate_ids)))
+        status.update(kept_versions=checkpoints.kept_versions(), step=step)
+
+    stop.listen()
     outcome: Literal["finished", "failed"] = "failed"
     try:
         if refresher is not None:
@@ -159,14 +173,9 @@ def train(
             if refresher is not None and evaluate is not None and _due(evaluate_every_steps, step + 1, num_steps):
                 recorder.drain(keep=0)
                 recorder.evaluated(step, evaluate(on_this_host(the_mesh, state.params), refresher.index))
-            stopping = stop_requested(step + 1)
+            stopping = stop.after_step(step + 1)
             if stopping or _due(checkpoint_every_steps, step + 1, num_steps):
-                recorder.drain(keep=0)  # a step that is not finite must not be saved
-                # none after the last step: a run that is given more steps selects for itself
-                candidate_ids = look_ahead.take(step + 1).candidate_ids if step + 1 < num_steps else None
-                version = refresher.version if refresher else NO_VERSION
-                checkpoints.save(step + 1, ResumeUnit(state, version, _global_ids(the_mesh, candidate_ids)))
-                status.update(kept_versions=checkpoints.kept_versions(), step=step + 1)
+                write_checkpoint(step + 1)
             if stopping:
                 logger.warning("SIGTERM: checkpoint of step %d written; start the same command to go on", step + 1)
                 break
@@ -177,8 +186,18 @@ def train(
                 refresher.last_snapshot(num_steps, state.params)
             outcome = "finished"
         return recorder.last_figures
+    except (
+        WaitStopped
+    ) as awaited:  # state and candidates are as after the step before; the version may be newer already
+        checkpoints.wait()
+        done = int(state.step)
+        if done > first_step and checkpoints.latest_step() != done:
+            write_checkpoint(done)
+            checkpoints.wait()
+        logger.warning("SIGTERM while waiting for %s; start the same command to go on from step %d", awaited, done)
+        return recorder.last_figures
     finally:
-        restore_signals()
+        stop.restore()
         status.finish(outcome)
         for closable in (look_ahead, refresher, recorder, checkpoints):
             if closable is not None:
@@ -343,21 +362,3 @@ class _Programs:
 
 def _shapes(batch: Any) -> tuple[tuple[int, ...], ...]:
     return tuple(leaf.shape for leaf in jax.tree.leaves(batch))
-
-
-def _stop_on_sigterm() -> tuple[Callable[[int], bool], Callable[[], None]]:
-    """Makes SIGTERM end the run after the step in progress, with a checkpoint.
-
-    With several processes jax takes the signal, whichever process gets it, and all of them stop after the same step.
-
-    Returns:
-      (whether to stop after so many steps, to be asked once after each of them; what puts the earlier handler back).
-    """
-    if jax.process_count() > 1:
-        return multihost_utils.reached_preemption_sync_point, lambda: None
-    asked: list[int] = []
-    try:
-        earlier = signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
-    except ValueError:  # not the main thread: whoever called train() handles signals
-        return lambda step: False, lambda: None
-    return lambda step: bool(asked), lambda: (signal.signal(signal.SIGTERM, earlier), None)[1]

@@ -12,9 +12,9 @@ import jax
 from jax.sharding import Mesh
 
 from realm_jax.retrieval import agreement, versions
-from realm_jax.retrieval.build_version import DEFAULT_BATCHES, DEFAULT_INDEX, BatchSettings, IndexSettings
+from realm_jax.retrieval.build_version import DEFAULT_BATCHES, DEFAULT_INDEX, BatchSettings, BuildStopped, IndexSettings
 from realm_jax.retrieval.embedder import embed_snapshot
-from realm_jax.retrieval.hot_swap import HotSwap, Swap, VersionSource
+from realm_jax.retrieval.hot_swap import HotSwap, Swap, VersionSource, WaitStopped
 from realm_jax.retrieval.index import Index
 from realm_jax.run_dir import RunDir
 from realm_jax.tasks.task import Params, Retrieval
@@ -133,6 +133,7 @@ class Refresher:
         mesh: Mesh,
         status: TrainerStatus,
         kept_versions: Callable[[], list[int]],
+        should_stop: Callable[[], bool] = lambda: False,
     ):
         """Args:
         config: the mode and its intervals.
@@ -141,9 +142,10 @@ class Refresher:
         mesh: of the parameters.
         status: told which versions are in use.
         kept_versions: those that checkpoints need, for the embedder inside the trainer; the embed job reads the status.
+        should_stop: asked while waiting for an index, or embedding one here; ends that with WaitStopped.
         """
         self.config, self._run, self._retrieval, self._status = config, run, retrieval, status
-        self._kept_versions = kept_versions
+        self._kept_versions, self._should_stop = kept_versions, should_stop
         self._replay = config.read_replay()
         self._first_step = 0
         self._of_this_run: set[int] = set()
@@ -167,6 +169,7 @@ class Refresher:
             poll_secs=config.poll_secs,
             is_leader=jax.process_index() == 0,
             on_pending=lambda version: status.update(pending_version=version),
+            should_stop=should_stop,
         )
 
     @property
@@ -210,6 +213,8 @@ class Refresher:
 
         Raises:
           TimeoutError: a version that the step cannot do without did not come.
+          WaitStopped: the run was asked to stop before it came. Called again for the same step, also by a run resumed there,
+            it does the same as the first time.
         """
         if step == 0:
             return None  # serve_first has done it
@@ -289,8 +294,12 @@ class Refresher:
         if here and jax.process_index() == 0:
             retrieval = self._retrieval
             batches = dataclasses.replace(self.config.batches, document_len=retrieval.document_len)
-            embed_snapshot(
-                self._run, step, retrieval.config, retrieval.corpus, settings=self.config.index, batches=batches
-            )
+            try:
+                embed_snapshot(
+                    self._run, step, retrieval.config, retrieval.corpus,
+                    settings=self.config.index, batches=batches, should_stop=self._should_stop,
+                )  # fmt: skip
+            except BuildStopped as stopped:
+                raise WaitStopped(f"index version {step:08d}") from stopped
             in_use = {self.version, *self._kept_versions(), *self._awaited(step)}
             versions.retire(self._run.index, in_use)

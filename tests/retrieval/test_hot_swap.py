@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from realm_jax.retrieval.agreement import SingleHost
-from realm_jax.retrieval.hot_swap import NO_VERSION, HotSwap, VersionSource
+from realm_jax.retrieval.hot_swap import NO_VERSION, HotSwap, VersionSource, WaitStopped
 from realm_jax.retrieval.index import SearchResult
 
 
@@ -221,6 +221,24 @@ def test_time_outs_say_what_was_waited_for(closing):
     ):
         hot_swap.wait_for_newer(9)
     assert time.monotonic() - start < 3
+
+
+def test_every_wait_ends_when_the_run_is_to_stop(closing):
+    store, asked = Store(), threading.Event()
+    hot_swap = make(store, closing, should_stop=asked.is_set, timeout_secs=60.0)
+    started = time.monotonic()
+    threading.Timer(0.2, asked.set).start()
+    with pytest.raises(WaitStopped, match=r"^the first index version$"):
+        hot_swap.serve(None)
+    assert time.monotonic() - started >= 0.2
+    store.versions.append(0)
+    assert hot_swap.serve(0).version == 0  # what is there is not waited for
+    with pytest.raises(WaitStopped, match=r"^index version 00000007$"):
+        hot_swap.begin_step(7, wait_for=7)
+    hot_swap.watch()
+    with pytest.raises(WaitStopped, match=r"^an index newer than version 00000000$"):
+        hot_swap.wait_for_newer(9)
+    assert hot_swap.version == 0 and time.monotonic() - started < 20
 
 
 def test_waiting_for_a_newer_version(closing):

@@ -19,6 +19,7 @@ from realm_jax.retrieval.build_version import BatchSettings, IndexSettings
 from realm_jax.retrieval.versions import list_versions, read_manifest
 from realm_jax.run_dir import RunDir, read_json
 from realm_jax.tasks.ict import Ict
+from realm_jax.training import refresh as refresh_module
 from realm_jax.training.checkpoint import Checkpoints, load_params
 from realm_jax.training.loop import train
 from realm_jax.training.optimizer import OptimizerConfig
@@ -411,3 +412,88 @@ def test_without_an_embed_job_the_run_says_so(corpus, tmp_path):
 def test_refresh_settings_that_cannot_be(changes, message):
     with pytest.raises(ValueError, match=message):
         RefreshConfig(**changes)
+
+
+# --- SIGTERM while there is no index
+
+
+class Awaited(EmbedThread):
+    """Builds version 0 at most; sends SIGTERM when the trainer has handed out the snapshot that it will then wait for."""
+
+    def __init__(self, run_dir, corpus_dir, step):
+        super().__init__(run_dir, corpus_dir)
+        self.step = step
+
+    def run(self):
+        if self.step > 0:
+            wait_until(lambda: list_snapshots(self.run_dir) == [0])
+            tiny.build_index(
+                self.run_dir, 0, tiny.realm(self.corpus.directory).retriever, self.corpus, self.backend
+            )  # fmt: skip
+        wait_until(lambda: self.step in list_snapshots(self.run_dir))
+        time.sleep(0.2)  # the wait has begun; an earlier signal would be seen there all the same
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def wait_until(condition, secs=60.0):
+    end = time.monotonic() + secs
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(("checkpoint_every", "kept"), [(2, [2, 3]), (3, [3])])
+def test_stopped_while_waiting_for_a_refresh_and_resumed(
+    corpus, whole_realm, tmp_path, caplog, checkpoint_every, kept
+):  # fmt: skip
+    place, before = str(corpus.directory), signal.getsignal(signal.SIGTERM)
+    started = time.monotonic()
+    with Awaited(str(tmp_path), place, 3):
+        run_realm(str(tmp_path), place, checkpoint_every_steps=checkpoint_every)
+    assert time.monotonic() - started < 100  # the time-out is 120 s
+    assert (
+        "SIGTERM while waiting for index version 00000003; start the same command to go on from step 3" in caplog.text
+    )
+    assert signal.getsignal(signal.SIGTERM) is before
+    run = RunDir.of(tmp_path)
+    assert sorted(int(step.name) for step in run.checkpoints.iterdir()) == kept
+    status = read_json(run.trainer_status(0))
+    assert (status["state"], status["step"], status["kept_versions"]) == ("failed", 3, [0])
+    assert len(lines(tmp_path)) == 3
+    with EmbedThread(str(tmp_path), place):
+        run_realm(str(tmp_path), place)
+    assert lines(tmp_path) == lines(whole_realm)
+    same_params(tmp_path, whole_realm)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("embedder", ["separate", "in_trainer"])
+def test_stopped_while_waiting_for_the_first_index(corpus, whole_realm, tmp_path, caplog, embedder, monkeypatch):
+    place = str(corpus.directory)
+    refresh = RefreshConfig(
+        mode="synchronous", embedder=embedder, snapshot_every_steps=3, timeout_secs=120.0, poll_secs=0.02,
+        index=IndexSettings(backend="exact"), batches=BatchSettings(batch_size=8, num_lengths=1, query_len=16),
+    )  # fmt: skip
+    if embedder == "separate":
+        with Awaited(str(tmp_path), place, 0):
+            assert run_realm(str(tmp_path), place, refresh=refresh) == {}
+    else:  # the signal comes while the trainer embeds
+        original = refresh_module.embed_snapshot
+
+        def signalled(*arguments, **settings):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return original(*arguments, **settings)
+
+        monkeypatch.setattr(refresh_module, "embed_snapshot", signalled)
+        assert run_realm(str(tmp_path), place, refresh=refresh) == {}
+        monkeypatch.undo()
+    assert (
+        "SIGTERM while waiting for index version 00000000; start the same command to go on from step 0" in caplog.text
+    )
+    run = RunDir.of(tmp_path)
+    assert not list(run.checkpoints.iterdir()) and read_json(run.trainer_status(0))["state"] == "failed"
+    with EmbedThread(str(tmp_path), place):
+        run_realm(str(tmp_path), place)
+    assert lines(tmp_path) == lines(whole_realm)
+    same_params(tmp_path, whole_realm)
