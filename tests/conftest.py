@@ -39,10 +39,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real texts: $REALM_JAX_DATA, or ../shared/data beside the repository; skips without one."""
-    place = Path(os.environ.get("REALM_JAX_DATA") or ROOT.parent / "shared" / "data")
+    """The folder of real texts, $REALM_JAX_DATA; skips without one."""
+    place = Path(
+        os.environ.get("REALM_JAX_DATA") or ROOT.parent / "shared" / "data"
+    )  # else a folder beside the checkout
     if not place.is_dir():
-        pytest.skip(f"no real texts at {place}; set REALM_JAX_DATA to their folder")
+        pytest.skip("no real texts; set REALM_JAX_DATA to their folder")
     return place
 
 
