@@ -5,9 +5,10 @@ import hashlib
 import logging
 import os
 import signal
+import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -35,6 +36,9 @@ STATUS_SECS = 0.5
 RESTART_GRACE_SECS = 30.0
 """A trainer that had finished before this job started may be about to be started again: so long it is waited for."""
 
+TRAINER_SILENT_SECS = 60.0
+"""A running trainer writes its status every ten seconds; one that has not for so long is probably dead."""
+
 
 def embed(
     *,
@@ -49,6 +53,7 @@ def embed(
     keep_newest: int = 2,
     poll_secs: float = 1.0,
     first_snapshot_timeout_secs: float = 1800.0,
+    trainer_timeout_secs: float = 1800.0,
     progress: bool = True,
 ) -> None:
     """Re-embeds the corpus with each new snapshot of a training run and publishes its index, until training ends.
@@ -70,14 +75,20 @@ def embed(
       keep_newest: how many of the newest versions are kept besides those that trainers and checkpoints name.
       poll_secs: pause between two looks for a new snapshot.
       first_snapshot_timeout_secs: how long the first snapshot may take to come.
+      trainer_timeout_secs: how long a trainer that was running may give no sign of life, such as one that was killed and is
+        not started again; count in the time that a machine which was taken away needs to come back.
       progress: show a progress bar on a terminal.
 
     Raises:
       ValueError: for a corpus, retriever or snapshot that do not fit, or another embed job in the same run.
-      TimeoutError: when no snapshot comes.
+      TimeoutError: when no snapshot comes, or no sign of life from the trainer.
       OSError: when the disk is full; nothing published is damaged.
     """
-    for name, value in (("poll_secs", poll_secs), ("first_snapshot_timeout_secs", first_snapshot_timeout_secs)):
+    for name, value in (
+        ("poll_secs", poll_secs),
+        ("first_snapshot_timeout_secs", first_snapshot_timeout_secs),
+        ("trainer_timeout_secs", trainer_timeout_secs),
+    ):
         if value <= 0:
             raise ValueError(f"embed.{name} must be above 0, got {value}")
     if keep_newest < 1:
@@ -94,7 +105,7 @@ def embed(
             built = job.try_build(0, Path(initial_params))
             if once or built is None:
                 return
-        job.follow(once, poll_secs, first_snapshot_timeout_secs)
+        job.follow(once, poll_secs, first_snapshot_timeout_secs, trainer_timeout_secs)
 
 
 class _EmbedJob:
@@ -114,10 +125,12 @@ class _EmbedJob:
         self.run, self.retriever, self.corpus = run, retriever, corpus
         self.index, self.batches, self.keep_newest = index, batches, keep_newest
         self.every_snapshot, self.progress, self.stop, self.status = every_snapshot, progress, stop, status
-        self.started_at = time.time()
+        self.started_at, self.sign_of_life = time.time(), _SignOfLife()
 
-    def follow(self, once: bool, poll_secs: float, first_snapshot_timeout_secs: float) -> None:
-        """Builds the newest snapshot whenever there is one, until the trainers have finished."""
+    def follow(
+        self, once: bool, poll_secs: float, first_snapshot_timeout_secs: float, trainer_timeout_secs: float
+    ) -> None:
+        """Builds the newest snapshot whenever there is one, until the trainers have finished, or seem dead for too long."""
         waiting_since = time.monotonic()
         while not self.stop.is_set():
             # asked before looking for snapshots: the last one is written before a trainer says that it has finished
@@ -138,6 +151,7 @@ class _EmbedJob:
                     f"no snapshot came to {self.run.snapshots} in {first_snapshot_timeout_secs:g} s; start the train "
                     "job with the same --run_dir, or make version 0 with --gin.embed.initial_params=SNAPSHOT"
                 )
+            self.sign_of_life.look(self._trainer_statuses() or [], trainer_timeout_secs)
             self.status.update(state="waiting")
             self._retire()
             self.stop.wait(poll_secs)
@@ -248,6 +262,60 @@ class _EmbedJob:
         in_use = {int(status.get(name, -1)) for status in statuses for name in ("index_version", "pending_version")}
         in_use |= _named(statuses, "kept_versions") | _named(statuses, "awaited_versions")
         retire(self.run.index, in_use, self.keep_newest)
+
+
+class _SignOfLife:
+    """When a trainer that says it is running last wrote its status.
+
+    By this process's clock, which need not agree with the trainer's.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[Any, ...], float] = {}
+        self._warned = False
+
+    def look(self, statuses: Sequence[Mapping[str, Any]], timeout_secs: float) -> None:
+        """Warns once when none has for a while, or the process of each is gone from this host.
+
+        Raises:
+          TimeoutError: when none has for `timeout_secs`.
+        """
+        running = [status for status in statuses if status.get("state") == "running"]
+        now = time.monotonic()
+        said = {(status.get("host"), status.get("pid"), status.get("updated_at")): status for status in running}
+        self._seen = {key: self._seen.get(key, now) for key in said}
+        if not running:  # none has begun yet, or all have said that they ended
+            return
+        silent_secs = now - max(self._seen.values())  # one that lives is enough
+        names = ", ".join(f"process {status.get('pid')} on {status.get('host')}" for status in running)
+        if silent_secs > timeout_secs:
+            raise TimeoutError(
+                f"the trainer ({names}) was running and has given no sign of life for {silent_secs:.0f} s: it was probably "
+                "killed; start the train job again with the same --run_dir, and this job beside it, or raise "
+                "embed.trainer_timeout_secs"
+            )
+        gone = all(_is_gone(status) for status in running)
+        if not gone and silent_secs <= TRAINER_SILENT_SECS:
+            self._warned = False
+        elif not self._warned:
+            self._warned = True
+            logger.warning(
+                "the trainer (%s) was running and %s; waiting up to %.0f s for it to be started again",
+                names, "is gone" if gone else f"has given no sign of life for {silent_secs:.0f} s", timeout_secs,
+            )  # fmt: skip
+
+
+def _is_gone(status: Mapping[str, Any]) -> bool:
+    """Whether a trainer's process is known not to exist any more: only on this host."""
+    if status.get("host") != socket.gethostname() or "pid" not in status:
+        return False
+    try:
+        os.kill(int(status["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # another user's
+        return False
+    return False
 
 
 def _named(statuses: Iterable[Mapping[str, Any]], field: str) -> set[int]:

@@ -149,6 +149,7 @@ def train(
         status.update(kept_versions=checkpoints.kept_versions(), step=step)
 
     stop.listen()
+    status.keep_fresh()
     outcome: Literal["finished", "failed"] = "failed"
     try:
         if refresher is not None:
@@ -186,9 +187,8 @@ def train(
                 refresher.last_snapshot(num_steps, state.params)
             outcome = "finished"
         return recorder.last_figures
-    except (
-        WaitStopped
-    ) as awaited:  # state and candidates are as after the step before; the version may be newer already
+    except WaitStopped as awaited:
+        # state and candidates are as after the step before; the version may be newer already
         checkpoints.wait()
         done = int(state.step)
         if done > first_step and checkpoints.latest_step() != done:

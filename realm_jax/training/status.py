@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Sequence
@@ -10,6 +11,10 @@ from typing import Any, Literal
 from realm_jax.run_dir import RunDir, write_json_atomically
 
 logger = logging.getLogger(__name__)
+
+
+HEARTBEAT_SECS = 10.0
+"""A running trainer's status is never older, whatever its threads wait for or compile."""
 
 
 class TrainerStatus:
@@ -33,6 +38,7 @@ class TrainerStatus:
         self._lock = threading.Lock()
         self._written_at = -float("inf")
         self._failing = False
+        self._ended = threading.Event()
         self._fields: dict[str, Any] = {
             "state": "running",
             "step": step,
@@ -42,6 +48,7 @@ class TrainerStatus:
             "kept_versions": list(kept_versions),  # from the first line on: the embed job retires whatever is not named
             "awaited_versions": [],  # a replay's: the embed job builds these first and keeps them
             "pid": os.getpid(),
+            "host": socket.gethostname(),
         }
         self.update()
 
@@ -54,9 +61,21 @@ class TrainerStatus:
                 return
             self._write()
 
+    def keep_fresh(self, every_secs: float = HEARTBEAT_SECS) -> None:
+        """Writes the file from a thread of its own until `finish`: who reads it can tell a long wait from a sudden death."""
+
+        def beat() -> None:
+            while not self._ended.wait(every_secs):
+                with self._lock:
+                    if not self._ended.is_set():
+                        self._write()
+
+        threading.Thread(target=beat, name="status", daemon=True).start()
+
     def finish(self, state: Literal["finished", "failed"]) -> None:
         """The last word."""
         with self._lock:
+            self._ended.set()
             self._fields["state"] = state
             self._write()
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -243,6 +244,42 @@ def test_waits_for_the_first_snapshot_in_vain(run):
     assert 0.3 <= time.monotonic() - started < 5
     assert read_json(run.embedder_status)["state"] == "failed"
     assert "no snapshot came" in read_json(run.embedder_status)["error"]
+
+
+@pytest.mark.faults
+def test_a_trainer_that_was_killed_is_missed_once_and_given_up(run, monkeypatch, caplog):
+    save_snapshot(run, 10, _params(0))
+    dead = subprocess.Popen([sys.executable, "-S", "-c", ""])
+    dead.wait()
+    _say(run, "running", pid=dead.pid, host=socket.gethostname())
+    started = time.monotonic()
+    with pytest.raises(
+        TimeoutError, match=rf"trainer \(process {dead.pid} on .*\) was running and .* start the train job"
+    ):
+        embed(run_dir=str(run.path), trainer_timeout_secs=1.0, **SETTINGS)
+    assert time.monotonic() - started > 1.0 and list_versions(run.index) == [10]  # the last snapshot is embedded
+    assert caplog.text.count(f"process {dead.pid} on {socket.gethostname()}) was running and is gone") == 1
+    assert read_json(run.embedder_status)["state"] == "failed"
+    caplog.clear()
+    monkeypatch.setattr(module, "TRAINER_SILENT_SECS", 0.3)  # on another host only the silence tells
+    _say(run, "running", pid=dead.pid, host="elsewhere")
+    with pytest.raises(TimeoutError, match="no sign of life for 1 s"):
+        embed(run_dir=str(run.path), trainer_timeout_secs=1.0, **SETTINGS)
+    assert caplog.text.count("on elsewhere) was running and has given no sign of life") == 1
+
+
+def test_a_trainer_that_lives_or_is_started_again_is_followed(run):
+    """A status of an earlier, larger run lies there as well, and the trainer's clock is an hour slow."""
+    save_snapshot(run, 10, _params(0))
+    _say(run, "running", process=1, pid=1, host="elsewhere")
+    with _Beside(run, trainer_timeout_secs=1.5) as beside:
+        end = time.monotonic() + 4
+        while time.monotonic() < end:
+            _say(run, "running", pid=os.getpid(), host=socket.gethostname(), updated_at=time.time() - 3600)
+            time.sleep(0.1)
+        assert beside.error is None
+        _say(run, "finished", process=1)
+        _say(run, "finished")
 
 
 def test_sleeps_between_polls(run, monkeypatch):

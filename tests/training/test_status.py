@@ -1,6 +1,7 @@
 """What a trainer says of itself: whole at any time, at once where it matters, and not at every step."""
 
 import os
+import socket
 import threading
 import time
 
@@ -27,7 +28,7 @@ def test_the_first_line_names_what_must_be_kept(run):
     assert before <= said.pop("updated_at") <= time.time()
     assert said == {
         "state": "running", "step": 40, "num_steps": 100, "index_version": -1, "pending_version": -1,
-        "kept_versions": [30], "awaited_versions": [], "pid": os.getpid(),
+        "kept_versions": [30], "awaited_versions": [], "pid": os.getpid(), "host": socket.gethostname(),
     }  # fmt: skip
 
 
@@ -70,6 +71,20 @@ def test_two_threads_write_and_a_reader_always_sees_it_whole(run):
     said = read_json(run.trainer_status(0))
     assert (said["index_version"], said["pending_version"]) == (49, 49)
     assert [path.name for path in run.status.iterdir()] == ["trainer-00000.json"]
+
+
+def test_it_is_kept_fresh_until_the_last_word(run):
+    status = make(run)
+    written = {read_json(run.trainer_status(0))["updated_at"]}
+    status.keep_fresh(every_secs=0.02)
+    end = time.monotonic() + 20
+    while len(written) < 4:
+        assert time.monotonic() < end
+        written.add(read_json(run.trainer_status(0))["updated_at"])
+    status.finish("failed")
+    last = read_json(run.trainer_status(0))
+    time.sleep(0.2)
+    assert read_json(run.trainer_status(0)) == last and last["state"] == "failed"
 
 
 @pytest.mark.faults
