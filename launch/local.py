@@ -31,7 +31,7 @@ from processes import (  # noqa: E402 - beside this script
     stopped_early,
 )
 
-from realm_jax.run_dir import RunDir, read_json  # noqa: E402 - the checkout's own package
+from realm_jax.run_dir import RunDir, check_can_write, read_json  # noqa: E402 - the checkout's own package
 from realm_jax.training.progress import progress_figures  # noqa: E402
 
 RECIPES = ("tiny", "documents", "encyclopedia")
@@ -267,6 +267,10 @@ def parse(arguments: Sequence[str]) -> Settings:
     recipe = known.recipe or ("documents" if known.corpus else "tiny")
     if (recipe == "tiny") == bool(known.corpus):
         parser.error(f"--recipe={recipe} {'is for the embedded corpus, not for' if known.corpus else 'needs'} --corpus")
+    try:
+        check_can_write(known.run_dir, "--run_dir")
+    except ValueError as refused:
+        parser.error(str(refused))
     return Settings(
         RunDir.of(known.run_dir),
         tuple(known.corpus),

@@ -67,6 +67,8 @@ def test_the_command_line(local, tmp_path):
         (["--run_dir=x", "--corpus=not/there"], "--corpus=not/there does not exist"),
         (["--run_dir=x", "--corpus=."  , "--recipe=tiny"], "--recipe=tiny is for the embedded corpus, not for --corpus"),
         (["--run_dir=x", "--recipe=encyclopedia"], "--recipe=encyclopedia needs --corpus"),
+        ([f"--run_dir={__file__}"], "--run_dir"),
+        ([f"--run_dir={__file__}/below"], "--run_dir"),
     ],
 )  # fmt: skip
 def test_a_wrong_command_line(local, capsys, arguments, message):
