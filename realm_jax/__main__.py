@@ -4,6 +4,7 @@ Exit status: 0 done, 1 failed, 2 not understood, 130 interrupted. A user's mista
 of ours shows a traceback (`--debug` shows it always).
 """
 
+import importlib.util
 import inspect
 import logging
 import os
@@ -18,6 +19,15 @@ from realm_jax.jobs import JOBS, Job
 
 USAGE = "python -m realm_jax JOB --run_dir=DIR [--gin_file=FILE ...] [--gin.NAME.PARAM=VALUE ...]"
 DONE, FAILED, NOT_UNDERSTOOD, INTERRUPTED = 0, 1, 2, 130
+LIBRARIES = {
+    "jax": "jax",
+    "flax": "flax",
+    "optax": "optax",
+    "numpy": "numpy",
+    "jaxtyping": "jaxtyping",
+    "gin": "gin-config",
+}
+"""What every job needs, by the name to import; an interpreter without them is not of our environment."""
 
 
 class UsageError(Exception):
@@ -154,6 +164,15 @@ def run(command: CommandLine, jobs: Mapping[str, Job] = JOBS) -> Any:
         return jobs[command.job].function()(run_dir=command.run_dir, **kwargs)
 
 
+def missing_libraries() -> list[str]:
+    """Those of `LIBRARIES` that this interpreter lacks; nothing is imported for it.
+
+    A folder without Python in it, such as the checkout's own gin/, passes for an empty package, which has no origin.
+    """
+    specs = {distribution: importlib.util.find_spec(name) for name, distribution in LIBRARIES.items()}
+    return [distribution for distribution, spec in specs.items() if spec is None or spec.origin is None]
+
+
 def describe_error(error: BaseException) -> str:
     """An error in at most two lines. One raised outside this package (by a library) says so."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
@@ -179,8 +198,18 @@ def main(arguments: Sequence[str], jobs: Mapping[str, Job] = JOBS) -> int:
     except UsageError as error:
         print(f"realm_jax: {error}\nusage: {USAGE}", file=sys.stderr)
         return NOT_UNDERSTOOD
+    if command.help and not command.job:
+        print(jobs_help(jobs))
+        return DONE
+    if missing := missing_libraries():
+        print(
+            f"realm_jax: {sys.executable} lacks {', '.join(missing)}\n"
+            "  use the environment that `make install` makes: `. .venv/bin/activate` once, or .venv/bin/python for python",
+            file=sys.stderr,
+        )
+        return FAILED
     if command.help:
-        print(job_help(command.job, jobs) if command.job else jobs_help(jobs))
+        print(job_help(command.job, jobs))
         return DONE
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("realm_jax").setLevel(logging.DEBUG if command.debug else logging.INFO)

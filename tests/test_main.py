@@ -212,6 +212,23 @@ def test_help_is_quick_and_imports_nothing_heavy():
     assert time.monotonic() - started < 5.0  # 0.1 s alone; the bound is for a loaded machine
 
 
+@pytest.mark.parametrize("arguments", [["train", "--help"], ["report", "--run_dir=x"]])
+def test_an_interpreter_without_the_libraries_is_told_what_to_do(repository, arguments):
+    """-S leaves out installed packages; the checkout's folder gin/ is there and passes for an empty package."""
+    done = python("-S", "-m", "realm_jax", *arguments, cwd=repository)
+    lacks, remedy = done.stderr.splitlines()
+    assert done.returncode == 1 and not done.stdout
+    assert lacks == f"realm_jax: {sys.executable} lacks {', '.join(command_line.LIBRARIES.values())}"
+    assert remedy.strip().startswith("use the environment that `make install` makes: `. .venv/bin/activate` once")
+    assert python("-S", "-m", "realm_jax", "--help", cwd=repository).returncode == 0
+
+
+def test_the_libraries_are_those_of_the_package(repository):
+    assert command_line.missing_libraries() == []
+    for distribution in command_line.LIBRARIES.values():
+        assert f'    "{distribution}>=' in (repository / "setup.py").read_text()
+
+
 def test_exit_statuses_of_the_real_command(tmp_path):
     assert python("-m", "realm_jax", "--help").returncode == 0
     nonsense = python("-m", "realm_jax", "fly")
