@@ -17,6 +17,7 @@ from realm_jax.data.order import example_rng
 from realm_jax.evaluation.answers import contains_answer, normalise_answer
 from realm_jax.text.tokenizer import Tokenizer
 
+HELD_OUT, OWN, QUESTIONS = "held-out sentences", "the documents' own sentences", "questions"
 _WHOLE_SENTENCE = 514  # pieces; sentences beyond are cut to a window around their mask
 
 
@@ -30,15 +31,16 @@ class RetrievalQuery(NamedTuple):
 
 
 class QuerySet(NamedTuple):
-    """Queries, where they come from, and rows that could not become queries by cause."""
+    """Queries, where they come from, rows that could not become queries by cause, and what they are, for headings."""
 
     queries: list[RetrievalQuery]
     source: str
     dropped: dict[str, int]
+    kind: str = HELD_OUT
 
 
 def masked_sentences(x_corpus: Corpus, max_queries: int | None = None, seed: int = 0) -> QuerySet:
-    """The rows of a sentence stream as queries, the span that is the answer masked piece by piece, as in training.
+    """The rows of a sentence stream apart from the documents as queries, the span that is the answer masked piece by piece, as in training.
 
     The masked span is the salient span that reads as one of the row's answers; where a row has no answer but a single
     salient span, that one.
@@ -110,7 +112,7 @@ def known_items(corpus: Corpus, max_queries: int | None = None, seed: int = 0) -
         masked[positions[weights > 0] - 1] = corpus.tokenizer.mask_id
         text = corpus.tokenizer.decode(masked[masked != corpus.tokenizer.mask_id])
         queries.append(RetrievalQuery(text, masked, frozenset([row]), ()))
-    return QuerySet(queries, f"{corpus.directory} (sentences of the documents themselves)", drawn.left_out)
+    return QuerySet(queries, f"{corpus.directory} (sentences of the documents themselves)", drawn.left_out, OWN)
 
 
 def questions(
@@ -121,15 +123,15 @@ def questions(
     A gold id is the id of an article or passage. Of one that was cut into several documents, those that contain an answer
     are gold; all of them where none does (a cut went through the answer) or where no answer is given. The corpus may have
     other sources besides; an id that two of them use belongs to the first (the corpus job renames the other). A gold
-    passage that is not in the corpus (another source, a duplicate of text already there) is counted; its question is kept
-    for its answers. Answers that are regular expressions ("answer_is_regex") cannot be looked up here: those questions
+    passage that is not in the corpus (another source, a duplicate of text already there) is counted, among the queries
+    that are drawn; its question is kept for its answers. Answers that are regular expressions ("answer_is_regex") cannot be looked up here: those questions
     are left out and counted.
 
     Raises:
       ValueError: for a missing file, or a line that is not such an object, naming file and line.
     """
     path = Path(path)
-    found: list[RetrievalQuery] = []
+    usable: list[tuple[str, str | None, list[str]]] = []  # question, gold id, answers
     dropped: Counter[str] = Counter()
     for number, row in _json_lines(path):
         if row.get("answer_is_regex"):
@@ -147,14 +149,17 @@ def questions(
                 f'{path}, line {number}: expected {{"question": str, "answer": str or [str, …]}}, got {row}'
             )
         gold_id = row.get("gold_id", row.get("passage_id"))
-        gold = _gold_documents(corpus, str(gold_id), answers) if gold_id not in (None, "") else frozenset()
-        if gold_id not in (None, "") and not gold:
+        usable.append((question, None if gold_id in (None, "") else str(gold_id), answers))
+    if max_queries is not None and max_queries < len(usable):
+        chosen = np.sort(np.random.default_rng(seed).choice(len(usable), max_queries, replace=False))
+        usable = [usable[i] for i in chosen]
+    found = []
+    for question, gold_id, answers in usable:
+        gold = frozenset() if gold_id is None else _gold_documents(corpus, gold_id, answers)
+        if gold_id is not None and not gold:
             dropped["gold passage not in the corpus, kept for its answers"] += 1
         found.append(RetrievalQuery(question, np.asarray(tokenizer.encode(question).ids), gold, tuple(answers)))
-    if max_queries is not None and max_queries < len(found):
-        chosen = np.sort(np.random.default_rng(seed).choice(len(found), max_queries, replace=False))
-        found = [found[i] for i in chosen]
-    return QuerySet(found, str(path), dict(dropped))
+    return QuerySet(found, str(path), dict(dropped), QUESTIONS)
 
 
 def _gold_documents(corpus: Corpus, gold_id: str, answers: Sequence[str]) -> frozenset[int]:

@@ -114,7 +114,12 @@ def evaluate(
     for set_name, query_set in query_sets.items():
         results[set_name] = {
             "name": set_name,
-            "queries": {"source": query_set.source, "count": len(queries[set_name]), "dropped": query_set.dropped},
+            "queries": {
+                "kind": query_set.kind,
+                "source": query_set.source,
+                "count": len(queries[set_name]),
+                "dropped": query_set.dropped,
+            },
             "corpus": {"directory": str(knowledge.directory), "documents": knowledge.num_documents},
             "rows": rows[set_name],
             "wall_secs": round(time.monotonic() - begin, 3),

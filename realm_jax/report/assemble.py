@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from realm_jax.report.figures import RECALLS
+from realm_jax.report.figures import EVALUATED, RECALLS
 from realm_jax.report.gather import read_swaps
 from realm_jax.run_dir import RunDir, read_json
 from realm_jax.training.metrics import read_metrics, series
@@ -23,7 +23,7 @@ def assemble(run: RunDir) -> dict[str, Any] | None:
 
     A figure that was not measured is null: `ict` of a run without a warm start, say. Versions, pauses and ages are those
     of metrics/swaps.jsonl, which holds every swap however rarely metrics are logged; the first index is no swap.
-    `retrieval_wait_share` is the mean wait over the mean time of a step.
+    `retrieval_wait_share` is the mean wait over the mean time of a step. `evaluated_on` says what the sentences were.
     """
     places = [run.evaluation("retrieval"), run.evaluation("reading")]
     if not all(place.exists() for place in places):
@@ -42,6 +42,7 @@ def assemble(run: RunDir) -> dict[str, Any] | None:
     figures["search_recall"] = served.get("search_recall")
     figures["served_index_version"] = served.get("version")
     figures["corpus"] = _of_corpus(run, evaluation["corpus"])
+    figures["evaluated_on"] = evaluation.get("queries", {}).get("kind", EVALUATED)
     figures["seed"] = _seed(run, metrics)
     figures["wall_secs"] = _wall_secs(run)
     return figures
@@ -129,8 +130,12 @@ def _wall_secs(run: RunDir) -> float:
 def table(figures: Mapping[str, Any]) -> str:
     """The headline figures as aligned text, in per cent."""
     names = ["bm25", "ict", "realm", "null_only"]
-    lines = [f"{'held-out sentences':22}" + "".join(f"{name:>11}" for name in names)]
+    on = figures["evaluated_on"]
+    width = max(22, len(on))
+    lines = [f"{on:{width}}" + "".join(f"{name:>11}" for name in names)]
     for figure in (*RECALLS, "masked_span_accuracy"):
         cells = (figures[figure].get(name) for name in names)
-        lines.append(f"{figure:22}" + "".join(f"{'' if cell is None else f'{100 * cell:.1f}':>11}" for cell in cells))
+        lines.append(
+            f"{figure:{width}}" + "".join(f"{'' if cell is None else f'{100 * cell:.1f}':>11}" for cell in cells)
+        )
     return "\n".join(lines)

@@ -9,6 +9,7 @@ from realm_jax.run_dir import RunDir, write_json_atomically
 
 RECALLS = ("recall_at_1", "recall_at_5", "recall_at_20")
 RETRIEVERS = ("bm25", "ict", "realm")
+EVALUATED = "evaluated sentences"  # where "evaluated_on" does not say which
 # Objects and the keys that each must have. A key whose figure was not measured holds null.
 TABLES: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(RECALLS, RETRIEVERS),

@@ -12,7 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from realm_jax.report.charts import Line, line_chart
-from realm_jax.report.figures import RECALLS, RETRIEVERS
+from realm_jax.report.figures import EVALUATED, RECALLS, RETRIEVERS
 from realm_jax.report.gather import Entry, Gathered
 from realm_jax.training.metrics import series
 
@@ -36,7 +36,7 @@ class ChartPlan(NamedTuple):
 
 CHARTS = (
     ChartPlan("Loss", "−log p(y|x) a masked piece", ("loss",), smooth=True),
-    ChartPlan("Retrieval utility", "log p(y|x) − log p(y|x, ∅), in nats", ("retrieval_utility",), smooth=True),
+    ChartPlan("Retrieval utility", "in training: log p(y|x) − log p(y|x, ∅), in nats", ("retrieval_utility",), smooth=True),
     ChartPlan("Recall", "held-out sentences whose document is found", ("recall_at_",), from_zero=True),
     ChartPlan("Gold document", "in training: among the candidates, and its p(z|x)", ("gold_selected", "gold_prob"),
               smooth=True, from_zero=True, unless_zero=True),
@@ -82,6 +82,7 @@ def render(gathered: Gathered) -> str:
         name=gathered.run.path.resolve().name,
         missing=gathered.missing,
         table=headline(gathered.figures),
+        evaluated_on=(gathered.figures or {}).get("evaluated_on", EVALUATED),
         gains=gains(gathered.figures),
         tiles=tiles(gathered),
         charts=charts(gathered.metrics, CHARTS, gathered.swaps),
@@ -147,9 +148,11 @@ def tiles(gathered: Gathered) -> list[tuple[str, str]]:
     shown: list[tuple[str, str | None]] = []
     if gathered.metrics:
         shown.append(("steps", f"{gathered.metrics[-1]['step']:,}"))
-    utility = figures.get("retrieval_utility", last.get("retrieval_utility"))
+    evaluated = figures.get("retrieval_utility")
+    of_what = "last training batch" if evaluated is None else str(figures.get("evaluated_on", EVALUATED))
+    utility = last.get("retrieval_utility") if evaluated is None else evaluated
     shown += [
-        ("retrieval utility", _form(utility, "{:+.3f}")),
+        (f"retrieval utility, {of_what}", _form(utility, "{:+.3f}")),
         ("index versions served", _form(figures.get("index_versions_served", len(gathered.swaps) or None), "{:,.0f}")),
         ("search recall of the index", _form(figures.get("search_recall"), "{:.3f}")),
         ("longest swap pause", _form(figures.get("swap_pause_ms_max"), "{:.1f} ms")),

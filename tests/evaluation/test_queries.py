@@ -49,6 +49,7 @@ def test_the_answer_is_masked_piece_by_piece(tmp_path, tokenizer, with_text):
         tmp_path / "x", blocks, tokenizer, gold_documents=[7, -1, 2, 5, 6], answers=answers, with_text=with_text
     )
     found = masked_sentences(x)
+    assert found.kind == "held-out sentences"
     assert found.dropped == {"no span to mask": 2}  # Rome is no span of row 2; row 4 has neither span nor answer
     first, second, third = found.queries
     assert first.pieces.tolist() == [5, 7, 8, 9, MASK, MASK, 14]
@@ -93,6 +94,7 @@ def test_known_items_are_sentences_of_the_documents_themselves(tmp_path, tokeniz
     assert second.pieces.tolist() == [9, MASK, 5, 7, 14] and second.text == "in ann was ."
     assert [query.gold for query in found.queries] == [{0}, {2}]
     assert all(query.answers == () for query in found.queries) and found.dropped == {"no salient span": 1}
+    assert found.kind == "the documents' own sentences"
     many = make_corpus(tmp_path / "many", [blocks[0]] * 30, tokenizer)
     drawn = [known_items(many, max_queries=7, seed=seed).queries for seed in (1, 1, 2)]
     gold = [[min(query.gold) for query in queries] for queries in drawn]
@@ -122,7 +124,12 @@ def test_questions(tmp_path, corpus, tokenizer, name):
         "answer is a regular expression": 1,
         "gold passage not in the corpus, kept for its answers": 1,
     }
-    assert len(questions(tmp_path / name, corpus, tokenizer, max_queries=2).queries) == 2
+    for seed in range(8):  # what is counted as kept is among the queries drawn
+        drawn = questions(tmp_path / name, corpus, tokenizer, max_queries=2, seed=seed)
+        missing = ("x",) in [query.answers for query in drawn.queries]
+        assert len(drawn.queries) == 2 and drawn.kind == "questions"
+        kept = {"gold passage not in the corpus, kept for its answers": 1} if missing else {}
+        assert drawn.dropped == {"answer is a regular expression": 1} | kept
 
 
 @pytest.mark.parametrize("with_text", [True, False])
@@ -183,7 +190,8 @@ def test_questions_of_one_of_several_sources(tmp_path, tokenizer):
     assert made.info.dropped == {"exact duplicate block": 1}
     result = evaluate(run_dir=str(tmp_path), corpus=str(made.directory), questions=str(tmp_path / "q.jsonl"))
     assert result["rows"]["bm25"]["queries_with_gold"] == 4 and result["rows"]["bm25"]["queries_with_answers"] == 6
-    assert result["queries"] == {"source": str(tmp_path / "q.jsonl"), "count": 6, "dropped": found.dropped}
+    asked = {"kind": "questions", "source": str(tmp_path / "q.jsonl"), "count": 6, "dropped": found.dropped}
+    assert result["queries"] == asked
 
 
 @pytest.mark.parametrize("line", ['{"answer": "x"}', '{"question": "x", "answer": 3}', "[1]", "{"])

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from realm_jax.report import report
 from realm_jax.report.assemble import assemble, table
 from realm_jax.report.figures import check_figures
 from realm_jax.run_dir import RunDir, write_json_atomically
@@ -51,7 +52,8 @@ def run(tmp_path):
         "served_index": recalls(0.39, 0.49, 0.59) | {"search_recall": 0.998, "version": 4},
     }
     corpus = {"directory": str(run.corpus), "documents": 12}
-    write_json_atomically(run.evaluation("retrieval"), {"rows": rows, "corpus": corpus})
+    asked = {"kind": "held-out sentences", "source": "x_heldout", "count": 9, "dropped": {}}
+    write_json_atomically(run.evaluation("retrieval"), {"queries": asked, "rows": rows, "corpus": corpus})
     spans = {
         "realm": {"with_retrieval": 0.7, "null_only": 0.05, "retrieval_utility": 1.5},
         "ict": {"with_retrieval": 0.2, "null_only": 0.04, "retrieval_utility": 0.5},
@@ -83,6 +85,22 @@ def test_the_figures(run):
     assert (figures["search_recall"], figures["served_index_version"]) == (0.998, 4)
     assert figures["corpus"] == {"documents": 12, "pieces": 345} and figures["seed"] == 7
     assert 100 <= figures["wall_secs"] < 160
+    assert figures["evaluated_on"] == "held-out sentences"
+
+
+def test_sentences_of_the_documents_are_not_called_held_out(run):
+    content = json.loads(run.evaluation("retrieval").read_text())
+    content["queries"]["kind"] = "the documents' own sentences"
+    write_json_atomically(run.evaluation("retrieval"), content)
+    lines = table(assemble(run)).splitlines()
+    assert lines[0].startswith("the documents' own sentences") and len({len(line) for line in lines[:4]}) == 1
+    report(run_dir=str(run.path))
+    page = run.report_html.read_text("utf-8")
+    assert "<th>the documents&#39; own sentences, %</th>" in page and "held out" not in page
+    assert "<span>retrieval utility, the documents&#39; own sentences</span>" in page
+    del content["queries"]  # an evaluation of before
+    write_json_atomically(run.evaluation("retrieval"), content)
+    assert assemble(run)["evaluated_on"] == "evaluated sentences"
 
 
 def test_a_run_without_a_warm_start_or_a_swap(run):

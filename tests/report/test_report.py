@@ -97,6 +97,8 @@ def test_a_run_that_has_begun(tmp_path):
     for shown in ("Not there yet", "report.json", "examples.json", "Loss"):
         assert shown in page.text
     assert "metrics.jsonl" not in page.text
+    run.metrics_jsonl.write_text('{"step": 1, "loss": 6.5, "retrieval_utility": 0.25}\n')
+    assert "+0.250retrieval utility, last training batch" in make_page(run).text
     run.metrics_jsonl.unlink()
     page = make_page(run)
     assert "metrics/metrics.jsonl" in page.text and "svg" not in page.tags
