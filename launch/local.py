@@ -4,8 +4,13 @@
     python launch/local.py --run_dir=runs/mine --corpus=my/documents     your own documents
     python launch/local.py --run_dir=runs/wiki --corpus=wiki/ --recipe=encyclopedia      tens of thousands of articles
 
-Every stage is an ordinary `python -m realm_jax JOB` in a process of its own, its output in RUN/logs/. A stage that is
-done is not done again, so the same command resumes whatever was interrupted. The last line printed is the report's path.
+    python launch/local.py --run_dir=runs/trial --corpus=docs --gin.train.num_steps=60   every training cut short: a trial
+
+--gin.NAME.PARAM=VALUE (or --gin.MACRO=VALUE) sets a parameter of the run files; it is passed on to every job but the report.
+
+Every stage is an ordinary `python -m realm_jax JOB` in a process of its own, its output in RUN/logs/. The same command
+resumes whatever was interrupted: a corpus or a training that is done is not done again, evaluation and report are. The last
+line printed is the report's path.
 """
 
 import argparse
@@ -200,7 +205,8 @@ class Launcher:
 
     def progress_of(self, child: Child) -> str:
         if child.name not in TRAINERS:
-            return child.name
+            said = child.last_words(1)
+            return child.name if not said or said.startswith("$ ") else said
         run = self.run_of(child)
         try:
             status = read_json(run.trainer_status(0))
@@ -216,6 +222,8 @@ class Launcher:
             status = read_json(self.run.embedder_status)
         except (OSError, ValueError):
             return ""
+        if int(status.get("version", -1)) < 0:  # it has only begun
+            return f"embed {status.get('state')}"
         total = max(1, int(status.get("documents_total", 0)))
         done = int(status.get("documents_done", 0))
         return f"embed {status.get('version')}: {status.get('state')} {100 * done // total}%"

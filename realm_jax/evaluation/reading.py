@@ -1,5 +1,6 @@
 """How well a pre-trained reader fills masked spans with the documents that different retrievers bring it."""
 
+import logging
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -19,6 +20,8 @@ from realm_jax.run_dir import RunDir
 from realm_jax.tasks.realm import Realm
 from realm_jax.tasks.task import Params
 from realm_jax.training.checkpoint import learners, load_params
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate_reading(
@@ -62,12 +65,14 @@ def evaluate_reading(
 
     found = evaluation.evaluate(params, search("realm", params), num_examples)
     rows = {"realm": found.figures}
+    logger.info("reading of realm measured")
     stages = [run.stage(name) for name in ("ict", "reader")]
     if all(stage.checkpoints.is_dir() for stage in stages):
         warm: dict[str, Any] = {}
         for stage in stages:
             warm |= load_params(stage)[1]
         rows["ict"] = evaluation.evaluate(warm, search("ict", warm)).figures
+        logger.info("reading of ict measured")
     rows["bm25"] = evaluation.evaluate(params, bm25_search(evaluation.corpus, bm25)).figures
     return rows, found.examples
 

@@ -1,5 +1,6 @@
 """The evaluate job: how well documents are found, by a checkpoint, by the served index, by BM25, in one table."""
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ from realm_jax.tasks.ict import check_vocabulary
 from realm_jax.tasks.realm import Realm, check_same_tokenizer
 from realm_jax.training.checkpoint import check_tokenizer, load_params
 from realm_jax.training.snapshots import list_snapshots, load_snapshot
+
+logger = logging.getLogger(__name__)
 
 _QUERIES_AT_ONCE = 64
 
@@ -110,6 +113,7 @@ def evaluate(
     for row, figures, search in _searches(run, knowledge, batches, words, learned, indexes):
         for set_name in query_sets:
             rows[set_name][row] = {**figures, **evaluate_rankings(queries[set_name], search, judge)}
+        logger.info("retrieval of %s measured, %.0f s so far", row, time.monotonic() - begin)
     results = {}
     for set_name, query_set in query_sets.items():
         results[set_name] = {

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -28,7 +30,10 @@ from realm_jax.retrieval.manifest import Manifest
 from realm_jax.run_dir import RunDir
 from realm_jax.training.snapshots import flatten_params, load_snapshot, snapshot_checksum
 
+logger = logging.getLogger(__name__)
+
 Method = Literal["embed_documents", "embed_queries"]
+LOG_EVERY_SECS = 15.0
 
 
 @functools.partial(jax.jit, static_argnames=("config", "method"))
@@ -73,7 +78,7 @@ class Embedder:
         return self._embed(ids, segment_ids, "embed_queries")
 
     def embed_corpus(self, corpus: Corpus, batches: BatchSettings) -> Float32[np.ndarray, "num_documents embed"]:
-        """Embeds every document into memory, in the batches in which the embed job embeds a shard.
+        """Embeds every document into memory, in the batches in which the embed job embeds a shard; logs how far it is.
 
         Args:
           corpus: the knowledge corpus.
@@ -91,8 +96,13 @@ class Embedder:
         )
         embeddings = np.empty((corpus.num_documents, self.config.projection_size), np.float32)
         special = SpecialIds.of(corpus.tokenizer)
+        done, logged_at = 0, time.monotonic()
         for rows, embedded in embed_in_batches(corpus, documents, in_batches, self.embed_documents, special):
             embeddings[rows] = embedded
+            done += len(rows)
+            if time.monotonic() - logged_at >= LOG_EVERY_SECS:
+                logger.info("embedded %d of %d documents", done, corpus.num_documents)
+                logged_at = time.monotonic()
         return embeddings
 
     def rounded(self, batch_size: int) -> int:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from realm_jax.run_dir import write_json_atomically
 from tests.launch.stub_stages import load_launcher, stub_stages
 
 STUB = Path(__file__).with_name("stub_stages.py")
@@ -118,6 +119,22 @@ def test_a_dead_embedder_is_started_again_ever_later(quick, monkeypatch, tmp_pat
     notes = capsys.readouterr().err
     assert notes.count("embed job ended with 3, starting it again in 0 s; see ") >= 3
     assert str(tmp_path / "run" / "logs" / "embed.log") in notes
+
+
+def test_the_line_of_progress(local, tmp_path):
+    launcher = local.Launcher(local.parse([f"--run_dir={tmp_path}"]), lambda: None)
+    log = tmp_path / "logs" / "evaluate.log"
+    child = local.Child("evaluate", [sys.executable, "-S", "-c", "pass"], log, (), {})
+    assert launcher.progress_of(child) == "evaluate"  # the log holds the command alone
+    child.process.wait()
+    with log.open("a") as file:
+        file.write("13:00:02 retrieval of bm25 measured, 7 s so far\n")
+    assert launcher.progress_of(child) == "13:00:02 retrieval of bm25 measured, 7 s so far"
+    shown = []
+    for status in ({"version": -1, "documents_total": 0}, {"version": 20, "documents_done": 30, "documents_total": 40}):
+        write_json_atomically(launcher.run.embedder_status, {"state": "waiting", "documents_done": 0} | status)
+        shown.append(launcher.embedder_progress())
+    assert shown == ["embed waiting", "embed 20: waiting 75%"]
 
 
 def test_the_trainer_may_embed_by_itself(quick, monkeypatch, tmp_path):
