@@ -28,8 +28,8 @@ def inverse_cloze(
 ) -> tuple[WeightedSum, Float[Array, "batch"]]:
     """Inverse Cloze Task: −log p(own document | query), negatives from the whole batch (arXiv:1906.00300, section 5).
 
-    Row i's own document is column i. Written over global arrays: with the batch sharded over devices the compiler gathers
-    the documents, so a query's negatives are those of all devices and its label needs no offset.
+    Row i's own document is column i. Written over global arrays: with the batch sharded over devices the compiler brings
+    the documents of all together (by a gather, or by a sum of rows among zeros, as on TPUs), so a query's negatives are those of all devices and its label needs no offset.
 
     A block drawn twice into one batch would be its own negative; such columns are left out of the softmax (the paper's
     batches of 4096 out of 13M blocks hardly ever meet one, small corpora do).

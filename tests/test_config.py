@@ -254,7 +254,7 @@ REFUSED = {
     ),
     "configuration with an open value": (
         "sample_jobs.teach.pair = @sample_jobs.Pair()",
-        r"sample_jobs\.Pair\.query \(Encoder\) has no value; set it with --gin\.sample_jobs\.Pair\.query=VALUE$",
+        r"sample_jobs\.Pair\.query \(Encoder\) has no value; it is a configuration: name a run file that sets it, --gin_file=FILE",
     ),
     "required macro left open": (
         "NUM_STEPS = %gin.REQUIRED",

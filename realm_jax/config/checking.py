@@ -42,10 +42,7 @@ def _check_job(parsed: Parsed, job: str, function: Callable[..., Any], used: set
     bound = gin_config._CONFIG.get(("", selector), {})
     for parameter in open_parameters(function):
         if parameter.name not in bound and parameter.name != "run_dir":
-            raise ConfigError(
-                f"{job}.{parameter.name} ({typed.describe(parameter.annotation)}) has no value; "
-                f"set it with {COMMAND_LINE}.{job}.{parameter.name}=VALUE"
-            )
+            raise ConfigError(_no_value(f"{job}.{parameter.name}", parameter.annotation))
 
 
 class _Walk:
@@ -113,10 +110,7 @@ class _Walk:
         name = "/".join([*scope, ".".join(selector.split(".")[-2:])])
         for parameter in open_parameters(gin_config._REGISTRY[selector].wrapped):
             if parameter.name not in bound:
-                raise ConfigError(
-                    f"{name}.{parameter.name} ({typed.describe(parameter.annotation)}) has no value; "
-                    f"set it with {COMMAND_LINE}.{name}.{parameter.name}=VALUE"
-                )
+                raise ConfigError(_no_value(f"{name}.{parameter.name}", parameter.annotation))
 
 
 def open_parameters(function_or_class: Callable[..., Any]) -> list[inspect.Parameter]:
@@ -127,6 +121,14 @@ def open_parameters(function_or_class: Callable[..., Any]) -> list[inspect.Param
         for parameter in inspect.signature(function_or_class).parameters.values()
         if parameter.default is inspect.Parameter.empty and parameter.kind not in variable
     ]
+
+
+def _no_value(name: str, annotation: Any) -> str:
+    """What to say of an open parameter: nobody types a configuration, a class of ours, on the command line."""
+    remedy = f"set it with {COMMAND_LINE}.{name}=VALUE"
+    if inspect.isclass(annotation) and annotation.__module__ != "builtins":
+        remedy = "it is a configuration: name a run file that sets it, --gin_file=FILE (gin/runs/ has some)"
+    return f"{name} ({typed.describe(annotation)}) has no value; {remedy}"
 
 
 def _literal(value: Any) -> Iterator[Any]:
