@@ -3,6 +3,7 @@
 VENV ?= .venv
 RUN_DIR ?= runs/pretrain
 CORPUS ?=
+GIN ?=
 TEXT ?= docs
 WORKERS ?= 2
 PYTEST_ARGS ?=
@@ -20,7 +21,7 @@ BIN = $(VENV)/bin
 .PHONY: help install check-corpus pretrain test slow tpu-compile check format format-check lint types bench constraints clean
 
 help: ## list the targets
-	@echo "usage: make TARGET [PYTHON=python3.12] [VENV=.venv] [RUN_DIR=runs/pretrain] [CORPUS=documents/]"
+	@echo "usage: make TARGET [PYTHON=python3.12] [VENV=.venv] [RUN_DIR=runs/pretrain] [CORPUS=documents/] [GIN='--gin.NAME.PARAM=VALUE ...']"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name what; do \
 		printf '  %-14s %s\n' "$$name" "$$what"; done
 
@@ -53,7 +54,7 @@ check-corpus:  # before minutes of installing; a data set's name (tfds:) is no p
 		exit 1; fi ;; esac
 
 pretrain: check-corpus install ## pre-train on the embedded corpus, or on your CORPUS=; the last line is the report's path
-	@$(BIN)/python launch/local.py --run_dir='$(RUN_DIR)' $(if $(CORPUS),--corpus='$(CORPUS)')
+	@$(BIN)/python launch/local.py --run_dir='$(RUN_DIR)' $(if $(CORPUS),--corpus='$(CORPUS)') $(GIN)
 
 test: install ## all tests but the slow ones
 	$(BIN)/python -m pytest -q -n $(WORKERS) $(PYTEST_ARGS)

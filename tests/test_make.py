@@ -1,6 +1,7 @@
 """What make says and does before it installs anything."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make
 
 def make(repository, *arguments, **environment):
     # this test may itself run under make, whose flags and variables must not reach the one tested
-    inherited = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PYTHON", "VENV", "RUN_DIR", "CORPUS"}
+    inherited = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PYTHON", "VENV", "RUN_DIR", "CORPUS", "GIN"}
     clean = {name: value for name, value in os.environ.items() if name not in inherited}
     return subprocess.run(
         ["make", "--no-print-directory", *arguments],
@@ -66,11 +67,19 @@ def test_a_given_python_out_of_range_is_refused(repository, tmp_path):
     assert not (tmp_path / "venv").exists()
 
 
-@pytest.mark.parametrize(("corpus", "expected"), [("", ""), ("my texts", "--corpus='my texts'")])
-def test_pretrain_hands_over_run_dir_and_corpus(repository, tmp_path, corpus, expected):
-    done = make(repository, "-n", "pretrain", "RUN_DIR=runs/x", f"CORPUS={corpus}", f"PYTHON={sys.executable}")
-    line = done.stdout.strip().splitlines()[-1]
-    assert line.split(" ", 1)[1].strip() == f"launch/local.py --run_dir='runs/x' {expected}".strip()
+@pytest.mark.parametrize(
+    ("corpus", "settings", "expected"),
+    [
+        ("", "", []),
+        ("my texts", "", ["--corpus=my texts"]),
+        ("", "--gin.train.num_steps=60", ["--gin.train.num_steps=60"]),
+        ("a", "--gin.A=1 --gin.B=\"('x', 'y')\"", ["--corpus=a", "--gin.A=1", "--gin.B=('x', 'y')"]),
+    ],
+)
+def test_pretrain_hands_over_run_dir_corpus_and_settings(repository, corpus, settings, expected):
+    given = ["RUN_DIR=runs/x", f"CORPUS={corpus}", f"GIN={settings}", f"PYTHON={sys.executable}"]
+    line = make(repository, "-n", "pretrain", *given).stdout.strip().splitlines()[-1]
+    assert shlex.split(line)[1:] == ["launch/local.py", "--run_dir=runs/x", *expected]
 
 
 def test_a_corpus_that_is_not_there_is_refused_before_anything_is_installed(repository, tmp_path):
