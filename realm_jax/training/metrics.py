@@ -131,7 +131,7 @@ def read_metrics(run: RunDir | str | os.PathLike[str]) -> list[dict[str, Any]]:
     A torn last line (the run was killed, or is writing now) is left out.
 
     Raises:
-      ValueError: for a line in the middle that is not JSON or has no "step", naming file and line.
+      ValueError: for a line in the middle that is damaged, not JSON or has no "step", naming file and line.
     """
     path = RunDir.of(run).metrics_jsonl
     return [entry for _, entry in _parsed_lines(path)] if path.exists() else []
@@ -151,11 +151,14 @@ def _parsed_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
         if number == len(lines) or not line.strip():
             continue  # the last piece has no line end: empty, or torn
         try:
-            entry = json.loads(line)
+            if b"\0" in line:
+                raise ValueError("it holds NUL bytes, as a loss of power leaves them")
+            entry = json.loads(line.decode())
             if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
                 raise ValueError('expected an object with an integer "step"')
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}; remove the line to go on") from error
+            reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error
+            raise ValueError(f"{path}, line {number}: {reason}; remove the line to go on") from error
         found.append((line + b"\n", {name: _from_legal(value) for name, value in entry.items()}))
     return found
 

@@ -110,6 +110,24 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path):
         read_metrics(run)
 
 
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"\0\0\0{\0\0\0}", "it holds NUL bytes, as a loss of power leaves them"),
+        (b"\0" * 64 + b'{"step": 2}', "it holds NUL bytes, as a loss of power leaves them"),
+        (b'{"step": 2, "\xff\xfe": 1}', "it is not UTF-8"),
+    ],
+)
+def test_a_resume_names_a_line_that_is_not_text(tmp_path, line, reason):
+    run = RunDir(tmp_path)
+    run.metrics.mkdir()
+    content = b'{"step": 1}\n' + line + b'\n{"step": 3}\n'
+    run.metrics_jsonl.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"metrics\.jsonl, line 2: {reason}; remove the line to go on$"):
+        MetricWriter(run).resume_from(3)
+    assert run.metrics_jsonl.read_bytes() == content
+
+
 def test_no_file_is_no_metrics(tmp_path):
     assert read_metrics(tmp_path) == []
 
