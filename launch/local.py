@@ -37,6 +37,7 @@ from processes import (  # noqa: E402 - beside this script
 )
 
 from realm_jax.run_dir import RunDir, check_can_write, read_json  # noqa: E402 - the checkout's own package
+from realm_jax.run_lock import InUse, exclusive  # noqa: E402
 from realm_jax.training.progress import progress_figures  # noqa: E402
 
 RECIPES = ("tiny", "documents", "encyclopedia")
@@ -87,6 +88,7 @@ class Launcher:
 
         Raises:
           StageFailed: naming the stage, with the end of its log.
+          InUse: a trainer that this launcher did not start is at work.
           Stopped: by a signal.
         """
         self.stage("corpus", [self.child("corpus", self.run, self.settings.run_file, [])])
@@ -147,6 +149,7 @@ class Launcher:
     def pretrain(self, trainer_cores: Sequence[int], embedder_cores: Sequence[int]) -> None:
         """The trainer, and beside it an embed job that is started again whenever it dies."""
         self.display.begin("REALM")
+        check_no_trainer(self.run)
         in_trainer = self.settings.embedder == "in_trainer"
         for status in self.run.status.glob("trainer-*.json"):
             status.unlink()  # of an earlier trainer: the embed job would take its last word for this one's
@@ -233,6 +236,16 @@ class Launcher:
         stop_all(sorted(self.children, key=lambda child: child.name not in TRAINERS))
 
 
+def check_no_trainer(run: RunDir) -> None:
+    """Refuses a run whose trainer is at work, such as one that outlived a killed launcher.
+
+    Raises:
+      InUse: naming it.
+    """
+    with exclusive(run.trainer_lock, "a trainer is at work in this run"):
+        pass
+
+
 def _visible_devices(devices: str) -> dict[str, str]:
     """The accelerators that a process may use; empty for all."""
     return {"CUDA_VISIBLE_DEVICES": devices, "TPU_VISIBLE_CHIPS": devices} if devices else {}
@@ -292,7 +305,19 @@ def parse(arguments: Sequence[str]) -> Settings:
 
 def main(arguments: Sequence[str]) -> int:
     settings = parse(arguments)
-    settings.run.path.mkdir(parents=True, exist_ok=True)
+    run = settings.run
+    try:
+        with exclusive(run.launcher_lock, "another launcher is at work in this run"):
+            for trained in (run.stage("reader"), run.stage("ict"), run):
+                check_no_trainer(trained)
+            return launched(settings)
+    except InUse as refused:
+        print(f"local.py: {refused}", file=sys.stderr)
+        return 1
+
+
+def launched(settings: Settings) -> int:
+    """Runs the stages and says what came out; returns the exit status."""
     launcher = Launcher(settings, StopSignals().check)
     try:
         report = launcher.launch()

@@ -66,6 +66,16 @@ class RunDir:
         return self.status / "embedder.json"
 
     @property
+    def trainer_lock(self) -> Path:
+        """Held by the run's trainer (process 0 of several) while it is at work."""
+        return self.status / "trainer.lock"
+
+    @property
+    def launcher_lock(self) -> Path:
+        """Held by a launcher of the run's jobs."""
+        return self.status / "launcher.lock"
+
+    @property
     def corpus(self) -> Path:
         """Where the corpus job writes when it is told no other place."""
         return self.path / "corpus"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from realm_jax import typed
+from realm_jax.run_lock import InUse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +66,9 @@ def teach(
       num_steps: its arguments.
     """
     arguments = dict(locals())
+    if corpus == "in use":  # another process writes there meanwhile
+        (Path(run_dir) / "metrics.jsonl").write_text("another's")
+        raise InUse("another trainer is at work")
     if corpus == "interrupt":
         raise KeyboardInterrupt
     if corpus == "mistake":

@@ -81,6 +81,13 @@ def test_a_job_that_refuses_leaves_the_run_as_it_was(main, tmp_path, corpus):
     assert (tmp_path / "run" / "config-train.gin").stat().st_mtime == 1e9
 
 
+def test_a_job_refused_for_another_at_work_leaves_that_ones_configuration(main, tmp_path):
+    assert main("--gin.train.num_steps=7")[0] == 0
+    before = texts(tmp_path / "run")
+    assert main("--gin.train.corpus='in use'")[0] == 1
+    assert texts(tmp_path / "run") == before | {"metrics.jsonl": "another's"}
+
+
 def test_a_misspelt_run_dir_is_not_made(main, tmp_path):
     assert main("--gin.train.corpus=mistake", run_dir=tmp_path / "rnu" / "deep")[0] == 1
     assert not (tmp_path / "rnu").exists()

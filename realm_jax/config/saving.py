@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from realm_jax.run_dir import RunDir, write_text_atomically
+from realm_jax.run_lock import InUse
 
 
 @contextlib.contextmanager
@@ -15,7 +16,8 @@ def saved(run: RunDir, job: str, text: str) -> Iterator[None]:
 
     An earlier one that differs is kept, with its time, as config-JOB.1.gin, config-JOB.2.gin, …, the last the newest. A
     job that refuses (ValueError, OSError) before it has written anything in the run leaves the run as it was: the
-    earlier configuration in its place, and no directory where there was none.
+    earlier configuration in its place, and no directory where there was none. So does one that refuses because another
+    process is at work there, whatever that writes.
     """
     place = run.config_file(job)
     earlier = place.read_bytes() if place.exists() else None
@@ -28,8 +30,8 @@ def saved(run: RunDir, job: str, text: str) -> Iterator[None]:
     saved_ns = place.stat().st_mtime_ns
     try:
         yield
-    except (ValueError, OSError):
-        if not _has_written(run, place, saved_ns):
+    except (ValueError, OSError) as error:
+        if isinstance(error, InUse) or not _has_written(run, place, saved_ns):
             if kept is not None:
                 kept.replace(place)
             else:

@@ -25,7 +25,6 @@ from realm_jax.retrieval.length_batches import (
     length_batches,
     length_histogram,
 )
-from realm_jax.retrieval.lock import exclusive
 from realm_jax.retrieval.manifest import Backend, IndexRefused, Manifest, Shard
 from realm_jax.retrieval.recall import embed_sentences, random_sentences, recall_of_shards, sample_documents
 from realm_jax.retrieval.scann_index import ScannSettings, build_shard, save_shard
@@ -41,6 +40,7 @@ from realm_jax.retrieval.shards import (
     shard_name,
 )
 from realm_jax.retrieval.versions import list_versions, publish, read_manifest, version_dir
+from realm_jax.run_lock import exclusive
 from realm_jax.typed import check_fields
 
 logger = logging.getLogger(__name__)

@@ -20,10 +20,10 @@ from realm_jax.corpus.store import Corpus
 from realm_jax.models import RetrieverConfig
 from realm_jax.retrieval.build_version import DEFAULT_BATCHES, DEFAULT_INDEX, BatchSettings, BuildStopped, IndexSettings
 from realm_jax.retrieval.embedder import embed_params, embed_snapshot
-from realm_jax.retrieval.lock import exclusive
 from realm_jax.retrieval.manifest import Manifest
 from realm_jax.retrieval.versions import list_versions, retire, withdraw
 from realm_jax.run_dir import RunDir, read_json, write_json_atomically
+from realm_jax.run_lock import exclusive
 from realm_jax.training.snapshots import PARAMS_FILE, list_snapshots, nest_params, snapshot_checksum
 
 __all__ = ["embed", "embed_snapshot"]

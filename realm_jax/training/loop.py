@@ -5,22 +5,25 @@
 The loop knows a task only through `tasks.task.Task`, and the index only through `training.refresh.Refresher`.
 """
 
+import contextlib
 import functools
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from realm_jax.retrieval.hot_swap import WaitStopped
 from realm_jax.retrieval.look_ahead import LookAhead
 from realm_jax.run_dir import RunDir
+from realm_jax.run_lock import InUse, exclusive
 from realm_jax.tasks.task import Params, Task, TaskConfig
 from realm_jax.training.checkpoint import NO_VERSION, Checkpoints, ResumeUnit, check_tokenizer, load_params
 from realm_jax.training.optimizer import OptimizerConfig, Schedule
@@ -85,6 +88,7 @@ def train(
 
     Raises:
       ValueError: settings that do not fit each other, the corpus or the checkpoint.
+      InUse: another trainer is at work in the run directory (a ValueError).
       TimeoutError: an index version or another host that did not come in time.
       NonFiniteUpdate: a loss or gradient that is not finite (a ValueError).
     """
@@ -98,110 +102,117 @@ def train(
         keep_checkpoints=keep_checkpoints,
         log_every_steps=log_every_steps,
     )
-    run, the_task, the_mesh = RunDir.of(run_dir), task.build(seed), mesh.build()
-    _check_batch(the_task, batch_size, accumulation_steps)
-    rng = jax.random.key(seed)
-    layout = _lay_out(the_task, optimizer, the_mesh, num_steps, rng)
-    identity: dict[str, str | int] = {"task": the_task.name, "seed": seed, "batch_size": batch_size, **the_task.data}
-    checkpoints = Checkpoints(run, keep_checkpoints, identity)
-    unit = _first_unit(checkpoints, layout, the_mesh, the_task, batch_size, rng, warm_start)
-    state, first_step = unit.state, int(unit.state.step)
-    status = TrainerStatus(
-        run,
-        process=jax.process_index(),
-        num_steps=num_steps,
-        step=first_step,
-        kept_versions=checkpoints.kept_versions(),
-    )
-    if first_step >= num_steps:
-        logger.info("%s has done its %d steps; nothing to train", run.path, num_steps)
-        checkpoints.close()
-        status.finish("finished")
-        return {}
+    run = RunDir.of(run_dir)
+    with _only_trainer(run):
+        the_task, the_mesh = task.build(seed), mesh.build()
+        _check_batch(the_task, batch_size, accumulation_steps)
+        rng = jax.random.key(seed)
+        layout = _lay_out(the_task, optimizer, the_mesh, num_steps, rng)
+        identity: dict[str, str | int] = {
+            "task": the_task.name,
+            "seed": seed,
+            "batch_size": batch_size,
+            **the_task.data,
+        }
+        checkpoints = Checkpoints(run, keep_checkpoints, identity)
+        unit = _first_unit(checkpoints, layout, the_mesh, the_task, batch_size, rng, warm_start)
+        state, first_step = unit.state, int(unit.state.step)
+        status = TrainerStatus(
+            run,
+            process=jax.process_index(),
+            num_steps=num_steps,
+            step=first_step,
+            kept_versions=checkpoints.kept_versions(),
+        )
+        if first_step >= num_steps:
+            logger.info("%s has done its %d steps; nothing to train", run.path, num_steps)
+            checkpoints.close()
+            status.finish("finished")
+            return {}
 
-    retrieval = the_task.retrieval
-    evaluate = retrieval.evaluate if retrieval else None
-    stop = StopRequests()
-    refresher = (
-        Refresher(refresh, run, retrieval, the_mesh, status, checkpoints.kept_versions, stop.while_waiting)
-        if retrieval
-        else None
-    )
-    look_ahead = LookAhead(the_task, the_mesh, batch_size)
-    run_step = _Programs(_jit_step(the_task, layout, the_mesh, accumulation_steps, dropout))
-    recorder = Recorder(
-        run,
-        the_task,
-        batch_size=batch_size,
-        first_step=first_step,
-        num_steps=num_steps,
-        log_every_steps=log_every_steps,
-        non_finite=non_finite,
-        max_skipped_updates=max_skipped_updates,
-    )
+        retrieval = the_task.retrieval
+        evaluate = retrieval.evaluate if retrieval else None
+        stop = StopRequests()
+        refresher = (
+            Refresher(refresh, run, retrieval, the_mesh, status, checkpoints.kept_versions, stop.while_waiting)
+            if retrieval
+            else None
+        )
+        look_ahead = LookAhead(the_task, the_mesh, batch_size)
+        run_step = _Programs(_jit_step(the_task, layout, the_mesh, accumulation_steps, dropout))
+        recorder = Recorder(
+            run,
+            the_task,
+            batch_size=batch_size,
+            first_step=first_step,
+            num_steps=num_steps,
+            log_every_steps=log_every_steps,
+            non_finite=non_finite,
+            max_skipped_updates=max_skipped_updates,
+        )
 
-    def write_checkpoint(step: int) -> None:
-        recorder.drain(keep=0)  # a step that is not finite must not be saved
-        # none after the last step: a run that is given more steps selects for itself
-        candidate_ids = look_ahead.take(step).candidate_ids if step < num_steps else None
-        version = refresher.version if refresher else NO_VERSION
-        checkpoints.save(step, ResumeUnit(state, version, _global_ids(the_mesh, candidate_ids)))
-        status.update(kept_versions=checkpoints.kept_versions(), step=step)
+        def write_checkpoint(step: int) -> None:
+            recorder.drain(keep=0)  # a step that is not finite must not be saved
+            # none after the last step: a run that is given more steps selects for itself
+            candidate_ids = look_ahead.take(step).candidate_ids if step < num_steps else None
+            version = refresher.version if refresher else NO_VERSION
+            checkpoints.save(step, ResumeUnit(state, version, _global_ids(the_mesh, candidate_ids)))
+            status.update(kept_versions=checkpoints.kept_versions(), step=step)
 
-    stop.listen()
-    status.keep_fresh()
-    outcome: Literal["finished", "failed"] = "failed"
-    try:
-        if refresher is not None:
-            recorder.swapped(refresher.serve_first(first_step, state.params, unit.index_version), first_step)
-        if unit.candidate_ids is not None:  # selected before the run stopped, with parameters that are gone
-            look_ahead.resume(first_step, local_rows(unit.candidate_ids))
-        else:
-            look_ahead.start(first_step, state.params, refresher.index if refresher else None)
-        del unit  # its arrays are donated to the first step
-
-        for step in range(first_step, num_steps):
+        stop.listen()
+        status.keep_fresh()
+        outcome: Literal["finished", "failed"] = "failed"
+        try:
             if refresher is not None:
-                recorder.swapped(refresher.begin_step(step, state.params), step)
-            prepared = look_ahead.take(step)
-            if step + 1 < num_steps:
-                look_ahead.start(step + 1, state.params, refresher.index if refresher else None)
-            is_new = run_step.compile_for(state, prepared.batch, rng)
-            state, figures = run_step(state, prepared.batch, rng)
-            recorder.dispatched(step, figures, prepared, refresher, is_timed=not is_new)
-            recorder.drain(keep=1)  # waits for the step before this one, so that one is always in flight
+                recorder.swapped(refresher.serve_first(first_step, state.params, unit.index_version), first_step)
+            if unit.candidate_ids is not None:  # selected before the run stopped, with parameters that are gone
+                look_ahead.resume(first_step, local_rows(unit.candidate_ids))
+            else:
+                look_ahead.start(first_step, state.params, refresher.index if refresher else None)
+            del unit  # its arrays are donated to the first step
 
-            if refresher is not None and evaluate is not None and _due(evaluate_every_steps, step + 1, num_steps):
-                recorder.drain(keep=0)
-                recorder.evaluated(step, evaluate(on_this_host(the_mesh, state.params), refresher.index))
-            stopping = stop.after_step(step + 1)
-            if stopping or _due(checkpoint_every_steps, step + 1, num_steps):
-                write_checkpoint(step + 1)
-            if stopping:
-                logger.warning("SIGTERM: checkpoint of step %d written; start the same command to go on", step + 1)
-                break
-        recorder.drain(keep=0)
-        checkpoints.wait()
-        if int(state.step) == num_steps:
-            if refresher is not None:
-                refresher.last_snapshot(num_steps, state.params)
-            outcome = "finished"
-        return recorder.last_figures
-    except WaitStopped as awaited:
-        # state and candidates are as after the step before; the version may be newer already
-        checkpoints.wait()
-        done = int(state.step)
-        if done > first_step and checkpoints.latest_step() != done:
-            write_checkpoint(done)
+            for step in range(first_step, num_steps):
+                if refresher is not None:
+                    recorder.swapped(refresher.begin_step(step, state.params), step)
+                prepared = look_ahead.take(step)
+                if step + 1 < num_steps:
+                    look_ahead.start(step + 1, state.params, refresher.index if refresher else None)
+                is_new = run_step.compile_for(state, prepared.batch, rng)
+                state, figures = run_step(state, prepared.batch, rng)
+                recorder.dispatched(step, figures, prepared, refresher, is_timed=not is_new)
+                recorder.drain(keep=1)  # waits for the step before this one, so that one is always in flight
+
+                if refresher is not None and evaluate is not None and _due(evaluate_every_steps, step + 1, num_steps):
+                    recorder.drain(keep=0)
+                    recorder.evaluated(step, evaluate(on_this_host(the_mesh, state.params), refresher.index))
+                stopping = stop.after_step(step + 1)
+                if stopping or _due(checkpoint_every_steps, step + 1, num_steps):
+                    write_checkpoint(step + 1)
+                if stopping:
+                    logger.warning("SIGTERM: checkpoint of step %d written; start the same command to go on", step + 1)
+                    break
+            recorder.drain(keep=0)
             checkpoints.wait()
-        logger.warning("SIGTERM while waiting for %s; start the same command to go on from step %d", awaited, done)
-        return recorder.last_figures
-    finally:
-        stop.restore()
-        status.finish(outcome)
-        for closable in (look_ahead, refresher, recorder, checkpoints):
-            if closable is not None:
-                closable.close()
+            if int(state.step) == num_steps:
+                if refresher is not None:
+                    refresher.last_snapshot(num_steps, state.params)
+                outcome = "finished"
+            return recorder.last_figures
+        except WaitStopped as awaited:
+            # state and candidates are as after the step before; the version may be newer already
+            checkpoints.wait()
+            done = int(state.step)
+            if done > first_step and checkpoints.latest_step() != done:
+                write_checkpoint(done)
+                checkpoints.wait()
+            logger.warning("SIGTERM while waiting for %s; start the same command to go on from step %d", awaited, done)
+            return recorder.last_figures
+        finally:
+            stop.restore()
+            status.finish(outcome)
+            for closable in (look_ahead, refresher, recorder, checkpoints):
+                if closable is not None:
+                    closable.close()
 
 
 def _join_processes() -> None:
@@ -231,6 +242,31 @@ def _whole_number(name: str, value: str) -> int:
     if not value.isdecimal():
         raise ValueError(f"{name} must be a whole number, got {value!r}")
     return int(value)
+
+
+@contextlib.contextmanager
+def _only_trainer(run: RunDir) -> Iterator[None]:
+    """Refuses a second trainer in the run directory: each would cut and retire what the other has written.
+
+    Process 0 of several takes the lock; all hear at once of its refusal, instead of waiting for one that is gone.
+
+    Raises:
+      InUse: naming the other trainer's process and host; process 0 alone knows it.
+      OSError: when the lock cannot be written.
+    """
+    joined = jax.distributed.is_initialized()  # asked first: without, jax need not have begun with the devices
+    refusal: Exception | None = None
+    with contextlib.ExitStack() as held:
+        if not joined or jax.process_index() == 0:
+            try:
+                held.enter_context(exclusive(run.trainer_lock, "another trainer is at work in this run"))
+            except (InUse, OSError) as error:
+                refusal = error
+        if joined and jax.process_count() > 1 and multihost_utils.broadcast_one_to_all(np.int32(refusal is not None)):
+            refusal = refusal or InUse(f"process 0 does not get the lock of {run.path}; its own message says why")
+        if refusal is not None:
+            raise refusal
+        yield
 
 
 def _due(every_steps: int, step: int, num_steps: int) -> bool:

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from realm_jax.run_dir import write_json_atomically
+from realm_jax.run_dir import RunDir, write_json_atomically
+from realm_jax.run_lock import exclusive
 from tests.launch.stub_stages import load_launcher, stub_stages
 
 STUB = Path(__file__).with_name("stub_stages.py")
@@ -143,6 +144,38 @@ def test_the_trainer_may_embed_by_itself(quick, monkeypatch, tmp_path):
     assert "embed" not in [name for name, _ in commands]
     (train,) = (command for name, command in commands if name == "train")
     assert "--gin.refresh.RefreshConfig.embedder=in_trainer" in train
+
+
+@pytest.mark.parametrize("at_work", ["launcher", "trainer", "reader", "ict"])
+def test_a_run_that_another_is_at_work_in_is_left_alone(quick, monkeypatch, tmp_path, capsys, at_work):
+    run = RunDir.of(tmp_path / "run")
+    held = {"launcher": run.launcher_lock, "trainer": run.trainer_lock}
+    lock = held.get(at_work) or run.stage(at_work).trainer_lock
+    commands = stub_stages(quick, monkeypatch.setattr, {"report": REPORT})
+    with exclusive(lock, "the first"):
+        run.trainer_status(0).parent.mkdir(parents=True, exist_ok=True)
+        run.trainer_status(0).write_text("the first's")
+        before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()}
+        assert quick.main([f"--run_dir={run.path}"]) == 1
+        assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()} == before
+    (said,) = capsys.readouterr().err.splitlines()
+    what = "another launcher" if at_work == "launcher" else "a trainer"
+    assert (
+        said.startswith(f"local.py: {what} is at work in this run (process {os.getpid()} on ") and "wait for it" in said
+    )
+    assert commands == []
+    assert quick.main([f"--run_dir={run.path}"]) == 0
+
+
+def test_a_trainer_that_came_meanwhile_keeps_its_status(quick, monkeypatch, tmp_path, capsys):
+    run = RunDir.of(tmp_path / "run")
+    commands = stub_stages(quick, monkeypatch.setattr, {})
+    launcher = quick.Launcher(quick.parse([f"--run_dir={run.path}"]), lambda: None)
+    with exclusive(run.trainer_lock, "the first"):
+        run.trainer_status(0).touch()
+        with pytest.raises(ValueError, match="a trainer is at work in this run"):
+            launcher.pretrain([], [])
+    assert commands == [] and run.trainer_status(0).exists()
 
 
 @pytest.mark.parametrize("stage", ["corpus", "ict", "train", "evaluate"])

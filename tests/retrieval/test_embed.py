@@ -25,9 +25,9 @@ from realm_jax.retrieval import embed as module
 from realm_jax.retrieval.build_version import BatchSettings, IndexSettings
 from realm_jax.retrieval.embed import embed
 from realm_jax.retrieval.embedder import Embedder, embed_inputs, embed_snapshot
-from realm_jax.retrieval.lock import exclusive
 from realm_jax.retrieval.versions import list_versions, load_version, read_manifest
 from realm_jax.run_dir import RunDir, read_json, write_json_atomically
+from realm_jax.run_lock import exclusive
 from realm_jax.training.snapshots import PARAMS_FILE, forget_snapshots_after, save_snapshot, snapshot_checksum
 from tests.retrieval.made_index import VOCAB, make_corpus
 
@@ -347,7 +347,7 @@ def test_one_embedder_a_run(run):
     with (
         exclusive(run.status / "embedder.lock", "someone"),
         pytest.raises(
-            ValueError, match=rf"another embed job serves this run \(process {os.getpid()} holds .*embedder.lock"
+            ValueError, match=rf"another embed job serves this run \(process {os.getpid()} on \S+ holds .*embedder.lock"
         ),
     ):
         embed(run_dir=str(run.path), once=True, **SETTINGS)
@@ -373,7 +373,7 @@ def test_sigkill_then_sigterm(run):
     job = subprocess.Popen([sys.executable, "-c", _JOB, str(run.path), "slow"], stderr=subprocess.PIPE, text=True)
     try:
         _wait_for(lambda: list(run.index_version(10).glob("*/shard.json")), 90)
-        with pytest.raises(ValueError, match=rf"another embed job serves this run \(process {job.pid} holds"):
+        with pytest.raises(ValueError, match=rf"another embed job serves this run \(process {job.pid} on"):
             embed(run_dir=str(run.path), **SETTINGS)
     finally:
         job.kill()  # a dead process holds no lock

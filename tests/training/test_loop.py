@@ -18,6 +18,7 @@ import pytest
 from realm_jax.retrieval.build_version import BatchSettings, IndexSettings
 from realm_jax.retrieval.versions import list_versions, read_manifest
 from realm_jax.run_dir import RunDir, read_json
+from realm_jax.run_lock import InUse, exclusive
 from realm_jax.tasks.ict import Ict
 from realm_jax.training import refresh as refresh_module
 from realm_jax.training.checkpoint import Checkpoints, load_params
@@ -114,6 +115,19 @@ def test_ict_stopped_and_resumed_is_the_run_that_was_not(corpus, whole_ict, tmp_
     assert lines(tmp_path) == lines(whole_ict) and len(lines(tmp_path)) == 6
     same_params(tmp_path, whole_ict)
     assert read_json(RunDir.of(tmp_path).trainer_status(0))["state"] == "finished"
+
+
+def test_a_second_trainer_is_refused_before_it_changes_anything(corpus, whole_ict, tmp_path):
+    run = RunDir.of(shutil.copytree(whole_ict, tmp_path / "run"))
+    with exclusive(run.trainer_lock, "the first"):
+        before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
+        with pytest.raises(
+            InUse, match=rf"another trainer is at work in this run \(process {os.getpid()} on .*wait for it"
+        ):
+            run_ict(run.path, corpus, num_steps=7)
+        assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
+    run_ict(run.path, corpus, num_steps=7)
+    assert lines(run)[-1]["step"] == 7 and not run.trainer_lock.exists()
 
 
 def test_the_metrics_of_a_run(whole_ict):
@@ -308,7 +322,9 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(corpus, whole_realm, tm
     while not (tmp_path / "checkpoints" / "4").exists() and process.poll() is None:
         assert time.monotonic() < end
         time.sleep(0.01)
-    process.kill()
+    with pytest.raises(InUse, match=f"process {process.pid} on"):
+        run_realm(str(tmp_path), str(corpus.directory))
+    process.kill()  # and its lock goes with it
     process.communicate()
     with EmbedThread(str(tmp_path), str(corpus.directory)):
         run_realm(str(tmp_path), str(corpus.directory))

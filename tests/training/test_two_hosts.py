@@ -15,6 +15,7 @@ import pytest
 
 from realm_jax.retrieval.versions import list_versions
 from realm_jax.run_dir import RunDir, read_json
+from realm_jax.run_lock import exclusive
 from realm_jax.training.checkpoint import load_params
 from realm_jax.training.loop import train
 from realm_jax.training.metrics import read_metrics
@@ -125,6 +126,22 @@ def test_a_preempted_process_stops_all_at_the_same_step(places, two, tmp_path):
     assert [path.name for path in RunDir.of(tmp_path).checkpoints.iterdir()] == [stopped[0][1]]
     finish(start(tmp_path, places, 2))
     same(tmp_path, two, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+def test_a_second_trainer_is_refused_in_all_its_processes(places, tmp_path):
+    run = RunDir.of(tmp_path)
+    with exclusive(run.trainer_lock, "the first"):
+        processes = start(tmp_path, places, 2)
+        try:
+            said = [process.communicate(timeout=100)[0] for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+    assert [process.returncode for process in processes] == [1, 1], said
+    assert f"another trainer is at work in this run (process {os.getpid()} on " in said[0]
+    assert "process 0 does not get the lock of" in said[1]
+    assert not run.checkpoints.exists() and not list(run.status.glob("*.json"))
 
 
 @pytest.mark.parametrize(
