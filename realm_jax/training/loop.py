@@ -89,6 +89,7 @@ def train(
     Raises:
       ValueError: settings that do not fit each other, the corpus or the checkpoint.
       InUse: another trainer is at work in the run directory (a ValueError).
+      KeyboardInterrupt: Ctrl-C, once the step's checkpoint is written; a second one at once.
       TimeoutError: an index version or another host that did not come in time.
       NonFiniteUpdate: a loss or gradient that is not finite (a ValueError).
     """
@@ -189,7 +190,9 @@ def train(
                 if stopping or _due(checkpoint_every_steps, step + 1, num_steps):
                     write_checkpoint(step + 1)
                 if stopping:
-                    logger.warning("SIGTERM: checkpoint of step %d written; start the same command to go on", step + 1)
+                    logger.warning(
+                        "%s: checkpoint of step %d written; start the same command to go on", stop.name, step + 1
+                    )
                     break
             recorder.drain(keep=0)
             checkpoints.wait()
@@ -197,6 +200,7 @@ def train(
                 if refresher is not None:
                     refresher.last_snapshot(num_steps, state.params)
                 outcome = "finished"
+            stop.raise_interrupt()
             return recorder.last_figures
         except WaitStopped as awaited:
             # state and candidates are as after the step before; the version may be newer already
@@ -205,7 +209,10 @@ def train(
             if done > first_step and checkpoints.latest_step() != done:
                 write_checkpoint(done)
                 checkpoints.wait()
-            logger.warning("SIGTERM while waiting for %s; start the same command to go on from step %d", awaited, done)
+            logger.warning(
+                "%s while waiting for %s; start the same command to go on from step %d", stop.name, awaited, done
+            )
+            stop.raise_interrupt()
             return recorder.last_figures
         finally:
             stop.restore()

@@ -1,5 +1,6 @@
-"""SIGTERM, which ends a run after the step in progress, or while it waits for an index."""
+"""SIGTERM and Ctrl-C, which end a run after the step in progress, or while it waits for an index."""
 
+import logging
 import signal
 from types import FrameType
 from typing import Any
@@ -7,37 +8,46 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+logger = logging.getLogger(__name__)
+
 
 class StopRequests:
     """Whether this run was asked to stop.
 
-    With several processes jax takes the signal, whichever process gets it, and all of them stop after the same step.
+    With several processes jax takes SIGTERM, whichever process gets it, and all of them stop after the same step; it knows
+    nothing of Ctrl-C, which ends the one that gets it at once.
     """
 
     def __init__(self) -> None:
-        self._asked = self._listening = False
-        self._earlier: Any = None
+        self._asked: list[int] = []  # the numbers of the signals that came
+        self._earlier: dict[int, Any] = {}
 
     def listen(self) -> None:
-        """From here on SIGTERM is noted, not obeyed at once; `restore` puts the earlier handler back."""
+        """From here on signals are noted, not obeyed at once; `restore` puts the earlier handlers back."""
         if jax.process_count() > 1:
             return
-        try:
-            self._earlier = signal.signal(signal.SIGTERM, self._note)
-        except ValueError:  # not the main thread: whoever called train() handles signals
-            return
-        self._listening = True
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if number == signal.SIGINT and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # a shell's background job is not for Ctrl-C
+            try:
+                self._earlier[number] = signal.signal(number, self._note)
+            except ValueError:  # not the main thread: whoever called train() handles signals
+                return
 
     def restore(self) -> None:
-        if self._listening:
-            signal.signal(signal.SIGTERM, self._earlier)
-            self._listening = False
+        while self._earlier:
+            signal.signal(*self._earlier.popitem())
+
+    @property
+    def name(self) -> str:
+        """What the request came by."""
+        return "Ctrl-C" if self._asked[:1] == [signal.SIGINT] else "SIGTERM"
 
     def after_step(self, step: int) -> bool:
         """Whether to stop after so many steps; to be asked once after each of them."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
-        return self._asked
+        return bool(self._asked)
 
     def while_waiting(self) -> bool:
         """Whether to stop before the next step, while there is no index that it may begin with.
@@ -46,7 +56,22 @@ class StopRequests:
         left a wait alone would leave the others waiting for its answer. There a wait ends with the version or the time-out,
         and a machine that is gone earlier costs the steps since the last checkpoint.
         """
-        return self._asked
+        return bool(self._asked)
+
+    def raise_interrupt(self) -> None:
+        """Once the run has stopped in its own time: what Ctrl-C does to any program; nothing where SIGTERM came first.
+
+        Raises:
+          KeyboardInterrupt: after Ctrl-C.
+        """
+        if self._asked[:1] == [signal.SIGINT]:
+            raise KeyboardInterrupt
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
+        if number == signal.SIGINT and number in self._asked:
+            raise KeyboardInterrupt
+        self._asked.append(number)
+        if number == signal.SIGINT:
+            logger.warning(
+                "Ctrl-C: stopping after the step in progress, with a checkpoint; Ctrl-C again to stop at once"
+            )

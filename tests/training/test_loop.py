@@ -1,5 +1,6 @@
 """The loop, whole: a run that is stopped or killed and resumed equals one that is not."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -28,6 +29,7 @@ from realm_jax.training.recorder import NonFiniteUpdate
 from realm_jax.training.refresh import RefreshConfig
 from realm_jax.training.sharding import MeshConfig
 from realm_jax.training.snapshots import list_snapshots
+from realm_jax.training.stop_requests import StopRequests
 from tests import tiny
 from tests.training.realm_run import EmbedThread, run_realm
 
@@ -56,17 +58,20 @@ def same_params(one, other, step=None):
 
 @dataclasses.dataclass(frozen=True)
 class StoppedIct:
-    """ICT whose examples of one step send this process a SIGTERM, as a preempted machine gets one."""
+    """ICT whose examples of one step send this process a SIGTERM, as a preempted machine gets one, or others."""
 
     ict: Ict
     stop_at: int
+    signals: tuple[int, ...] = (signal.SIGTERM,)
 
     def build(self, seed):
         task = self.ict.build(seed)
 
         def examples(step, batch_size, rows):
             if step == self.stop_at:
-                os.kill(os.getpid(), signal.SIGTERM)
+                for number in self.signals:
+                    os.kill(os.getpid(), number)
+                    time.sleep(0.2)  # the main thread gets one before the next comes
             return task.examples(step, batch_size, rows)
 
         return task._replace(examples=examples)
@@ -115,6 +120,61 @@ def test_ict_stopped_and_resumed_is_the_run_that_was_not(corpus, whole_ict, tmp_
     assert lines(tmp_path) == lines(whole_ict) and len(lines(tmp_path)) == 6
     same_params(tmp_path, whole_ict)
     assert read_json(RunDir.of(tmp_path).trainer_status(0))["state"] == "finished"
+
+
+@pytest.mark.faults
+def test_the_first_ctrl_c_ends_a_run_with_a_checkpoint(corpus, whole_ict, tmp_path, caplog):
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run_ict(tmp_path, corpus, StoppedIct(tiny.ict(corpus.directory), 4, (signal.SIGINT,)))
+    assert signal.getsignal(signal.SIGINT) is before
+    assert "Ctrl-C: stopping after the step in progress, with a checkpoint; Ctrl-C again to stop at once" in caplog.text
+    run = RunDir.of(tmp_path)
+    (stopped_at,) = (int(step.name) for step in run.checkpoints.iterdir())
+    assert 1 < stopped_at < 6 and f"Ctrl-C: checkpoint of step {stopped_at} written" in caplog.text
+    assert read_json(run.trainer_status(0))["state"] == "failed" and len(lines(tmp_path)) == stopped_at
+    run_ict(tmp_path, corpus)
+    assert lines(tmp_path) == lines(whole_ict)
+    same_params(tmp_path, whole_ict)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "name", "interrupts"),
+    [
+        ((signal.SIGTERM,), "SIGTERM", False),
+        ((signal.SIGTERM, signal.SIGTERM), "SIGTERM", False),
+        ((signal.SIGINT,), "Ctrl-C", True),
+        ((signal.SIGINT, signal.SIGTERM), "Ctrl-C", True),
+        ((signal.SIGTERM, signal.SIGINT), "SIGTERM", False),
+    ],
+)
+def test_what_asked_a_run_to_stop(numbers, name, interrupts):
+    stop = StopRequests()
+    stop.listen()
+    try:
+        assert not stop.after_step(1) and not stop.while_waiting()
+        for number in numbers:
+            signal.raise_signal(number)
+        assert stop.after_step(1) and stop.while_waiting() and stop.name == name
+        with pytest.raises(KeyboardInterrupt) if interrupts else contextlib.nullcontext():
+            stop.raise_interrupt()
+        if signal.SIGINT in numbers:
+            with pytest.raises(KeyboardInterrupt):  # the second one is obeyed at once
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        stop.restore()
+
+
+def test_a_run_deaf_to_ctrl_c_stays_so():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stop = StopRequests()
+    try:
+        stop.listen()
+        signal.raise_signal(signal.SIGINT)
+        assert not stop.after_step(1)
+    finally:
+        stop.restore()
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_second_trainer_is_refused_before_it_changes_anything(corpus, whole_ict, tmp_path):
