@@ -130,6 +130,7 @@ def train(
             checkpoints.close()
             status.finish("finished")
             return {}
+        _warn_of_frozen(optimizer, num_steps)
 
         retrieval = the_task.retrieval
         evaluate = retrieval.evaluate if retrieval else None
@@ -274,6 +275,15 @@ def _only_trainer(run: RunDir) -> Iterator[None]:
         if refusal is not None:
             raise refusal
         yield
+
+
+def _warn_of_frozen(optimizer: OptimizerConfig, num_steps: int) -> None:
+    for learner, frozen_steps in optimizer.frozen_steps:
+        if frozen_steps >= num_steps:
+            logger.warning(
+                "the %s will not learn: it is frozen for the first %d steps (OptimizerConfig.frozen_steps) and the run has %d; "
+                "raise train.num_steps or lower frozen_steps", learner, frozen_steps, num_steps,
+            )  # fmt: skip
 
 
 def _due(every_steps: int, step: int, num_steps: int) -> bool:

@@ -190,6 +190,18 @@ def test_a_second_trainer_is_refused_before_it_changes_anything(corpus, whole_ic
     assert lines(run)[-1]["step"] == 7 and not run.trainer_lock.exists()
 
 
+def test_a_learner_frozen_for_the_whole_run_is_warned_of(corpus, tmp_path, caplog):
+    optimizer = OptimizerConfig(frozen_steps=(("retriever", 2),))
+    run_ict(tmp_path, corpus, optimizer=optimizer, num_steps=2)
+    assert (
+        "the retriever will not learn: it is frozen for the first 2 steps (OptimizerConfig.frozen_steps) and the run has 2"
+        in caplog.text
+    )
+    caplog.clear()
+    run_ict(tmp_path, corpus, optimizer=optimizer, num_steps=3)
+    assert "will not learn" not in caplog.text
+
+
 def test_the_metrics_of_a_run(whole_ict):
     first, *_, last = lines(whole_ict)
     assert [line["step"] for line in lines(whole_ict)] == [1, 2, 3, 4, 5, 6]
