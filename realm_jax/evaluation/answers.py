@@ -1,4 +1,7 @@
-"""Whether a text contains an answer, both normalised as the field does (ORQA, arXiv:1906.00300; SQuAD)."""
+"""Whether a text contains an answer, both normalised as the field does (ORQA, arXiv:1906.00300; SQuAD).
+
+How predicted answers are scored is in `answer_scores`.
+"""
 
 import re
 import string
