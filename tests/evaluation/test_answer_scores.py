@@ -1,5 +1,7 @@
 """Scorers against the official behaviour, worked by hand, and on real answers."""
 
+import itertools
+
 import pytest
 
 from realm_jax.data.questions import read_questions
@@ -83,7 +85,8 @@ def test_real_answers(shared_data, name):
     """A reference is right against its list, in any case, with an article and a full stop; F1 1 means the same words."""
     questions = read_questions(shared_data / "openqa" / name).questions
     assert len(questions) in (1790, 8837, 2575)
-    for question, other in zip(questions[::3], questions[1::3], strict=False):
+    sample = questions[:: len(questions) // 300]
+    for question, other in itertools.pairwise(sample):
         for answer in question.answers[:5]:
             assert exact_match(answer, question.answers) and f1(answer, question.answers) == 1.0
             assert exact_match(f"The {answer}.", question.answers)

@@ -1,7 +1,7 @@
 """Any TensorFlow Datasets data set, by name, read without TensorFlow (so: prepared in the ArrayRecord format)."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -9,7 +9,7 @@ from realm_jax.corpus.sources.article import MALFORMED, NOT_UTF8, Article, Artic
 
 PREFIX = "tfds:"
 _BATCH = 100  # records are read in groups: four times as fast as one by one
-_EXAMPLE = "tfds:wikipedia/20230601.en?split=train[:1%]"
+EXAMPLE = "tfds:wikipedia/20230601.en?split=train[:1%]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,20 +26,29 @@ class TfdsSpec:
     @classmethod
     def parse(cls, spec: str) -> "TfdsSpec":
         """Raises ValueError for a parameter that does not exist."""
-        name, _, query = spec.removeprefix(PREFIX).partition("?")
-        # "%" stands for itself before a bracket ("train[:1%]") and must not be read as an escape.
-        parameters = dict(parse_qsl(query.replace("%]", "%25]").replace("%:", "%25:"), keep_blank_values=True))
-        valid = [field.name for field in dataclasses.fields(cls) if field.name != "name"]
-        unknown = sorted(set(parameters) - set(valid))
-        if unknown or not name:
-            raise ValueError(f"expected a data set such as {_EXAMPLE!r} with parameters among {valid}, got {spec!r}")
+        name, parameters = parse_spec(spec, [field.name for field in dataclasses.fields(cls) if field.name != "name"])
         return cls(name, **parameters)
+
+
+def parse_spec(spec: str, valid: Sequence[str], example: str = EXAMPLE) -> tuple[str, dict[str, str]]:
+    """The name and the parameters of `tfds:NAME?KEY=VALUE&…`.
+
+    Raises:
+      ValueError: for a parameter that does not exist.
+    """
+    name, _, query = spec.removeprefix(PREFIX).partition("?")
+    # "%" stands for itself before a bracket ("train[:1%]") and must not be read as an escape.
+    parameters = dict(parse_qsl(query.replace("%]", "%25]").replace("%:", "%25:"), keep_blank_values=True))
+    unknown = sorted(set(parameters) - set(valid))
+    if unknown or not name:
+        raise ValueError(f"expected a data set such as {example!r} with parameters among {list(valid)}, got {spec!r}")
+    return name, parameters
 
 
 def read_tfds(spec: str, on_drop: OnDrop, max_text_chars: int) -> Iterator[Article]:
     """One article a record; the data set is downloaded and prepared if it is not there yet."""
     wanted = TfdsSpec.parse(spec)
-    source = _data_source(wanted)
+    source = open_data_source(wanted.name, wanted.split, wanted.data_dir)
     features = sorted(source.dataset_info.features)
     for key in filter(None, (wanted.text, wanted.title, wanted.id)):
         if key not in features and key != "title":
@@ -47,19 +56,24 @@ def read_tfds(spec: str, on_drop: OnDrop, max_text_chars: int) -> Iterator[Artic
                 f"{spec}: expected a feature {key!r}, got one with {features}; name it with ?text=, ?title=, ?id="
             )
     keep = ArticleFilter(on_drop, max_text_chars)
+    for place, record in read_records(source):
+        try:
+            title, text = _string(record.get(wanted.title, b"")), _string(record[wanted.text])
+            article_id = _string(record[wanted.id]) if wanted.id else str(place)
+        except UnicodeDecodeError:
+            on_drop(NOT_UTF8)
+        except TypeError:
+            on_drop(MALFORMED)
+        else:
+            if article := keep.article(article_id, title, text):
+                yield article
+
+
+def read_records(source: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+    """All records of an opened data set with their places, from 0."""
     for start in range(0, len(source), _BATCH):
         places = list(range(start, min(start + _BATCH, len(source))))
-        for place, record in zip(places, source.__getitems__(places), strict=True):
-            try:
-                title, text = _string(record.get(wanted.title, b"")), _string(record[wanted.text])
-                article_id = _string(record[wanted.id]) if wanted.id else str(place)
-            except UnicodeDecodeError:
-                on_drop(NOT_UTF8)
-            except TypeError:
-                on_drop(MALFORMED)
-            else:
-                if article := keep.article(article_id, title, text):
-                    yield article
+        yield from zip(places, source.__getitems__(places), strict=True)
 
 
 def _string(value: Any) -> str:
@@ -72,15 +86,20 @@ def _string(value: Any) -> str:
     raise TypeError(f"expected text, got {type(value).__name__}")
 
 
-def _data_source(wanted: TfdsSpec) -> Any:
+def open_data_source(name: str, split: str, data_dir: str | None = None, example: str = EXAMPLE) -> Any:
+    """A split of a TFDS data set, opened without TensorFlow; downloaded and prepared if it is not there yet.
+
+    Raises:
+      ValueError: for names that TFDS does not know, and data sets that were prepared for TensorFlow.
+    """
     import tensorflow_datasets as tfds
 
     try:
-        builder = tfds.builder(wanted.name, data_dir=wanted.data_dir)
+        builder = tfds.builder(name, data_dir=data_dir)
         if not builder.data_path.exists():
-            builder = tfds.builder(wanted.name, data_dir=wanted.data_dir, file_format="array_record")
+            builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
             builder.download_and_prepare(file_format="array_record")
-        return builder.as_data_source(split=wanted.split)
+        return builder.as_data_source(split=split)
     except (
         tfds.core.registered.DatasetNotFoundError,
         ValueError,
@@ -89,9 +108,9 @@ def _data_source(wanted: TfdsSpec) -> Any:
         AssertionError,
     ) as error:
         raise ValueError(
-            f"cannot read the TFDS data set {wanted.name!r}, split {wanted.split!r} "
-            f"(data_dir {wanted.data_dir or 'default'}): "
+            f"cannot read the TFDS data set {name!r}, split {split!r} "
+            f"(data_dir {data_dir or 'default'}): "
             f"{str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}; "
-            f"expected a name of the TFDS catalogue such as {_EXAMPLE!r}, prepared with "
+            f"expected a name of the TFDS catalogue such as {example!r}, prepared with "
             "download_and_prepare(file_format='array_record')"
         ) from error

@@ -66,6 +66,7 @@ def answers_of(value: Any) -> tuple[str, ...]:
 
     Raises:
       TypeError: for anything else.
+      UnicodeDecodeError: for bytes that are not UTF-8.
     """
     if isinstance(value, str | bytes):
         return (as_text(value),)
@@ -83,16 +84,25 @@ def as_text(value: Any) -> str:
     """A string, or the bytes of one.
 
     Raises:
-      TypeError: for anything else, and bytes that are not UTF-8.
+      TypeError: for anything else.
+      UnicodeDecodeError: for bytes that are not UTF-8.
     """
     if isinstance(value, str):
         return value
     if isinstance(value, bytes):
-        try:
-            return value.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise TypeError("bytes that are not UTF-8") from error
+        return value.decode("utf-8")
     raise TypeError(f"no text: {value!r}")
+
+
+def listed(value: Any, where: str) -> list[Any]:
+    """The value, which is a list.
+
+    Raises:
+      ValueError: when it is not, beginning with `where`.
+    """
+    if not isinstance(value, list):
+        raise ValueError(f"{where}: expected a list of questions, got {shortened(value)}")
+    return value
 
 
 def shortened(value: Any, length: int = 200) -> str:

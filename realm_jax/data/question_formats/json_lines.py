@@ -1,12 +1,12 @@
-"""JSON lines, one question an object; also the objects of DPR's training files, which are one list of them."""
+"""JSON lines, one question an object, and DPR's training files, which are one list of such objects."""
 
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from realm_jax.data.question_formats.lines import question_lines
-from realm_jax.data.question_formats.question import OnCause, Passage, Question, answers_of, shortened
+from realm_jax.data.question_formats.files import question_lines
+from realm_jax.data.question_formats.question import OnCause, Passage, Question, answers_of, listed, shortened
 
 EXPECTED = '{"question": str, "answer" or "answers": str or [str, …]}'
 
@@ -24,6 +24,16 @@ def read_json_lines(path: Path, on_drop: OnCause) -> Iterator[Question]:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{where} is not JSON: {error}") from error
         yield question_of(record, where, number)
+
+
+def read_json_list(document: Any, where: str) -> Iterator[Question]:
+    """One question an element of a JSON list, as in DPR's training files: see `question_of`.
+
+    Raises:
+      ValueError: for an element that is no such object, naming file and place.
+    """
+    for number, record in enumerate(listed(document, where), 1):
+        yield question_of(record, f"{where}, record {number}", number)
 
 
 def question_of(record: Any, where: str, number: int) -> Question:
