@@ -1,11 +1,9 @@
 """What retrieval is measured with: masked sentences, or questions, each with what should be found."""
 
-import gzip
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32
@@ -14,10 +12,13 @@ from realm_jax.corpus.store import Corpus
 from realm_jax.data.masked_lm import MaskedSentences
 from realm_jax.data.masking import MaskingConfig
 from realm_jax.data.order import example_rng
+from realm_jax.data.questions import Question, read_questions
+from realm_jax.evaluation.answer_patterns import contains_match
 from realm_jax.evaluation.answers import contains_answer, normalise_answer
 from realm_jax.text.tokenizer import Tokenizer
 
 HELD_OUT, OWN, QUESTIONS = "held-out sentences", "the documents' own sentences", "questions"
+GOLD_NOT_IN_CORPUS = "gold passage not in the corpus, kept for its answers"
 _WHOLE_SENTENCE = 514  # pieces; sentences beyond are cut to a window around their mask
 
 
@@ -28,6 +29,7 @@ class RetrievalQuery(NamedTuple):
     pieces: Int32[np.ndarray, "length"]  # what a retriever sees between [CLS] and [SEP]; masked pieces are [MASK]
     gold: frozenset[int]  # documents that should be found; empty if unknown
     answers: tuple[str, ...]  # strings that a found document should contain; empty if unknown
+    is_regex: bool = False  # the answers are regular expressions
 
 
 class QuerySet(NamedTuple):
@@ -116,79 +118,45 @@ def known_items(corpus: Corpus, max_queries: int | None = None, seed: int = 0) -
 
 
 def questions(
-    path: str | Path, corpus: Corpus, tokenizer: Tokenizer, max_queries: int | None = None, seed: int = 0
+    source: str | Path, corpus: Corpus, tokenizer: Tokenizer, max_queries: int | None = None, seed: int = 0
 ) -> QuerySet:
-    """Questions from JSON lines: {"question", "answer": str or [str, …]}, and "gold_id" or "passage_id" if known.
+    """Questions from any source that `realm_jax.data.questions` reads.
 
-    A gold id is the id of an article or passage. Of one that was cut into several documents, those that contain an answer
-    are gold; all of them where none does (a cut went through the answer) or where no answer is given. The corpus may have
-    other sources besides; an id that two of them use belongs to the first (the corpus job renames the other). A gold
-    passage that is not in the corpus (another source, a duplicate of text already there) is counted, among the queries
-    that are drawn; its question is kept for its answers. Answers that are regular expressions ("answer_is_regex") cannot be looked up here: those questions
-    are left out and counted.
+    A gold passage's id is the id of an article or passage. Of one that was cut into several documents, those that
+    contain an answer are gold; all of them where none does (a cut went through the answer) or where no answer is given.
+    The corpus may have other sources besides; an id that two of them use belongs to the first (the corpus job renames
+    the other). A gold passage that is not in the corpus (another source, a duplicate of text already there) is counted
+    among the queries that are drawn; its question is kept for its answers.
 
     Raises:
-      ValueError: for a missing file, or a line that is not such an object, naming file and line.
+      ValueError: for a source that is not what its format says, naming file and line.
     """
-    path = Path(path)
-    usable: list[tuple[str, str | None, list[str]]] = []  # question, gold id, answers
-    dropped: Counter[str] = Counter()
-    for number, row in _json_lines(path):
-        if row.get("answer_is_regex"):
-            dropped["answer is a regular expression"] += 1
-            continue
-        answers = row.get("answer", [])
-        answers = [answers] if isinstance(answers, str) else answers
-        question = row.get("question")
-        if (
-            not isinstance(question, str)
-            or not isinstance(answers, list)
-            or not all(isinstance(a, str) for a in answers)
-        ):
-            raise ValueError(
-                f'{path}, line {number}: expected {{"question": str, "answer": str or [str, …]}}, got {row}'
-            )
-        gold_id = row.get("gold_id", row.get("passage_id"))
-        usable.append((question, None if gold_id in (None, "") else str(gold_id), answers))
-    if max_queries is not None and max_queries < len(usable):
-        chosen = np.sort(np.random.default_rng(seed).choice(len(usable), max_queries, replace=False))
-        usable = [usable[i] for i in chosen]
-    found = []
-    for question, gold_id, answers in usable:
-        gold = frozenset() if gold_id is None else _gold_documents(corpus, gold_id, answers)
-        if gold_id is not None and not gold:
-            dropped["gold passage not in the corpus, kept for its answers"] += 1
-        found.append(RetrievalQuery(question, np.asarray(tokenizer.encode(question).ids), gold, tuple(answers)))
-    return QuerySet(found, str(path), dict(dropped), QUESTIONS)
+    asked = read_questions(source)
+    dropped = Counter(asked.dropped | asked.noted)
+    found: list[RetrievalQuery] = []
+    for question in drawn(asked.questions, max_queries, seed):
+        gold = _gold_documents(corpus, question)
+        if question.gold_passage is not None and not gold:
+            dropped[GOLD_NOT_IN_CORPUS] += 1
+        pieces = np.asarray(tokenizer.encode(question.text).ids)
+        found.append(RetrievalQuery(question.text, pieces, gold, question.answers, question.is_regex))
+    return QuerySet(found, asked.source, dict(dropped), QUESTIONS)
 
 
-def _gold_documents(corpus: Corpus, gold_id: str, answers: Sequence[str]) -> frozenset[int]:
-    documents = corpus.documents_of(gold_id).tolist()
+def _gold_documents(corpus: Corpus, question: Question) -> frozenset[int]:
+    documents = corpus.documents_of(question.gold_passage).tolist() if question.gold_passage is not None else []
     if len(documents) < 2:
         return frozenset(documents)
-    answering = (d for d in documents if contains_answer(document_text(corpus, d)[1], answers))
+    contains = contains_match if question.is_regex else contains_answer
+    answering = (d for d in documents if contains(document_text(corpus, d)[1], question.answers))
     return frozenset(answering) or frozenset(documents)
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    if not path.is_file():
-        raise ValueError(
-            f"evaluate.questions: expected a JSON-lines file, got {path}, which is "
-            f'{"a folder" if path.is_dir() else "not there"}; name a file of {{"question", "answer"}} lines, or set '
-            "evaluate.x_corpus to measure with sentences"
-        )
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}: expected an object, got {row!r}")
-            yield number, row
+def drawn(queries: list[RetrievalQuery], max_queries: int | None, seed: int) -> list[RetrievalQuery]:
+    """At most that many, drawn without replacement, in their order; None for all."""
+    if max_queries is None or max_queries >= len(queries):
+        return queries
+    return [queries[i] for i in np.sort(np.random.default_rng(seed).choice(len(queries), max_queries, replace=False))]
 
 
 def window(pieces: Int32[np.ndarray, "length"], room: int, mask_id: int) -> Int32[np.ndarray, "kept"]:

@@ -1,4 +1,4 @@
-"""Ranked documents against the documents that should have been found: recall, reciprocal rank.
+"""Ranked documents against the documents that should have been found: recall, reciprocal rank, nDCG.
 
 A rank that holds -1 (no hit) never counts. A document that a ranking names twice counts at its first rank alone, so
 that no figure can exceed 1.
@@ -65,6 +65,38 @@ def reciprocal_rank(relevant: Bool[np.ndarray, "batch num_results"]) -> Float64[
         return np.zeros(len(relevant))
     first_ranks = relevant.argmax(axis=1) + 1.0
     return np.divide(1.0, first_ranks, out=np.zeros(len(relevant)), where=relevant.any(axis=1))
+
+
+def ndcg_at_k(
+    gains: Float64[np.ndarray, "batch num_results"], judged: Sequence[Collection[int | float]], k: int
+) -> Float64[np.ndarray, "batch"]:
+    """DCG / ideal DCG of the first k, DCG = Σ_i gain_i / log2(i + 1), ranks from 1 (Järvelin & Kekäläinen 2002).
+
+    The gain is the judgement itself, as trec_eval and so BEIR (arXiv:2104.08663) have it, not 2^judgement - 1. A query
+    with no judgement above 0 has 0.
+
+    >>> ndcg_at_k(np.array([[1.0, 0.0, 2.0]]), [[2, 1]], k=10).round(4).tolist()
+    [0.7602]
+
+    Args:
+      gains: of the ranked documents, best rank first; 0 for what is not relevant, for no hit, and for a document that
+        the ranking has named already.
+      judged: for each query the gains of all documents that should be found, found or not, in any order.
+      k: ranks that count.
+
+    Raises:
+      ValueError: when gains and judgements differ in number.
+    """
+    _check_k(k)
+    if len(gains) != len(judged):
+        raise ValueError(f"expected the judgements of each query, got {len(judged)} for {len(gains)} queries")
+    ideal = np.zeros((len(judged), k))
+    for row, values in enumerate(judged):
+        best = sorted((value for value in values if value > 0), reverse=True)[:k]
+        ideal[row, : len(best)] = best
+    discounts = 1 / np.log2(np.arange(2, k + 2))
+    found, best_possible = gains[:, :k] @ discounts[: gains.shape[1]], ideal @ discounts
+    return np.divide(found, best_possible, out=np.zeros(len(gains)), where=best_possible > 0)
 
 
 def _check_k(k: int) -> None:

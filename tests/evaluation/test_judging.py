@@ -38,6 +38,7 @@ def test_figures_by_hand(tmp_path):
         "recall_at_2": pytest.approx(2 / 3),
         "recall_at_3": pytest.approx(2 / 3),
         "mrr": pytest.approx((1 / 2 + 1 + 0) / 3),
+        "ndcg_at_10": pytest.approx((1 / np.log2(3) + 1 + 0) / 3),
         "queries_with_answers": 3,
         "answer_recall_at_1": pytest.approx(1 / 3),  # cork alone
         "answer_recall_at_2": pytest.approx(2 / 3),
@@ -46,4 +47,21 @@ def test_figures_by_hand(tmp_path):
     }
     asked.clear()
     by_gold = evaluate_rankings(queries, search, None, recall_at=(1,))
-    assert by_gold == {"queries_with_gold": 3, "recall_at_1": pytest.approx(1 / 3), "mrr": pytest.approx(1 / 2)}
+    assert by_gold == {
+        "queries_with_gold": 3,
+        "recall_at_1": pytest.approx(1 / 3),
+        "mrr": pytest.approx(1 / 2),
+        "ndcg_at_10": pytest.approx((1 / np.log2(3) + 1 + 0) / 3),
+    }
+
+
+def test_answers_that_are_regular_expressions(tmp_path):
+    towns = ["oslo", "rome", "bern"]
+    corpus = make_corpus(
+        tmp_path, [tiny.article("", [f"ann was born in {town} ."]) for town in towns], tiny.tokenizer()
+    )
+    queries = [query(set(), answers)._replace(is_regex=True) for answers in (["R[aeiou]ME|x"], ["("], ["(", "b.rn"])]
+    queries.append(query(set(), ["b.rn"]))  # a string, which stands in no text
+    found = Judge(corpus).contains(np.array([[0, 1, -1], [0, 1, 2], [2, 2, 0], [0, 1, 2]]), queries)
+    expected = [[False, True, False], [False] * 3, [True, False, True], [False] * 3]
+    np.testing.assert_array_equal(found, expected)

@@ -113,15 +113,16 @@ def test_questions(tmp_path, corpus, tokenizer, name):
         {"question": "Who was born in Oslo", "answer": ["Ann", "ann b"], "passage_id": "a"},
         {"question": "Who", "answer": "Bob", "gold_id": "b"},
         {"question": "River", "answer": ["x"], "gold_id": "missing"},
-        {"question": "When", "answer": ["19.."], "answer_is_regex": True},
+        {"question": "When", "answer": ["19..", "("], "answer_is_regex": True},
         {"question": "Who"},
     ]
     found = questions(rows_to(tmp_path / name, rows), corpus, tokenizer)
-    assert [q.gold for q in found.queries] == [{0}, {1}, frozenset(), frozenset()]
-    assert [q.answers for q in found.queries] == [("Ann", "ann b"), ("Bob",), ("x",), ()]
+    assert [q.gold for q in found.queries] == [{0}, {1}, frozenset(), frozenset(), frozenset()]
+    assert [q.answers for q in found.queries] == [("Ann", "ann b"), ("Bob",), ("x",), ("19..", "("), ()]
+    assert [q.is_regex for q in found.queries] == [False, False, False, True, False]
     assert found.queries[0].pieces.tolist() == [15, 7, 8, 9, 10]
     assert found.dropped == {
-        "answer is a regular expression": 1,
+        "answer pattern that does not compile, matches nothing": 1,
         "gold passage not in the corpus, kept for its answers": 1,
     }
     for seed in range(8):  # what is counted as kept is among the queries drawn
@@ -138,14 +139,15 @@ def test_of_a_passage_cut_into_several_documents_those_with_an_answer_are_gold(t
     blocks = [block("other", "Ann was in Oslo."), *(block("p", text, number=i) for i, text in enumerate(parts))]
     made = make_corpus(tmp_path / "z", blocks, tokenizer, with_text=with_text)
 
-    def gold(*answers):
-        rows = [{"question": "Who", "answer": list(answers), "gold_id": "p"}]
+    def gold(*answers, is_regex=False):
+        rows = [{"question": "Who", "answer": list(answers), "gold_id": "p", "answer_is_regex": is_regex}]
         (query,) = questions(rows_to(tmp_path / "q.jsonl", rows), made, tokenizer).queries
         return query.gold
 
     assert gold("1931") == {2} and gold("rome!") == {3} and gold("Oslo") == {1, 4} and gold("Rome", "1931") == {2, 3}
     assert gold("Oslo. Bob") == {1, 2, 3, 4}  # the cut went through it
     assert gold() == {1, 2, 3, 4}
+    assert gold("19[0-9]+|rome", is_regex=True) == {2, 3} and gold("19[0-9]+|rome") == {1, 2, 3, 4}
 
 
 def test_questions_of_one_of_several_sources(tmp_path, tokenizer):
