@@ -39,13 +39,16 @@ REQUIREMENTS = [
     "markupsafe>=2.1",
 ]
 MEDIAWIKI = ["mwxml>=0.3.8,<0.4", "mwparserfromhell>=0.7.2,<0.8"]
+BEIR = ["ir-measures>=0.4.3,<0.5"]  # its pytrec-eval-terrier has no wheel for Linux on arm: tests there do without
 EXTRAS = {
     "mediawiki": MEDIAWIKI,
+    "beir": BEIR,
     "spacy": ["spacy>=3.8,<4"],
     "cuda": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
     "dev": [
         *MEDIAWIKI,
+        f"{BEIR[0]}; sys_platform != 'linux' or platform_machine == 'x86_64'",
         "beartype>=0.23,<0.24",
         "mypy>=2.4,<3",
         "pytest>=9,<10",

@@ -106,6 +106,14 @@ class RunDir:
     def evaluation(self, name: str) -> Path:
         return self.path / "evaluation" / f"{name}.json"
 
+    def ranking(self, name: str, row: str) -> Path:
+        """The documents that a row of an evaluation's table ranks, as a TREC run."""
+        return self.path / "evaluation" / f"{name}-{row}.run"
+
+    def judgements(self, name: str) -> Path:
+        """What such rankings are scored against, as TREC has it."""
+        return self.path / "evaluation" / f"{name}.qrels"
+
     def trainer_status(self, process: int) -> Path:
         return self.status / f"trainer-{process:05d}.json"
 

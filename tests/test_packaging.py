@@ -101,7 +101,7 @@ def requirements(repository) -> dict[str, list[str]]:
     tree = ast.parse((repository / "setup.py").read_text())
     values = {n.targets[0].id: n.value for n in tree.body if isinstance(n, ast.Assign)}
     names: dict[str, object] = {}
-    for name in ("REQUIREMENTS", "MEDIAWIKI", "EXTRAS"):
+    for name in [name for name, value in values.items() if isinstance(value, ast.List | ast.Dict)]:
         names[name] = eval(compile(ast.Expression(values[name]), "setup.py", "eval"), {}, dict(names))
     return {"": names["REQUIREMENTS"], **names["EXTRAS"]}
 

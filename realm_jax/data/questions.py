@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from realm_jax.corpus.sources import tfds
+from realm_jax.corpus.sources.json_document import json_document
 from realm_jax.data.question_formats import recognise
-from realm_jax.data.question_formats.files import json_document
 from realm_jax.data.question_formats.json_lines import read_json_lines, read_json_list
 from realm_jax.data.question_formats.question import OnCause, Passage, Question, QuestionFilter
 from realm_jax.data.question_formats.recognise import FORMATS, TFDS

@@ -15,6 +15,7 @@ from realm_jax.data.order import example_rng
 from realm_jax.data.questions import Question, read_questions
 from realm_jax.evaluation.answer_patterns import contains_match
 from realm_jax.evaluation.answers import contains_answer, normalise_answer
+from realm_jax.evaluation.trec import Judgements
 from realm_jax.text.tokenizer import Tokenizer
 
 HELD_OUT, OWN, QUESTIONS = "held-out sentences", "the documents' own sentences", "questions"
@@ -30,6 +31,7 @@ class RetrievalQuery(NamedTuple):
     gold: frozenset[int]  # documents that should be found; empty if unknown
     answers: tuple[str, ...]  # strings that a found document should contain; empty if unknown
     is_regex: bool = False  # the answers are regular expressions
+    id: str = ""  # that judgements know it by
 
 
 class QuerySet(NamedTuple):
@@ -39,6 +41,7 @@ class QuerySet(NamedTuple):
     source: str
     dropped: dict[str, int]
     kind: str = HELD_OUT
+    judgements: Judgements | None = None  # graded, of documents by the ids of their sources (BEIR)
 
 
 def masked_sentences(x_corpus: Corpus, max_queries: int | None = None, seed: int = 0) -> QuerySet:
@@ -139,7 +142,7 @@ def questions(
         if question.gold_passage is not None and not gold:
             dropped[GOLD_NOT_IN_CORPUS] += 1
         pieces = np.asarray(tokenizer.encode(question.text).ids)
-        found.append(RetrievalQuery(question.text, pieces, gold, question.answers, question.is_regex))
+        found.append(RetrievalQuery(question.text, pieces, gold, question.answers, question.is_regex, question.id))
     return QuerySet(found, asked.source, dict(dropped), QUESTIONS)
 
 
@@ -152,7 +155,7 @@ def _gold_documents(corpus: Corpus, question: Question) -> frozenset[int]:
     return frozenset(answering) or frozenset(documents)
 
 
-def drawn(queries: list[RetrievalQuery], max_queries: int | None, seed: int) -> list[RetrievalQuery]:
+def drawn(queries: Sequence[Drawn], max_queries: int | None, seed: int) -> Sequence[Drawn]:
     """At most that many, drawn without replacement, in their order; None for all."""
     if max_queries is None or max_queries >= len(queries):
         return queries

@@ -3,17 +3,18 @@
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.inputs import SpecialIds
-from realm_jax.evaluation import queries as query_sources
+from realm_jax.evaluation.asked import query_sets
+from realm_jax.evaluation.beir import rank_documents
 from realm_jax.evaluation.bm25 import Bm25Index
 from realm_jax.evaluation.judging import Judge, SearchFunction, evaluate_rankings
-from realm_jax.evaluation.queries import QuerySet, RetrievalQuery, check_any, texts_for_search, window
+from realm_jax.evaluation.queries import RetrievalQuery, check_any, texts_for_search, window
 from realm_jax.evaluation.reading import check_reader, evaluate_reading, reading_table
 from realm_jax.evaluation.retrieval_table import table
+from realm_jax.evaluation.trec import score_run, write_qrels, write_run
 from realm_jax.models import RetrieverConfig
 from realm_jax.retrieval.build_version import BatchSettings
 from realm_jax.retrieval.embedder import Embedder, check_inputs, check_params
@@ -24,7 +25,7 @@ from realm_jax.retrieval.recall import embed_sentences
 from realm_jax.retrieval.versions import list_versions, load_version, verify, version_dir
 from realm_jax.run_dir import RunDir, read_json, write_json_atomically
 from realm_jax.tasks.ict import check_vocabulary
-from realm_jax.tasks.realm import Realm, check_same_tokenizer
+from realm_jax.tasks.realm import Realm
 from realm_jax.training.checkpoint import check_tokenizer, load_params
 from realm_jax.training.snapshots import list_snapshots, load_snapshot
 
@@ -55,7 +56,7 @@ def evaluate(
     num_masked_sentences: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Measures retrieval: recall@1/5/20/100 and MRR by gold document and by contained answer.
+    """Measures retrieval: recall@1/5/20/100, MRR and nDCG@10 by gold document and by contained answer.
 
     Rows of the table: BM25; warm starts of the run; the checkpoint with all documents embedded afresh and searched
     exactly; and, if the run serves an index, the checkpoint's queries searched in it, with its own search recall.
@@ -66,8 +67,9 @@ def evaluate(
       retriever: shape of the run's retriever; None measures BM25 alone.
       x_corpus: directory of a sentence stream; its answers are masked. Either this or `questions`. The knowledge corpus
         itself: sentences of the documents, each of which should find its own document.
-      questions: JSON-lines file (may be .gz) of {"question", "answer"}, "gold_id" or "passage_id" if known; see
-        `realm_jax.evaluation.queries.questions`. Of several files each gets a table; documents are embedded once.
+      questions: a file in any format that `realm_jax.data.questions` reads, `tfds:NAME?split=…`, or a BEIR folder or one
+        of its qrels files. Of several each gets a table; documents are embedded once. A BEIR split is scored with
+        ir-measures too, the rankings written to RUN/evaluation/NAME-ROW.run.
       name: of the evaluation.
       step: which checkpoint or snapshot; None for the newest.
       index_version: which index version; None for the one that the run serves, or its newest.
@@ -93,29 +95,33 @@ def evaluate(
     run = RunDir.of(run_dir)
     if (x_corpus is None) == (questions is None):
         raise ValueError(
-            "evaluate needs either x_corpus (sentences to mask) or questions (a JSON-lines file), "
+            "evaluate needs either x_corpus (sentences to mask) or questions (a file, a TFDS name or a BEIR folder), "
             f"got {'neither' if questions is None else 'both: set evaluate.x_corpus to None to use the questions'}"
         )
     if reading is not None:
         check_reader(run)
     knowledge = Corpus.open(corpus)
-    query_sets = _query_sets(knowledge, x_corpus, questions, name, max_queries, seed)
-    queries = {set_name: check_any(query_set) for set_name, query_set in query_sets.items()}
+    asked = query_sets(knowledge, x_corpus, questions, name, max_queries, seed)
+    queries = {set_name: check_any(query_set) for set_name, query_set in asked.items()}
     batches = BatchSettings(document_len=document_len, batch_size=batch_size, query_len=query_len)
     learned = None
     if retriever is not None:
         learned = _load_learned(run, retriever, knowledge, batches, stages, step, index_version)
 
-    rows: dict[str, Rows] = {set_name: {} for set_name in query_sets}
+    rows: dict[str, Rows] = {set_name: {} for set_name in asked}
     judge = Judge(knowledge)
     words = Bm25Index(texts_for_search(knowledge)) if bm25 else None
     indexes: dict[str, Index] = {}
     for row, figures, search in _searches(run, knowledge, batches, words, learned, indexes):
-        for set_name in query_sets:
+        for set_name in asked:
             rows[set_name][row] = {**figures, **evaluate_rankings(queries[set_name], search, judge)}
+            if judgements := asked[set_name].judgements:
+                ranked = rank_documents(queries[set_name], search, knowledge)
+                write_run(run.ranking(set_name, row), ranked, row)
+                rows[set_name][row]["beir"] = score_run(ranked, judgements)
         logger.info("retrieval of %s measured, %.0f s so far", row, time.monotonic() - begin)
     results = {}
-    for set_name, query_set in query_sets.items():
+    for set_name, query_set in asked.items():
         results[set_name] = {
             "name": set_name,
             "queries": {
@@ -129,6 +135,8 @@ def evaluate(
             "wall_secs": round(time.monotonic() - begin, 3),
         }
         write_json_atomically(run.evaluation(set_name), results[set_name])
+        if query_set.judgements:
+            write_qrels(run.judgements(set_name), query_set.judgements)
         print(table(rows[set_name], query_set))
     if reading is not None:
         # the reader is measured with the newest checkpoint: the indexes of another step are of no use to it
@@ -146,39 +154,6 @@ def evaluate(
         write_json_atomically(run.examples, examples)
         print(reading_table(spans))
     return results.get(name, results)
-
-
-def _query_sets(
-    knowledge: Corpus,
-    x_corpus: str | None,
-    questions: str | tuple[str, ...] | None,
-    name: str,
-    max_queries: int | None,
-    seed: int,
-) -> dict[str, QuerySet]:
-    """What is asked, by the name that its figures get.
-
-    Raises:
-      ValueError: two files of questions of the same name, or none.
-    """
-    if x_corpus is not None:
-        sentences = Corpus.open(x_corpus)
-        check_same_tokenizer(knowledge, sentences)
-        if sentences.directory.resolve() == knowledge.directory.resolve():
-            return {name: query_sources.known_items(knowledge, max_queries, seed)}
-        return {name: query_sources.masked_sentences(sentences, max_queries, seed)}
-    files = {name: questions} if isinstance(questions, str) else {}
-    for file in questions if isinstance(questions, tuple) else ():
-        set_name = f"{name}-{Path(file).name.split('.jsonl')[0]}"
-        if set_name in files:
-            raise ValueError(f"questions {files[set_name]} and {file} would both be written to {set_name}; rename one")
-        files[set_name] = file
-    if not files:
-        raise ValueError("evaluate.questions holds no file")
-    return {
-        set_name: query_sources.questions(file, knowledge, knowledge.tokenizer, max_queries, seed)
-        for set_name, file in files.items()
-    }
 
 
 class _Retriever(NamedTuple):

@@ -3,27 +3,42 @@
 from collections.abc import Mapping
 from typing import Any
 
-from realm_jax.evaluation.judging import RECALL_AT
+from realm_jax.evaluation.judging import NDCG_AT, RECALL_AT
 from realm_jax.evaluation.queries import QuerySet
+from realm_jax.evaluation.trec import MEASURES
+
+_WIDTH = len(f"nDCG@{NDCG_AT}")
+_RANKS = {f"recall_at_{k}": f"R@{k}" for k in RECALL_AT} | {"mrr": "MRR"}
+_GROUPS = {  # title: heads of columns by the figures that they show
+    "gold document": _RANKS | {f"ndcg_at_{NDCG_AT}": f"nDCG@{NDCG_AT}"},
+    "contained answer": {f"answer_{figure}": head for figure, head in _RANKS.items()},
+    "BEIR, by ir-measures": {f"beir {measure}": measure for measure in MEASURES},
+}
 
 
 def table(rows: Mapping[str, Mapping[str, Any]], query_set: QuerySet) -> str:
-    """The figures as aligned text, in per cent; a row's gold figures left, its answer figures right."""
-    kinds = [("", "gold document"), ("answer_", "contained answer")]
-    kinds = [(prefix, title) for prefix, title in kinds if any(f"{prefix}mrr" in row for row in rows.values())]
-    columns = [f"recall_at_{k}" for k in RECALL_AT] + ["mrr"]
-    heads = [f"R@{k}" for k in RECALL_AT] + ["MRR"]
+    """The figures as aligned text, in per cent; groups of columns that no row has are left out."""
+    figures = {name: _flat(row) for name, row in rows.items()}
+    groups = {
+        title: columns
+        for title, columns in _GROUPS.items()
+        if any(figure in row for row in figures.values() for figure in columns)
+    }
     label = max(len(_label(name, row)) for name, row in rows.items())
-    groups = " | ".join(f"{title:^{7 * len(columns) - 1}}" for _, title in kinds)
-    names = " | ".join(" ".join(f"{head:>6}" for head in heads) for _ in kinds)
     causes = "; ".join(f"{count}: {cause}" for cause, count in query_set.dropped.items())
     lines = [f"{len(query_set.queries)} queries of {query_set.source}" + (f" ({causes})" if causes else "")]
-    lines.append(f"{'':{label}} | {groups}")
-    lines.append(f"{'':{label}} | {names} | search recall")
-    for name, row in rows.items():
-        cells = " | ".join(" ".join(_percent(row.get(prefix + column)) for column in columns) for prefix, _ in kinds)
-        lines.append(f"{_label(name, row):{label}} | {cells} | {_percent(row.get('search_recall'))}".rstrip())
+    heads = [" ".join(f"{head:>{_WIDTH}}" for head in columns.values()) for columns in groups.values()]
+    titles = (f"{title:^{len(head)}}" for title, head in zip(groups, heads, strict=True))
+    lines.append(" | ".join([" " * label, *titles]).rstrip())
+    lines.append(" | ".join([" " * label, *heads, "search recall"]))
+    for name, row in figures.items():
+        cells = [" ".join(_percent(row.get(figure)) for figure in columns) for columns in groups.values()]
+        lines.append(" | ".join([f"{_label(name, row):{label}}", *cells, _percent(row.get("search_recall"))]).rstrip())
     return "\n".join(lines)
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {**row, **{f"beir {measure}": value for measure, value in row.get("beir", {}).items()}}
 
 
 def _label(name: str, row: Mapping[str, Any]) -> str:
@@ -33,4 +48,4 @@ def _label(name: str, row: Mapping[str, Any]) -> str:
 
 
 def _percent(value: float | None) -> str:
-    return f"{'':>6}" if value is None else f"{100 * value:6.1f}"
+    return " " * _WIDTH if value is None else f"{100 * value:{_WIDTH}.1f}"

@@ -22,6 +22,18 @@ def test_rows_and_groups_line_up():
     assert cells[3][0].strip() == "served_index 300" and cells[3][2].strip() == "" and cells[3][3].strip() == "98.7"
 
 
+def test_figures_of_ir_measures_and_ndcg():
+    rows = {
+        "bm25": {"mrr": 0.5, "ndcg_at_10": 0.25, "beir": {"nDCG@10": 0.123, "R@100": 1.0, "AP@100": 0.2, "RR@10": 0.3}},
+        "checkpoint": {"mrr": 0.5, "ndcg_at_10": 1.0, "step": 7},
+    }
+    lines = [line.split("|") for line in table(rows, QuerySet([], "fiqa", {}, {})).splitlines()[1:]]
+    assert lines[0][2].strip() == "BEIR, by ir-measures" and lines[1][1].split()[-2:] == ["MRR", "nDCG@10"]
+    assert lines[2][1].split() == ["50.0", "25.0"] and lines[2][2].split() == ["12.3", "100.0", "20.0", "30.0"]
+    assert lines[3][1].split() == ["50.0", "100.0"] and lines[3][2].strip() == ""
+    assert len({len(line[1]) for line in lines}) == 1 == len({len(line[2]) for line in lines[1:]})
+
+
 def test_figures_by_answer_are_left_out_where_no_row_has_them():
     lines = table({"checkpoint": {"mrr": 1.0, "step": 20}}, QuerySet([], "x", {})).splitlines()
     assert (

@@ -5,21 +5,24 @@ at most 24 bytes for each id, to notice duplicates), whatever the size of the so
 """
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from realm_jax.corpus.sources import tfds
 from realm_jax.corpus.sources.article import MAX_TEXT_CHARS, ORDINARY_CAUSES, OTHER_FILE, Article, HashSet, OnDrop
+from realm_jax.corpus.sources.beir_folder import is_beir_folder, read_beir_corpus
 from realm_jax.corpus.sources.dpr_tsv import header_of, read_dpr_tsv
 from realm_jax.corpus.sources.files import first_bytes, list_files, looks_binary
 from realm_jax.corpus.sources.json_lines import read_json_lines, read_wikiextractor_json
 from realm_jax.corpus.sources.mediawiki import read_mediawiki
+from realm_jax.corpus.sources.squad import read_squad_paragraphs
 from realm_jax.corpus.sources.text_folder import is_text_name, read_text_folder
 from realm_jax.corpus.sources.wikiextractor_doc import read_wikiextractor_doc
 
 __all__ = ["FORMATS", "ORDINARY_CAUSES", "Article", "OnDrop", "read_articles", "read_sources"]
 
-TEXT_FOLDER, TFDS, UNSEEN = "text_folder", "tfds", "not looked at"
+TEXT_FOLDER, TFDS, BEIR, UNSEEN = "text_folder", "tfds", "beir", "not looked at"
 _MAX_SNIFFED = 500
 _RECORD_READERS: dict[str, Callable[[list[Path], OnDrop, int], Iterator[Article]]] = {
     "wikiextractor_json": read_wikiextractor_json,
@@ -27,6 +30,7 @@ _RECORD_READERS: dict[str, Callable[[list[Path], OnDrop, int], Iterator[Article]
     "mediawiki": read_mediawiki,
     "jsonl": read_json_lines,
     "dpr_tsv": read_dpr_tsv,
+    "squad": read_squad_paragraphs,
 }
 FORMATS = {
     "wikiextractor_json": 'WikiExtractor --json, one {"id", "url", "title", "text"} a line',
@@ -34,9 +38,12 @@ FORMATS = {
     "mediawiki": "a MediaWiki pages-articles XML dump",
     "jsonl": 'JSON lines, one {"text", "title"?, "id"?} a line',
     "dpr_tsv": "DPR's tsv with the header id, text, title",
+    "squad": "the paragraphs of a file in SQuAD's JSON form",
+    BEIR: "the documents of a BEIR folder (corpus.jsonl, queries.jsonl, qrels/)",
     TEXT_FOLDER: "a folder of .txt and .md files, one document each",
     TFDS: "a TFDS data set, as in tfds:wikipedia/20230601.en?split=train[:1%]&title=title&text=text",
 }
+_SQUAD = re.compile(r'\{\s*("version"\s*:\s*"[^"]*"\s*,\s*)?"data"\s*:\s*\[')
 _COMPANIONS = ("readme", "license", "licence", "copying", "notice", "changelog", "sha256sums", "md5sums")
 
 
@@ -72,6 +79,10 @@ def read_articles(
             )
         return tfds.read_tfds(str(path), on_drop, max_text_chars)
     path = Path(path)
+    if source_format == BEIR or (source_format == "auto" and is_beir_folder(path)):
+        if not is_beir_folder(path):
+            raise ValueError(f"expected a BEIR folder with corpus.jsonl and queries.jsonl, got {path}")
+        return read_beir_corpus(path, on_drop, max_text_chars)
     files = list_files(path, on_drop, leave_out)
     if not files:
         raise ValueError(f"{path} holds no file (hidden ones aside); {_choose_among()}")
@@ -176,6 +187,8 @@ def _sniff(file: Path) -> str | None:
         return None
     text = head.decode("utf-8", "replace").lstrip()
     if text.startswith("{"):
+        if _SQUAD.match(text) and '"paragraphs"' in text:
+            return "squad"
         return _sniff_json(text.split("\n", 1)[0])
     if text.startswith("<doc "):
         return "wikiextractor_doc"

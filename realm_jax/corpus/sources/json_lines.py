@@ -18,7 +18,7 @@ def read_json_lines(files: list[Path], on_drop: OnDrop, max_text_chars: int) -> 
     """Articles of JSON lines; a record without an id is named by its file and line."""
     names = _names(files)
     keep = ArticleFilter(on_drop, max_text_chars)
-    for path, number, record in _records(files, on_drop, max_text_chars):
+    for path, number, record in json_objects(files, on_drop, max_text_chars):
         article_id, title, text = _first(record, _ID_KEYS), record.get("title"), _first(record, _TEXT_KEYS)
         if not isinstance(text, str) or not isinstance(title, str | None) or isinstance(article_id, dict | list | bool):
             on_drop(MALFORMED)
@@ -31,7 +31,7 @@ def read_json_lines(files: list[Path], on_drop: OnDrop, max_text_chars: int) -> 
 def read_wikiextractor_json(files: list[Path], on_drop: OnDrop, max_text_chars: int) -> Iterator[Article]:
     """Articles of WikiExtractor --json; older versions repeat the title as the first line of the text."""
     keep = ArticleFilter(on_drop, max_text_chars, PAGE_WITHOUT_TEXT)
-    for _, _, record in _records(files, on_drop, max_text_chars):
+    for _, _, record in json_objects(files, on_drop, max_text_chars):
         article_id, title, text = record.get("id"), record.get("title"), record.get("text")
         if not isinstance(text, str) or not isinstance(title, str) or not isinstance(article_id, str | int):
             on_drop(MALFORMED)
@@ -54,7 +54,8 @@ def _names(files: list[Path]) -> dict[Path, str]:
     return {path: path.relative_to(folder).as_posix() for path in files}
 
 
-def _records(files: list[Path], on_drop: OnDrop, max_text_chars: int) -> Iterator[tuple[Path, int, dict[str, Any]]]:
+def json_objects(files: list[Path], on_drop: OnDrop, max_text_chars: int) -> Iterator[tuple[Path, int, dict[str, Any]]]:
+    """The objects of JSON lines with file and line; lines that hold none are counted."""
     for path in files:
         for number, line in read_lines(path, on_drop, 4 * max_text_chars):
             if not line.strip():

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from realm_jax.data.question_formats.files import question_lines
+from realm_jax.data.question_formats.lines import question_lines
 from realm_jax.data.question_formats.question import OnCause, Passage, Question, answers_of, listed, shortened
 
 EXPECTED = '{"question": str, "answer" or "answers": str or [str, …]}'

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from realm_jax.data.question_formats.files import question_lines
+from realm_jax.data.question_formats.lines import question_lines
 from realm_jax.data.question_formats.question import shortened
 
 JSON_LINES, JSON_LIST, DPR_TSV, CURATED_TREC = "jsonl", "json_list", "dpr_tsv", "curated_trec"

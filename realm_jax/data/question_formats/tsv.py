@@ -4,7 +4,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from realm_jax.data.question_formats.files import question_lines
+from realm_jax.data.question_formats.lines import question_lines
 from realm_jax.data.question_formats.question import OnCause, Question, shortened
 
 
