@@ -138,3 +138,75 @@ def retrieval_entropy(
     """Entropy of p(z|x) over the candidates, in nats: 0 when one document takes all, log num_candidates when even."""
     probs = jnp.exp(log_retrieval_probs)
     return -jnp.where(probs > 0, probs * log_retrieval_probs, 0.0).sum(axis=-1)
+
+
+def log_sum_over(
+    logits: Float[Array, "*batch choices"], chosen: Bool[Array, "*batch choices"]
+) -> Float[Array, "*batch"]:
+    """log Σ exp(logit) over the chosen entries; about `MASKED_SCORE` where none is."""
+    return jax.nn.logsumexp(jnp.where(chosen, logits.astype(jnp.float32), MASKED_SCORE), axis=-1)
+
+
+def span_marginal_loss(
+    span_logits: Float[Array, "batch num_documents num_spans"],
+    retrieval_scores: Float[Array, "batch num_documents"],
+    span_mask: Bool[Array, "batch num_documents num_spans"],
+    is_answer: Bool[Array, "batch num_documents num_spans"],
+) -> tuple[WeightedSum, Float[Array, "batch"]]:
+    """−log Σ_{answer spans} exp(s) / Σ_{all spans of all documents} exp(s), s with its document's retrieval score added
+    (ORQA, arXiv:1906.00300, eq. 5; REALM, section 3.2). A question none of whose spans is an answer counts nothing.
+
+    >>> import jax.numpy as jnp
+    >>> logits, scores = jnp.log(jnp.array([[[1.0, 2.0], [3.0, 9.0]]])), jnp.log(jnp.array([[2.0, 1.0]]))
+    >>> mask = jnp.array([[[True, True], [True, False]]])
+    >>> answers = jnp.array([[[False, True], [True, False]]])
+    >>> loss, _ = span_marginal_loss(logits, scores, mask, answers)
+    >>> float(jnp.exp(-loss.total).round(4))  # (2·2 + 3) / (2·1 + 2·2 + 3)
+    0.7778
+
+    Args:
+      span_logits: of the reader, see `models.SpanReader`.
+      retrieval_scores: f(x, z) of the documents read.
+      span_mask: which spans lie in the document's text.
+      is_answer: which spans are an answer; only those in `span_mask` count.
+
+    Returns:
+      The loss as (sum, number of questions), and 1.0 per question that had an answer to learn from, else 0.0.
+    """
+    scores = (span_logits.astype(jnp.float32) + retrieval_scores.astype(jnp.float32)[:, :, None]).reshape(
+        span_logits.shape[0], -1
+    )
+    flat_mask = span_mask.reshape(scores.shape)
+    flat_answer = is_answer.reshape(scores.shape) & flat_mask
+    learns = flat_answer.any(axis=-1)
+    log_probs = log_sum_over(scores, flat_answer) - log_sum_over(scores, flat_mask)
+    total = -jnp.where(learns, log_probs, 0.0).sum()
+    return WeightedSum(total, jnp.float32(scores.shape[0])), learns.astype(jnp.float32)
+
+
+def early_update_loss(
+    retrieval_scores: Float[Array, "batch num_retrieved"],
+    retrieved_mask: Bool[Array, "batch num_retrieved"],
+    has_answer: Bool[Array, "batch num_retrieved"],
+) -> tuple[WeightedSum, Float[Array, "batch"]]:
+    """−log Σ_{z retrieved, z has an answer} p(z|x): the retriever learns before the reader can read (ORQA, eq. 7).
+
+    The probability is over all retrieved documents (5000 in the papers). A question whose retrieved documents hold no
+    answer counts nothing.
+
+    >>> import jax.numpy as jnp
+    >>> scores = jnp.log(jnp.array([[1.0, 2.0, 5.0]]))
+    >>> valid = jnp.array([[True, True, True]])
+    >>> loss, _ = early_update_loss(scores, valid, jnp.array([[True, False, True]]))
+    >>> float(jnp.exp(-loss.total).round(4))
+    0.75
+
+    Returns:
+      The loss as (sum, number of questions), and 1.0 per question with an answer among its documents, else 0.0.
+    """
+    learns = (has_answer & retrieved_mask).any(axis=-1)
+    log_probs = log_sum_over(retrieval_scores, has_answer & retrieved_mask) - log_sum_over(
+        retrieval_scores, retrieved_mask
+    )
+    total = -jnp.where(learns, log_probs, 0.0).sum()
+    return WeightedSum(total, jnp.float32(retrieval_scores.shape[0])), learns.astype(jnp.float32)

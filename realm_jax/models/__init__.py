@@ -2,6 +2,17 @@
 
 from realm_jax.models.knowledge_encoder import KnowledgeEncoder
 from realm_jax.models.retriever import Retriever, RetrieverConfig
+from realm_jax.models.span_reader import SpanReader, SpanReaderConfig, span_bounds
 from realm_jax.models.transformer import Transformer, TransformerConfig, forward_flops
 
-__all__ = ["KnowledgeEncoder", "Retriever", "RetrieverConfig", "Transformer", "TransformerConfig", "forward_flops"]
+__all__ = [
+    "KnowledgeEncoder",
+    "Retriever",
+    "RetrieverConfig",
+    "SpanReader",
+    "SpanReaderConfig",
+    "Transformer",
+    "TransformerConfig",
+    "forward_flops",
+    "span_bounds",
+]
