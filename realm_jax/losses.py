@@ -210,3 +210,34 @@ def early_update_loss(
     )
     total = -jnp.where(learns, log_probs, 0.0).sum()
     return WeightedSum(total, jnp.float32(retrieval_scores.shape[0])), learns.astype(jnp.float32)
+
+
+def contrastive_loss(
+    query_embeds: Float[Array, "batch embed"],
+    document_embeds: Float[Array, "batch num_contrasted embed"],
+    document_ids: Int32[Array, "batch num_contrasted"],
+    document_mask: Bool[Array, "batch num_contrasted"],
+    is_positive: Bool[Array, "batch num_contrasted"],
+) -> tuple[WeightedSum, Float[Array, "batch"]]:
+    """−log p(own positive | question) over the documents of the whole batch: positives and hard negatives of all questions
+    (DPR, arXiv:2004.04906, eq. 2).
+
+    Document 0 of a row is its positive; a row whose positive is missing counts nothing. A document that is some question's
+    positive and stands in the batch twice is left out where it would be its own negative. Written over global arrays, so
+    that negatives come from all devices.
+
+    Returns:
+      The loss as (sum, number of questions), and per question 1.0 where its positive ranks first, else 0.0.
+    """
+    batch, num_contrasted, embed = document_embeds.shape
+    scores = jnp.einsum("qe,de->qd", query_embeds, document_embeds.reshape(-1, embed)).astype(jnp.float32)
+    flat_ids, flat_mask = document_ids.reshape(-1), document_mask.reshape(-1)
+    own = jnp.arange(batch) * num_contrasted  # column of each row's positive
+    is_own = jnp.arange(batch * num_contrasted)[None, :] == own[:, None]
+    again = (flat_ids[None, :] == document_ids[:, :1]) & ~is_own
+    scores = jnp.where(flat_mask[None, :] & ~again, scores, MASKED_SCORE)
+    log_probs = jnp.take_along_axis(jax.nn.log_softmax(scores, axis=-1), own[:, None], axis=1)[:, 0]
+    learns = is_positive[:, 0] & document_mask[:, 0]
+    hits = (jnp.argmax(scores, axis=-1) == own) & learns
+    total = -jnp.where(learns, log_probs, 0.0).sum()
+    return WeightedSum(total, jnp.float32(batch)), hits.astype(jnp.float32)

@@ -1,6 +1,7 @@
 """A corpus of a few dozen made-up people, and models small enough to train in a test."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import numpy as np
 from realm_jax.corpus.blocks import Block
 from realm_jax.corpus.store import Corpus
 from realm_jax.corpus.writer import make_corpus
-from realm_jax.models import RetrieverConfig, TransformerConfig
+from realm_jax.models import RetrieverConfig, SpanReaderConfig, TransformerConfig
 from realm_jax.retrieval.build_version import BatchSettings, IndexSettings, build_version
 from realm_jax.retrieval.embedder import Embedder
 from realm_jax.run_dir import RunDir
 from realm_jax.tasks.ict import Ict
+from realm_jax.tasks.open_qa import OpenQa
 from realm_jax.tasks.realm import Realm
 from realm_jax.text.tokenizer import SPECIAL_PIECES
 from realm_jax.text.word_piece import WordPieceTokenizer
@@ -164,3 +166,31 @@ def build_index(run: RunDir, step: int, config: RetrieverConfig, knowledge: Corp
 def missing_versions(run: RunDir) -> list[int]:
     """Snapshots that have no index version yet."""
     return [step for step in list_snapshots(run) if not (run.index_version(step) / "manifest.json").exists()]
+
+
+def questions_file(path: Path) -> Path:
+    """Where everyone of the made-up people lived or worked: one question a document, its article the gold passage."""
+    rows = []
+    for number, block in enumerate(blocks()):
+        name, year = NAMES[number % len(NAMES)], YEARS[(number * 7 + number // 12) % len(YEARS)]
+        town = next(word for word in block.text.split() if word in TOWNS)
+        rows.append({"question": f"{name} {year} lived in", "answer": [town], "gold_id": f"person {number}"})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def open_qa(directory: Path, questions: Path, **changes: Any) -> OpenQa:
+    return dataclasses.replace(
+        OpenQa(
+            corpus=str(directory),
+            questions=str(questions),
+            retriever=retriever(tied=False),
+            reader=SpanReaderConfig(encoder(), span_hidden_size=24, max_span_width=3),
+            num_retrieved=10,
+            num_read=3,
+            query_len=8,
+            joint_len=32,
+            document_len=24,
+        ),
+        **changes,
+    )

@@ -1,7 +1,7 @@
 """Exact inner-product search on the device: every document is scored, chunk by chunk, on every device its own rows."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Float32, Int32
+from jaxtyping import Array, Float, Float32, Int32, Int64
 
+from realm_jax.retrieval.embedding_rows import EmbeddingRows
 from realm_jax.retrieval.index import SearchResult, best_of, check_num_results, check_queries
 
 
@@ -186,7 +187,7 @@ class ExactIndex:
         self._chunk = min(chunk, rows_of_device)
         chunks_of_device = -(-rows_of_device // self._chunk)
         shape = (devices * chunks_of_device, self._chunk, self._embed_dim)
-        rows = _Rows(blocks)
+        rows = self._rows = EmbeddingRows(blocks, first_document)
         if mesh is None:
             self._chunks = self._fill(rows, range(shape[0]), None, dtype, on_block)
         else:
@@ -200,7 +201,7 @@ class ExactIndex:
 
     def _fill(
         self,
-        rows: "_Rows",
+        rows: EmbeddingRows,
         numbers: range,
         device: jax.Device | None,
         dtype: jnp.dtype | type,
@@ -243,24 +244,9 @@ class ExactIndex:
         ids = np.where(ids >= 0, ids + self._first_document, -1)
         return best_of(ids, np.asarray(result.scores)[:batch], num_results)
 
-
-class _Rows:
-    """Reads ranges of rows across consecutive blocks."""
-
-    def __init__(self, blocks: Sequence[np.ndarray]):
-        self._blocks = blocks
-        self._ends = np.cumsum([len(block) for block in blocks])
-
-    def read(self, start: int, count: int) -> np.ndarray:
-        parts = []
-        stop = min(start + count, int(self._ends[-1]))
-        block = int(np.searchsorted(self._ends, start, side="right"))
-        while start < stop:
-            first = int(self._ends[block]) - len(self._blocks[block])
-            until = min(stop, int(self._ends[block]))
-            parts.append(np.asarray(self._blocks[block][start - first : until - first]))
-            start, block = until, block + 1
-        return np.concatenate(parts) if parts else np.zeros((0, self._blocks[0].shape[1]), np.float32)
+    def embeddings(self, document_ids: Int64[np.ndarray, "*rows"]) -> Float32[np.ndarray, "*rows embed"]:
+        """The embeddings as they were given, whatever dtype the devices hold; zeros for id -1."""
+        return self._rows.take(document_ids)
 
 
 def brute_force(

@@ -31,6 +31,10 @@ class Index(Protocol):
 
     def search(self, queries: Float32[np.ndarray, "batch embed"], num_results: int) -> SearchResult: ...
 
+    def embeddings(self, document_ids: Int64[np.ndarray, "*rows"]) -> Float32[np.ndarray, "*rows embed"]:
+        """The document embeddings that are searched, unquantised; zeros for id -1."""
+        ...
+
 
 def merge_results(results: Sequence[SearchResult], num_results: int) -> SearchResult:
     """Merges the answers of indexes over disjoint documents into the best `num_results` of all.

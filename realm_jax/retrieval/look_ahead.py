@@ -54,10 +54,11 @@ class LookAhead:
         self._future = self._executor.submit(self._prepare, step, examples, embeds, index, age)
         self._examples = self._executor.submit(self._make_examples, step + 1)
 
-    def resume(self, step: int, candidate_ids: np.ndarray) -> None:
-        """Prepares `step` with candidates that were selected before the run stopped."""
+    def resume(self, step: int, candidate_ids: np.ndarray, index: Index) -> None:
+        """Prepares `step` with candidates that were selected, in this index, before the run stopped."""
         examples = self._make_examples(step)[1]
-        self._future = self._executor.submit(self._join, step, examples, np.asarray(candidate_ids, np.int64), 0.0, 1)
+        ids = np.asarray(candidate_ids, np.int64)
+        self._future = self._executor.submit(self._join, step, examples, ids, index, 0.0, 1)
 
     def take(self, step: int) -> Prepared:
         """Waits for the batch of `step`; raises what kept it from being made."""
@@ -89,9 +90,16 @@ class LookAhead:
         start = time.perf_counter()
         results = index.search(queries, retrieval.num_results)
         search_ms = (time.perf_counter() - start) * 1e3
-        return self._join(step, examples, retrieval.select(examples, results), search_ms, age)
+        return self._join(step, examples, retrieval.select(examples, results), index, search_ms, age)
 
-    def _join(self, step: int, examples: Any, candidate_ids: np.ndarray, search_ms: float, age: int) -> Prepared:
-        assert self._task.retrieval is not None
-        batch = put_batch(self._mesh, self._task.retrieval.join(examples, candidate_ids))
+    def _join(
+        self, step: int, examples: Any, candidate_ids: np.ndarray, index: Index, search_ms: float, age: int
+    ) -> Prepared:
+        retrieval = self._task.retrieval
+        assert retrieval is not None
+        if retrieval.join_embedded is not None:
+            joined = retrieval.join_embedded(examples, candidate_ids, index.embeddings(candidate_ids))
+        else:
+            joined = retrieval.join(examples, candidate_ids)
+        batch = put_batch(self._mesh, joined)
         return Prepared(step, jax.block_until_ready(batch), candidate_ids, time.perf_counter(), search_ms, age)

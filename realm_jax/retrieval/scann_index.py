@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
+from realm_jax.retrieval.embedding_rows import EmbeddingRows
 from realm_jax.retrieval.index import SearchResult, best_of, check_embeddings, check_queries, merge_results
 from realm_jax.typed import check_fields
 
@@ -185,13 +186,15 @@ def load_shard(
 class ScannIndex:
     """Searches one or more ScaNN shards and merges their answers by score. May be used from several threads."""
 
-    def __init__(self, shards: Sequence[ScannShard], num_threads: int | None = None):
+    def __init__(self, shards: Sequence[ScannShard], num_threads: int | None = None, rows: EmbeddingRows | None = None):
         """
         Args:
           shards: of disjoint documents.
           num_threads: how many shards are searched at once; None for as many as this process may use cores.
             ScaNN releases the GIL while it searches.
+          rows: the embeddings that the shards were built from, for `embeddings`; ScaNN's own copy cannot be read.
         """
+        self._rows = rows
         if not shards or len({shard.embed_dim for shard in shards}) != 1:
             widths = sorted({shard.embed_dim for shard in shards})
             raise ValueError(f"a ScaNN index needs shards of one embed_dim, got {len(shards)} shards of {widths}")
@@ -226,6 +229,16 @@ class ScannIndex:
         search = functools.partial(_search_shard, queries=queries, num_results=num_results)
         found = list(self._pool.map(search, self._shards) if self._pool else map(search, self._shards))
         return merge_results(found, num_results)
+
+    def embeddings(self, document_ids: Int64[np.ndarray, "*rows"]) -> Float32[np.ndarray, "*rows embed"]:
+        """The embeddings that the shards were built from; zeros for id -1.
+
+        Raises:
+          ValueError: when the index was made without `rows`.
+        """
+        if self._rows is None:
+            raise ValueError("this index was made without its embeddings; load it with versions.load_version")
+        return self._rows.take(document_ids)
 
 
 def _search_shard(shard: ScannShard, queries: np.ndarray, num_results: int) -> SearchResult:

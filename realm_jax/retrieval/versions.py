@@ -20,6 +20,7 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
+from realm_jax.retrieval.embedding_rows import EmbeddingRows
 from realm_jax.retrieval.index import Index
 from realm_jax.retrieval.manifest import REBUILD, Backend, IndexRefused, Manifest, check_content, check_size
 from realm_jax.retrieval.shards import flush, load_scann_shard, map_embeddings
@@ -199,7 +200,17 @@ def load_version(
         )
         if on_shard is not None:
             on_shard(done + 1, len(numbers))
-    return ScannIndex(loaded, num_threads)
+    rows = _rows(Path(version_dir), manifest, numbers) if _are_consecutive(numbers) else None
+    return ScannIndex(loaded, num_threads, rows)
+
+
+def _are_consecutive(numbers: Sequence[int]) -> bool:
+    return list(numbers) == list(range(numbers[0], numbers[-1] + 1))
+
+
+def _rows(version_dir: Path, manifest: Manifest, numbers: Sequence[int]) -> EmbeddingRows:
+    blocks = [map_embeddings(version_dir, manifest.shards[number], manifest.embed_dim) for number in numbers]
+    return EmbeddingRows(blocks, manifest.shards[numbers[0]].first_document)
 
 
 def _load_exact(
@@ -211,7 +222,7 @@ def _load_exact(
 ) -> Index:
     from realm_jax.retrieval.exact import ExactIndex
 
-    if list(numbers) != list(range(numbers[0], numbers[-1] + 1)):
+    if not _are_consecutive(numbers):
         raise ValueError(f"an exact index needs consecutive shards, got {list(numbers)}")
     blocks = [map_embeddings(version_dir, manifest.shards[number], manifest.embed_dim) for number in numbers]
     first = manifest.shards[numbers[0]].first_document

@@ -32,6 +32,7 @@ class Retrieval(NamedTuple):
     select: Callable[[Any, SearchResult], Int64[np.ndarray, "batch num_candidates"]]
     join: Callable[[Any, Int64[np.ndarray, "batch num_candidates"]], Batch]
     evaluate: Callable[[Params, Index], dict[str, float]] | None = None  # on held-out queries, with the served index
+    join_embedded: Callable[..., Batch] | None = None  # instead of `join`: given (examples, ids, embeddings of the ids)
 
 
 class Task(NamedTuple):
@@ -49,6 +50,8 @@ class Task(NamedTuple):
         {}
     )  # fingerprints: `tokenizer`, `corpus`, and `x_corpus` where it is apart
     retrieval: Retrieval | None = None
+    frozen: tuple[str, ...] = ()  # paths of parameters that no update touches: "retriever/document_encoder"
+    adopt: Callable[[Params], Params] = dict  # another run's learners as this task's, for a warm start; parts will do
 
 
 def fingerprints(corpus: Corpus, x_corpus: Corpus | None = None) -> dict[str, str]:

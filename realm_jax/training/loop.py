@@ -168,7 +168,8 @@ def train(
             if refresher is not None:
                 recorder.swapped(refresher.serve_first(first_step, state.params, unit.index_version), first_step)
             if unit.candidate_ids is not None:  # selected before the run stopped, with parameters that are gone
-                look_ahead.resume(first_step, local_rows(unit.candidate_ids))
+                assert refresher is not None
+                look_ahead.resume(first_step, local_rows(unit.candidate_ids), refresher.index)
             else:
                 look_ahead.start(first_step, state.params, refresher.index if refresher else None)
             del unit  # its arrays are donated to the first step
@@ -317,7 +318,7 @@ class _Layout(NamedTuple):
 
 def _lay_out(task: Task, optimizer: OptimizerConfig, mesh: Mesh, num_steps: int, rng: jax.Array) -> _Layout:
     learners = tuple(jax.eval_shape(task.init, rng))
-    transformation = optimizer.build(num_steps, learners)
+    transformation = optimizer.build(num_steps, learners, task.frozen)
     init = functools.partial(init_state, task=task, optimizer=transformation)
     schedules = {name: optimizer.schedule(num_steps, name) for name in learners}
     return _Layout(init, transformation, schedules, state_shardings(mesh, jax.eval_shape(init, rng)))
@@ -335,7 +336,7 @@ def _first_unit(
     """Where the run begins: at its newest checkpoint, or afresh, its learners warm-started where other runs have them."""
     if checkpoints.latest_step() is None:
         state = jax.jit(layout.init, out_shardings=layout.shardings)(rng)
-        state = state._replace(params=_warm_start(state.params, warm_start, task.data.get("tokenizer")))
+        state = state._replace(params=_warm_start(state.params, warm_start, task))
         return ResumeUnit(state, NO_VERSION, None)
     wanted = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -347,29 +348,34 @@ def _first_unit(
     return unit
 
 
-def _warm_start(params: Params, run_dirs: tuple[str, ...], tokenizer: str | None) -> Params:
-    """Replaces learners by those of other runs' newest checkpoints.
+def _warm_start(params: Params, run_dirs: tuple[str, ...], task: Task) -> Params:
+    """Replaces learners, or the parts of them that are there, by those of other runs' newest checkpoints.
 
     Raises:
       ValueError: a run without a learner of this task, with other shapes, or trained on the pieces of another tokenizer.
     """
+    tokenizer = task.data.get("tokenizer")
     for run_dir in run_dirs:
         if tokenizer is not None:
             check_tokenizer(RunDir.of(run_dir), tokenizer)
-        step, found = load_params(RunDir.of(run_dir))
+        step, loaded = load_params(RunDir.of(run_dir))
+        found = task.adopt(loaded)
         shared = [name for name in params if name in found]
         if not shared:
-            raise ValueError(f"warm start {run_dir} holds {', '.join(found)}, this task needs {', '.join(params)}")
+            raise ValueError(f"warm start {run_dir} holds {', '.join(loaded)}, this task needs {', '.join(params)}")
         for name in shared:
-            theirs = jax.tree.map(np.shape, found[name])
-            ours = jax.tree.map(np.shape, params[name])
-            if theirs != ours:
+            ours = {part: params[name][part] for part in found[name] if part in params[name]}
+            if jax.tree.map(np.shape, found[name]) != jax.tree.map(np.shape, ours):
                 raise ValueError(
                     f"warm start {run_dir}: the {name} has other shapes than this run's; use the model settings it was trained with"
                 )
-            placed = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), found[name], params[name])
-            params = {**params, name: placed}
-            logger.info("%s warm-started from %s, step %d", name, run_dir, step)
+            placed = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), found[name], ours)
+            params = {**params, name: {**params[name], **placed}}
+            left = sorted(set(params[name]) - set(placed))
+            logger.info(
+                "%s warm-started from %s, step %d%s",
+                name, run_dir, step, f"; {', '.join(left)} from random parameters" if left else "",
+            )  # fmt: skip
     return params
 
 

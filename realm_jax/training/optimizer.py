@@ -1,6 +1,7 @@
 """BERT's AdamW with warm-up and decay, and its own rate for each learner of a task."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -53,8 +54,16 @@ class OptimizerConfig:
 
         return rate
 
-    def build(self, num_steps: int, learners: tuple[str, ...]) -> optax.GradientTransformation:
+    def build(
+        self, num_steps: int, learners: tuple[str, ...], frozen: tuple[str, ...] = ()
+    ) -> optax.GradientTransformation:
         """The optimizer for parameters with these top-level names.
+
+        Args:
+          num_steps: of the run.
+          learners: the top-level names.
+          frozen: paths ("retriever/document_encoder") of parameters that stay as they are, weight decay included, and
+            for which no moments are kept.
 
         Raises:
           ValueError: for a rate or a freeze of a learner that the task does not have.
@@ -71,7 +80,12 @@ class OptimizerConfig:
             optax.add_decayed_weights(self.weight_decay, mask=decayed),
         )
         rates = {learner: optax.scale_by_learning_rate(self.schedule(num_steps, learner)) for learner in learners}
-        return optax.chain(adamw, optax.partition(rates, learner_labels))
+        trained = optax.chain(adamw, optax.partition(rates, learner_labels))
+        if not frozen:
+            return trained
+        return optax.partition(
+            {"trained": trained, "frozen": optax.set_to_zero()}, functools.partial(_frozen_labels, frozen=frozen)
+        )
 
 
 def decayed(params: Any) -> Any:
@@ -81,6 +95,16 @@ def decayed(params: Any) -> Any:
         return jax.tree_util.keystr(path[-1:], simple=True) in ("kernel", "embedding")
 
     return jax.tree_util.tree_map_with_path(is_decayed, params)
+
+
+def _frozen_labels(params: Any, frozen: tuple[str, ...]) -> Any:
+    """Labels every parameter "frozen" or "trained" by its path."""
+
+    def label(path: tuple[Any, ...], _: Any) -> str:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return "frozen" if any(name == prefix or name.startswith(prefix + "/") for prefix in frozen) else "trained"
+
+    return jax.tree_util.tree_map_with_path(label, params)
 
 
 def learner_labels(params: Any) -> Any:

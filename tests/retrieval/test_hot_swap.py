@@ -24,6 +24,9 @@ class FakeIndex:
         shape = (len(queries), num_results)
         return SearchResult(np.full(shape, self.version, np.int64), np.zeros(shape, np.float32))
 
+    def embeddings(self, document_ids):
+        return np.zeros((*document_ids.shape, self.embed_dim), np.float32)
+
 
 class Store:
     """Versions that appear, load slowly, or are damaged, as a test says."""

@@ -44,6 +44,10 @@ class RecordingIndex:
         ids = np.tile(1000 * self.version + queries[:, :1].astype(np.int64), (1, num_results))
         return SearchResult(ids, np.zeros(ids.shape, np.float32))
 
+    def embeddings(self, document_ids):
+        """[version, id] of each document."""
+        return np.stack(np.broadcast_arrays(self.version, document_ids), axis=-1).astype(np.float32)
+
 
 def examples(step, batch_size, rows):
     ids = np.tile(np.arange(batch_size, dtype=np.int32)[rows, None], (1, 3))
@@ -121,7 +125,7 @@ def test_how_old_a_selection_is(make):
         look_ahead.start(step, params(step), RecordingIndex(0))
         ages.append(look_ahead.take(step).selection_age_steps)
     assert ages == [0, 1, 1]
-    resumed.resume(6, look_ahead.take(7).candidate_ids)
+    resumed.resume(6, look_ahead.take(7).candidate_ids, RecordingIndex(0))
     assert resumed.take(6).selection_age_steps == 1
 
 
@@ -145,10 +149,24 @@ def test_the_batch_is_sharded_by_rows(make):
 def test_candidates_of_a_resumed_run_are_those_of_the_checkpoint(make):
     look_ahead = make(task())
     ids = np.arange(16, dtype=np.int32).reshape(8, 2)
-    look_ahead.resume(7, ids)
+    look_ahead.resume(7, ids, RecordingIndex(0))
     prepared = look_ahead.take(7)
     np.testing.assert_array_equal(prepared.candidate_ids, ids)
     assert prepared.step == 7 and np.asarray(prepared.batch.step).tolist() == [7] * 8
+
+
+def test_a_task_may_join_with_the_embeddings_of_its_candidates(make):
+    def join_embedded(examples, ids, embeds):
+        return Joined(np.concatenate([ids[..., None], embeds], axis=-1).astype(np.int32), examples.step)
+
+    embedded = task(join_embedded=join_embedded)
+    look_ahead, resumed = make(embedded), make(embedded)
+    look_ahead.start(0, params(3), RecordingIndex(2))
+    joined = np.asarray(look_ahead.take(0).batch.candidate_ids)
+    ids = np.repeat(2003 + np.arange(8)[:, None], 2, axis=1)
+    np.testing.assert_array_equal(joined, np.stack([ids, np.full_like(ids, 2), ids], axis=-1))
+    resumed.resume(0, look_ahead.take(0).candidate_ids, RecordingIndex(2))
+    np.testing.assert_array_equal(np.asarray(resumed.take(0).batch.candidate_ids), joined)
 
 
 def test_a_step_that_was_not_prepared(make):

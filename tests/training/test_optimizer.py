@@ -1,5 +1,7 @@
 """Schedules, decay, learners' own rates."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,3 +108,28 @@ def test_one_adam_step_by_hand():
         updates, state = optimizer.update({"a": {"kernel": jnp.asarray(g, jnp.float32)}}, state, now)
         now = jax.tree.map(jnp.add, now, updates)
     np.testing.assert_allclose(now["a"]["kernel"], expected, rtol=1e-5)
+
+
+def test_frozen_parameters_neither_move_nor_decay_nor_have_moments():
+    config = OptimizerConfig(learning_rate=0.5, warmup_steps=0, decay="constant", weight_decay=0.1)
+    optimizer = config.build(10, ("a", "b"), ("a/dense",))
+    state = optimizer.init(params())
+    ones = jax.tree.map(jnp.ones_like, params())
+    updates, _ = optimizer.update(ones, state, params())
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(updates["a"]["dense"]))
+    assert all((leaf < 0).all() for leaf in jax.tree.leaves((updates["a"]["norm"], updates["b"])))
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(state)]
+    assert not [path for path in paths if "a/dense" in path] and [path for path in paths if "b/table" in path]
+    # what is trained moves as it would with nothing frozen (the gradient is not clipped here)
+    free = dataclasses.replace(config, clip_norm=0.0)
+    (got, _), (want, _) = (
+        opt.update(ones, opt.init(params()), params())
+        for opt in (free.build(10, ("a", "b"), ("a/dense",)), free.build(10, ("a", "b")))
+    )
+    jax.tree.map(np.testing.assert_array_equal, got["b"], want["b"])
+
+
+def test_a_prefix_freezes_whole_names_only():
+    optimizer = OptimizerConfig(warmup_steps=0).build(10, ("a", "b"), ("a/den",))
+    updates, _ = optimizer.update(params(), optimizer.init(params()), params())
+    assert all((leaf != 0).all() for leaf in jax.tree.leaves(updates))
