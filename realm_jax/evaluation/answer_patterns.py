@@ -39,3 +39,14 @@ def nfd_contains_match(text: str, patterns: Iterable[str]) -> bool:
     """`contains_match` for a text that is in NFD already."""
     found = (compiled(unicodedata.normalize("NFD", pattern)) for pattern in patterns)
     return any(pattern is not None and pattern.search(text) is not None for pattern in found)
+
+
+def matches(text: str, patterns: Iterable[str]) -> set[str]:
+    r"""What the patterns match anywhere in the text, in NFD; a broken pattern matches nothing.
+
+    >>> sorted(matches("Born in 1903, died in 1950.", [r"19\d\d", "("]))
+    ['1903', '1950']
+    """
+    found = unicodedata.normalize("NFD", text)
+    usable = (compiled(unicodedata.normalize("NFD", pattern)) for pattern in patterns)
+    return {match[0] for pattern in usable if pattern is not None for match in pattern.finditer(found)}
