@@ -4,6 +4,7 @@ CORPUS/                  the articles
 CORPUS/x_train           sentences to mask about training entities, each with its gold document
 CORPUS/x_heldout         the same about held-out entities: for evaluation only
 CORPUS/questions.jsonl   one {"id", "question", "answer", "gold_id", "gold_document", "split"} a line
+CORPUS/questions_train.jsonl, questions_heldout.jsonl   the same by split: no training question is about a held-out entity
 """
 
 import dataclasses
@@ -56,6 +57,9 @@ def build_world(
         for name, split in STREAMS.items():
             _write_stream(directory / name, world, split, rows, tokenizer, block_len, info)
         _write_questions(directory / QUESTIONS_FILE, world.questions, rows)
+        for split in ("train", "heldout"):
+            own = [question for question in world.questions if question.split == split]
+            _write_questions(directory / f"questions_{split}.jsonl", own, rows)
 
     build = Build(directory, tokenizer, None, block_len, title_len, drop_duplicates=False, on_documents=rows.add)
     return build.write(

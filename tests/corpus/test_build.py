@@ -400,6 +400,9 @@ def test_world_questions(world_corpus):
         assert made.source_id(record["gold_document"]) == record["gold_id"]
         assert record["answer"][0] in made.block(record["gold_document"]).text
     assert {record["split"] for record in records} == {"train", "heldout"}
+    for split in ("train", "heldout"):
+        own = (made.directory / f"questions_{split}.jsonl").read_text().splitlines()
+        assert [json.loads(line) for line in own] == [record for record in records if record["split"] == split]
 
 
 def test_world_with_short_blocks(tmp_path):
