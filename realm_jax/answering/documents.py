@@ -1,7 +1,7 @@
 """What the ids of an index stand for: pieces for the reader, text for people, and the way from one to the other."""
 
 import functools
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32, Int64
@@ -19,6 +19,7 @@ class Text(NamedTuple):
     text: str
 
 
+@runtime_checkable
 class Documents(Protocol):
     """The documents of an index."""
 

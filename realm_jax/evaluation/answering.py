@@ -12,12 +12,17 @@ from realm_jax.corpus.store import Corpus
 from realm_jax.data.questions import Question
 from realm_jax.evaluation.answer_scores import f1, is_correct
 from realm_jax.evaluation.bm25 import Bm25Index
+from realm_jax.evaluation.queries import RetrievalQuery
+from realm_jax.models import RetrieverConfig
 from realm_jax.retrieval.index import Index
+from realm_jax.run_dir import RunDir, write_json_atomically
 from realm_jax.tasks.open_qa import OpenQa
+from realm_jax.training.checkpoint import learners, load_params
 
 _QUESTIONS_AT_ONCE = 16
 
 Find = Callable[[Sequence[str], int], np.ndarray]
+Asked = Question | RetrievalQuery
 
 
 class Scores(NamedTuple):
@@ -28,7 +33,7 @@ class Scores(NamedTuple):
     f1: float | None  # None where the references are regular expressions
 
 
-def score(answers: Sequence[str], questions: Sequence[Question]) -> Scores:
+def score(answers: Sequence[str], questions: Sequence[Asked]) -> Scores:
     """Exact match (a match of the pattern where references are regular expressions) and F1 over the other questions.
 
     Raises:
@@ -41,7 +46,7 @@ def score(answers: Sequence[str], questions: Sequence[Question]) -> Scores:
     return Scores(len(questions), float(np.mean(right)), float(np.mean(overlaps)) if overlaps else None)
 
 
-def answer_all(answerer: Answerer, questions: Sequence[Question], find: Find | None = None) -> list[Answer]:
+def answer_all(answerer: Answerer, questions: Sequence[Asked], find: Find | None = None) -> list[Answer]:
     """Answers every question, with a progress bar."""
     answers: list[Answer] = []
     with tqdm(total=len(questions), desc="answer", unit=" questions", mininterval=1.0) as bar:
@@ -57,7 +62,7 @@ def evaluate_answering(
     params: Mapping[str, Any],
     corpus: Corpus,
     index: Index,
-    questions: Sequence[Question],
+    questions: Sequence[Asked],
     *,
     bm25: Bm25Index | None = None,
 ) -> tuple[dict[str, dict[str, Any]], list[Answer]]:
@@ -107,10 +112,10 @@ def evaluate_answering(
     return rows, answers
 
 
-def nearest_question(answerer: Answerer, known: Sequence[Question], asked: Sequence[Question]) -> list[str]:
+def nearest_question(answerer: Answerer, known: Sequence[Asked], asked: Sequence[Asked]) -> list[str]:
     """For each question the first answer of the nearest known one, by inner product of unit question embeddings."""
 
-    def unit(questions: Sequence[Question]) -> np.ndarray:
+    def unit(questions: Sequence[Asked]) -> np.ndarray:
         parts = [
             answerer.embed([question.text for question in questions[first : first + 64]])
             for first in range(0, len(questions), 64)
@@ -125,10 +130,80 @@ def nearest_question(answerer: Answerer, known: Sequence[Question], asked: Seque
     return [plain[number].answers[0] for number in nearest]
 
 
-def answering_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """The figures as aligned text, in per cent."""
+def check_answering(
+    run: RunDir, retriever: RetrieverConfig | None, task: OpenQa, questions: str | tuple[str, ...] | None
+) -> None:
+    """Refuses what cannot be answered with, before anything is loaded.
+
+    Raises:
+      ValueError: no questions, another retriever than the task's, or a run without a span reader.
+      FileNotFoundError: the run has no checkpoint.
+    """
+    if questions is None:
+        raise ValueError(
+            "evaluate.answering expects questions, got sentences to mask; set evaluate.questions, and x_corpus to None"
+        )
+    if retriever != task.retriever:
+        raise ValueError("evaluate.retriever and the retriever of evaluate.answering differ; give both the run's")
+    missing = {"retriever", "span_reader"} - set(found := learners(run))
+    if missing:
+        raise ValueError(
+            f"evaluate.answering expects a checkpoint of the open_qa task, got {run.path}, which has trained "
+            f"{', '.join(found)} and no {' and no '.join(sorted(missing))}; name a run that has, or measure retrieval alone "
+            "with --gin.evaluate.answering=None"
+        )
+
+
+def answer_queries(
+    run: RunDir,
+    name: str,
+    task: OpenQa,
+    corpus: Corpus,
+    index: Index,
+    queries: Sequence[RetrievalQuery],
+    *,
+    step: int | None,
+    known: Mapping[str, Any],
+    bm25: Bm25Index | None,
+) -> dict[str, Any]:
+    """`evaluate_answering` with a run's checkpoint, over the queries that have answers, written down and printed.
+
+    Args:
+      run: its figures go to RUN/evaluation/NAME-answers.json, with every prediction.
+      name: of the evaluation.
+      task: settings of the run.
+      corpus: the knowledge corpus.
+      index: that is served.
+      queries: questions.
+      step: of the checkpoint; None for the newest.
+      known: of the index, such as its version and search recall.
+      bm25: index of the corpus's words, or None.
+
+    Raises:
+      ValueError: when no question has an answer.
+    """
+    asked = [query for query in queries if query.answers]
+    if not asked:
+        raise ValueError(f"no question of {name} has an answer to compare with; set evaluate.answering to None")
+    found, params = load_params(run, step)
+    rows, answers = evaluate_answering(task, params, corpus, index, asked, bm25=bm25)
+    predictions = [
+        {"question": q.text, "prediction": a.text, "answer": list(q.answers)}
+        for q, a in zip(asked, answers, strict=True)
+    ]
+    figures = {"name": name, "step": found, **known, "rows": rows}
+    write_json_atomically(run.evaluation(f"{name}-answers"), {**figures, "predictions": predictions})
+    print(answering_table(rows, known))
+    return figures
+
+
+def answering_table(rows: Mapping[str, Mapping[str, Any]], known: Mapping[str, Any]) -> str:
+    """The figures as aligned text, in per cent, and what is known of the index that they were made with."""
     label = max(map(len, rows))
-    lines = [f"{next(iter(rows.values()))['questions']} questions", f"{'':{label}} |     EM     F1"]
+    about = (
+        f"; index {known['version']}, search recall {100 * known['search_recall']:.1f}" if "version" in known else ""
+    )
+    lines = [f"{next(iter(rows.values()))['questions']} questions answered{about}", f"{'':{label}} |     EM     F1"]
     for name, row in rows.items():
         overlap = f"{'':>6}" if row["f1"] is None else f"{100 * row['f1']:6.1f}"
         lines.append(f"{name:{label}} | {100 * row['exact_match']:6.1f} {overlap}".rstrip())

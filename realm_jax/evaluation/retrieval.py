@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.inputs import SpecialIds
+from realm_jax.evaluation.answering import answer_queries, check_answering
 from realm_jax.evaluation.asked import query_sets
 from realm_jax.evaluation.beir import rank_documents
 from realm_jax.evaluation.bm25 import Bm25Index
@@ -25,6 +26,7 @@ from realm_jax.retrieval.recall import embed_sentences
 from realm_jax.retrieval.versions import list_versions, load_version, verify, version_dir
 from realm_jax.run_dir import RunDir, read_json, write_json_atomically
 from realm_jax.tasks.ict import check_vocabulary
+from realm_jax.tasks.open_qa import OpenQa
 from realm_jax.tasks.realm import Realm
 from realm_jax.training.checkpoint import check_tokenizer, load_params
 from realm_jax.training.snapshots import list_snapshots, load_snapshot
@@ -54,6 +56,7 @@ def evaluate(
     bm25: bool = True,
     reading: Realm | None = None,
     num_masked_sentences: int = 1000,
+    answering: OpenQa | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Measures retrieval: recall@1/5/20/100, MRR and nDCG@10 by gold document and by contained answer.
@@ -82,6 +85,8 @@ def evaluate(
       reading: the settings of a `realm` run; given them, how well masked spans of `x_corpus` are filled is measured too,
         and written to RUN/evaluation/reading.json and RUN/examples.json.
       num_masked_sentences: how many for that.
+      answering: the settings of an `open_qa` run; given them, its answers to the questions are scored too, with the served
+        index, and written to RUN/evaluation/NAME-answers.json.
       seed: of the draw.
 
     Returns:
@@ -100,6 +105,8 @@ def evaluate(
         )
     if reading is not None:
         check_reader(run)
+    if answering is not None:
+        check_answering(run, retriever, answering, questions)
     knowledge = Corpus.open(corpus)
     asked = query_sets(knowledge, x_corpus, questions, name, max_queries, seed)
     queries = {set_name: check_any(query_set) for set_name, query_set in asked.items()}
@@ -138,6 +145,19 @@ def evaluate(
         if query_set.judgements:
             write_qrels(run.judgements(set_name), query_set.judgements)
         print(table(rows[set_name], query_set))
+        if answering is not None:
+            served = rows[set_name].get("served_index", {})
+            results[set_name]["answers"] = answer_queries(
+                run,
+                set_name,
+                answering,
+                knowledge,
+                indexes["served_index" if served else "checkpoint"],
+                queries[set_name],
+                step=step,
+                known={name: served[name] for name in ("version", "search_recall") if name in served},
+                bm25=words,
+            )
     if reading is not None:
         # the reader is measured with the newest checkpoint: the indexes of another step are of no use to it
         made = {"realm": "checkpoint", "ict": "ict"} if step is None else {}
@@ -211,8 +231,8 @@ def _searches(
 ) -> Iterator[tuple[str, dict[str, Any], SearchFunction]]:
     """(row, what is known of it, its search), one after the other.
 
-    Each retriever searches exactly in all documents embedded afresh, which are kept in `indexes`; the checkpoint's in the
-    served index too.
+    Each retriever searches exactly in all documents embedded afresh, the checkpoint's in the served index too; what is
+    searched is kept in `indexes`.
     """
     if words is not None:
         yield "bm25", {}, bm25_search(words)
@@ -225,7 +245,7 @@ def _searches(
         yield name, {"step": retriever.step}, retriever_search(embedder, indexes[name], batches.query_len, special)
     if learned.served is not None:  # with the queries of the checkpoint, which came last
         version = learned.served.version
-        index = load_version(version_dir(run.index, version), manifest=learned.served)
+        index = indexes["served_index"] = load_version(version_dir(run.index, version), manifest=learned.served)
         known = {"step": retriever.step, "version": version, "search_recall": learned.served.search_recall}
         yield "served_index", known, retriever_search(embedder, index, batches.query_len, special)
 

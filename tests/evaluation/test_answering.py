@@ -1,0 +1,103 @@
+"""Answers of a fine-tuned run are scored as the official scorers do, in the job as by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from realm_jax.corpus.writer import make_corpus
+from realm_jax.data.questions import Question
+from realm_jax.evaluation.answering import answering_table, score
+from realm_jax.evaluation.retrieval import evaluate
+from realm_jax.run_dir import RunDir
+from realm_jax.training.loop import train
+from realm_jax.training.optimizer import OptimizerConfig
+from realm_jax.training.refresh import RefreshConfig
+from tests import tiny
+
+
+def test_scores_by_hand():
+    questions = [
+        Question("a?", ("the Oslo fjord", "Oslo")),
+        Question("b?", ("Rome",)),
+        Question("c?", (r"19\d\d",), is_regex=True),
+        Question("d?", (r"19\d\d",), is_regex=True),
+    ]
+    found = score(["Oslo", "in Rome", "1904 or so", "in 1904"], questions)
+    assert found.questions == 4 and found.exact_match == 0.5  # a and c: a pattern matches from the beginning
+    assert found.f1 == pytest.approx((1.0 + 2 / 3) / 2)  # of a and b alone
+    assert score(["1904"], questions[2:3]).f1 is None
+    with pytest.raises(ValueError, match="no questions to score"):
+        score([], [])
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    root = tmp_path_factory.mktemp("answering")
+    corpus = make_corpus(root / "corpus", tiny.blocks(), tiny.tokenizer())
+    task = tiny.open_qa(corpus.directory, tiny.questions_file(root / "questions.jsonl"))
+    train(
+        run_dir=str(root / "run"),
+        task=task,
+        optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=5),
+        num_steps=4,
+        batch_size=8,
+        dropout=False,
+        refresh=RefreshConfig(mode="frozen", embedder="in_trainer", timeout_secs=120.0),
+    )
+    return root, task
+
+
+def run_job(places, **changes):
+    root, task = places
+    settings = {
+        "run_dir": str(root / "run"),
+        "corpus": str(root / "corpus"),
+        "retriever": task.retriever,
+        "questions": str(root / "questions.jsonl"),
+        "answering": task,
+        "query_len": task.query_len,
+        "document_len": task.document_len,
+        "batch_size": 8,
+    } | changes
+    return evaluate(**settings)
+
+
+def test_the_job_scores_the_answers_it_writes(places, capsys):
+    root, _ = places
+    figures = run_job(places, name="dev", max_queries=12)["answers"]
+    written = json.loads(RunDir.of(root / "run").evaluation("dev-answers").read_text())
+    assert {name: written[name] for name in figures} == figures
+    assert figures["version"] == 0 and 0.9 <= figures["search_recall"] <= 1.0 and figures["step"] == 4
+    predictions = written["predictions"]
+    assert len(predictions) == figures["rows"]["open_qa"]["questions"] == 12
+    right = np.mean(
+        [row["prediction"] in row["answer"] for row in predictions]
+    )  # words of one piece: nothing to normalise
+    assert figures["rows"]["open_qa"]["exact_match"] == pytest.approx(right)
+    assert all(len(row["prediction"].split()) <= 3 and row["prediction"] for row in predictions)
+    assert figures["rows"]["closed_book"]["exact_match"] == 0.0
+    # every question asked is a training question here, so that it is its own nearest one
+    assert figures["rows"]["nearest_question"]["exact_match"] == 1.0
+    shown = capsys.readouterr().out
+    assert "12 questions answered; index 0, search recall" in shown and "nearest_question |  100.0  100.0" in shown
+
+
+def test_what_cannot_be_answered_with_is_refused_first(places):
+    root, _ = places
+    with pytest.raises(ValueError, match=r"evaluate.answering expects questions, got sentences to mask"):
+        run_job(places, questions=None, x_corpus=str(root / "corpus"))
+    with pytest.raises(ValueError, match=r"evaluate.retriever and the retriever of evaluate.answering differ"):
+        run_job(places, retriever=tiny.retriever())
+    (root / "bare.jsonl").write_text('{"question": "who", "answer": []}\n')
+    with pytest.raises(ValueError, match="no question of retrieval has an answer to compare with"):
+        run_job(places, questions=str(root / "bare.jsonl"), bm25=False)
+
+
+def test_the_table_leaves_out_what_is_not_known():
+    rows = {"open_qa": {"questions": 2, "exact_match": 0.5, "f1": None}}
+    assert answering_table(rows, {}).splitlines() == [
+        "2 questions answered",
+        "        |     EM     F1",
+        "open_qa |   50.0",
+    ]
