@@ -241,3 +241,19 @@ def contrastive_loss(
     hits = (jnp.argmax(scores, axis=-1) == own) & learns
     total = -jnp.where(learns, log_probs, 0.0).sum()
     return WeightedSum(total, jnp.float32(batch)), hits.astype(jnp.float32)
+
+
+def token_cross_entropy(
+    logits: Float[Array, "batch length num_labels"], labels: Int32[Array, "batch length"]
+) -> WeightedSum:
+    """−Σ log p(label of a token) over the tokens that have one; a negative label is none (padding, later pieces of a word).
+
+    >>> import jax.numpy as jnp
+    >>> logits = jnp.log(jnp.array([[[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]]))
+    >>> loss = token_cross_entropy(logits, jnp.array([[1, -1]], jnp.int32))
+    >>> round(float(jnp.exp(-loss.total)), 3), float(loss.weight)
+    (0.25, 1.0)
+    """
+    has_label = labels >= 0
+    log_probs = gold_log_probs(logits, jnp.maximum(labels, 0))
+    return WeightedSum(-jnp.where(has_label, log_probs, 0.0).sum(), has_label.sum().astype(jnp.float32))

@@ -145,3 +145,31 @@ def test_swapping_queries_and_documents_changes_the_loss():
     forth, _ = losses.inverse_cloze(f32(QUERIES), f32(DOCUMENTS), jnp.arange(3))
     back, _ = losses.inverse_cloze(f32(DOCUMENTS), f32(QUERIES), jnp.arange(3))
     assert abs(float(forth.total - back.total)) > 0.1
+
+
+LABEL_LOGITS = np.array(
+    [[[1.0, 0.0, -1.0], [0.5, 0.5, 2.0], [9.0, 9.0, 9.0]], [[0.0, 3.0, 0.0], [7.0, 7.0, 7.0], [0.0] * 3]]
+)
+LABELS = np.array([[0, 2, -1], [2, -1, -1]])
+
+
+def test_token_cross_entropy_by_hand():
+    """Three tokens have a label; −log of e^1 / (e^1 + 1 + e^-1), e^2 / (2 e^0.5 + e^2) and 1 / (e^3 + 2)."""
+    loss = losses.token_cross_entropy(f32(LABEL_LOGITS), jnp.asarray(LABELS, jnp.int32))
+    expected = [0.40760596, 0.36898114, 3.09492296]
+    np.testing.assert_allclose(loss.total, sum(expected), rtol=1e-6)
+    assert float(loss.weight) == 3.0
+
+
+def test_tokens_without_a_label_teach_nothing():
+    poisoned = np.where(LABELS[..., None] < 0, np.inf, LABEL_LOGITS)
+
+    def total(logits):
+        return losses.token_cross_entropy(logits, jnp.asarray(LABELS, jnp.int32)).total
+
+    gradient = jax.grad(total)(f32(LABEL_LOGITS))
+    assert (np.asarray(gradient)[LABELS < 0] == 0).all() and (np.asarray(gradient)[LABELS >= 0] != 0).all()
+    np.testing.assert_allclose(gradient[1, 0], softmax(LABEL_LOGITS[1, 0]) - np.eye(3)[2], rtol=1e-5)
+    assert np.isfinite(total(f32(poisoned)))
+    nothing = losses.token_cross_entropy(f32(LABEL_LOGITS), jnp.full((2, 3), -1, jnp.int32))
+    assert float(nothing.total) == float(nothing.weight) == 0.0
