@@ -53,6 +53,11 @@ JOBS: Mapping[str, Job] = MappingProxyType(
             "measure retrieval with a checkpoint and an index",
             f"{_OWN_DOCUMENTS} --gin.evaluate.max_queries=200",
         ),
+        "tagger": Job(
+            "realm_jax.evaluation.tagging:tagger",
+            "measure a trained salient-span tagger, write it for the corpus job",
+            "--run_dir=runs/tagger --gin_file=runs/tagger_tiny.gin --gin.FILES=train.conll --gin.TEST_FILES=test.conll",
+        ),
         "report": Job(
             "realm_jax.report:report",
             "gather a run's figures into report.json and report.html",

@@ -12,10 +12,13 @@ from jax.sharding import PartitionSpec as P
 from realm_jax.data.ict import IctBatch
 from realm_jax.data.inputs import Inputs, SpecialIds
 from realm_jax.data.own_document import OwnDocumentBatch
+from realm_jax.data.tagger import TaggerBatch
 from realm_jax.models import KnowledgeEncoder, Retriever, RetrieverConfig, TransformerConfig
+from realm_jax.models.token_tagger import TokenTaggerConfig
 from realm_jax.tasks.ict import ict_loss
 from realm_jax.tasks.masked_lm import masked_lm_loss
 from realm_jax.tasks.realm import RealmBatch, RealmModel, init_params, realm_loss
+from realm_jax.tasks.tagger import init_tagger, tagger_loss
 from realm_jax.tasks.task import Task
 from realm_jax.training.optimizer import OptimizerConfig
 from realm_jax.training.sharding import BATCH, state_shardings
@@ -110,6 +113,15 @@ def ict_task(retriever: RetrieverConfig) -> Task:
         return {"retriever": Retriever(retriever).init(rng, ids, ids * 0, ids > 0)["params"]}
 
     return bare_task("ict", init, functools.partial(ict_loss, config=retriever))
+
+
+def tagger_task(config: TokenTaggerConfig) -> Task:
+    init, loss = functools.partial(init_tagger, config=config), functools.partial(tagger_loss, config=config)
+    return bare_task("tagger", init, loss)
+
+
+def tagger_batch(batch: int, length: int) -> TaggerBatch:
+    return TaggerBatch(inputs(batch, length), ints(batch, length))  # type: ignore[arg-type]
 
 
 def jitted_step(task: Task, mesh: Mesh, batch: Any, accumulation_steps: int = 1) -> tuple[Any, tuple[Any, Any, Any]]:

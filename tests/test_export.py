@@ -9,9 +9,11 @@ import pytest
 from jax import export
 from jax.sharding import NamedSharding
 
+from realm_jax.corpus.ner_tagger import predict_labels
 from realm_jax.data.inputs import Inputs
 from realm_jax.evaluation.masked_spans import predict_spans
 from realm_jax.models import RetrieverConfig
+from realm_jax.models.token_tagger import TokenTaggerConfig
 from realm_jax.retrieval import exact
 from realm_jax.retrieval.embedder import embed_inputs
 from realm_jax.retrieval.look_ahead import LookAhead
@@ -76,6 +78,17 @@ def test_masked_lm_step():
     batch = abstract_steps.masked_lm_batch(8, joint_len=32, masks=3)
     exported, _ = lowered_step(abstract_steps.masked_lm_task(ENCODER), batch)
     assert list(exported.platforms) == PLATFORMS
+
+
+def test_tagger_step_and_labels():
+    config = TokenTaggerConfig(ENCODER, num_labels=5)
+    task = abstract_steps.tagger_task(config)
+    mesh = MeshConfig(data=2, fsdp=2, tensor=2).build()
+    exported, (state, _, _) = lowered_step(task, abstract_steps.tagger_batch(8, 24), mesh, accumulation_steps=2)
+    assert list(exported.platforms) == PLATFORMS
+    whole = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state.params["tagger"])
+    out = lowered(predict_labels, whole, *abstract_steps.inputs(8, 24), config=config).out_avals[0]
+    assert out == jax.core.ShapedArray((8, 24), jnp.int32)
 
 
 def test_copy_for_a_snapshot(tmp_path):
@@ -147,6 +160,7 @@ def test_span_prediction(null_document):
 def test_no_program_is_left_out(repository):
     """A module that jits more than is lowered above, or a new one, fails here until its program is lowered too."""
     lowered_here = {
+        "corpus/ner_tagger.py": 1,
         "evaluation/masked_spans.py": 2,  # span prediction; its queries
         "retrieval/embedder.py": 1,
         "retrieval/exact.py": 3,  # search, writing a chunk; zeros to write it into, which are no program to test

@@ -33,6 +33,7 @@ WORLD = "world"
 TRAIN = "train"
 TRAIN_BPE = "train:bpe"
 RULES = "rules"
+MODEL = "model"
 WORDS_FILE = "salient_spans.json"
 _SMALLEST_BLOCK = 8
 
@@ -197,14 +198,15 @@ def corpus(
       tokenizer: "train" trains a SentencePiece unigram model on a sample, "train:bpe" one by byte-pair merges (some ten
         times faster); else a tokenizer directory (that of another corpus), a SentencePiece model or a BERT vocab.txt.
       vocab_size: of the tokenizer to train; less if the text is too small for it.
-      tagger: "rules", "rules:FILE" with the word counts of another corpus, "spacy:PIPELINE" or "none".
+      tagger: "rules", "rules:FILE" with the word counts of another corpus, "model:DIR" for a trained one (docs/tagger.md),
+        "spacy:PIPELINE" or "none".
       sample_chars: how much text to train the tokenizer on and to count words in.
       max_dropped_share: the job fails if more of the records are empty, malformed, not UTF-8 or too long.
       licence: of the text, kept in corpus.json.
       world: the generated encyclopedia's settings, for source "world".
       seed: of the sample.
       num_workers: processes beside this one, which start once the text proves long; 0 does everything here, None has
-        one for each core. The corpus does not depend on it.
+        one for each core (with a trained tagger: 0, since its model uses all cores). The corpus does not depend on it.
 
     Raises:
       ValueError: for settings that make no sense, a finished corpus of other settings in the same place, a source
@@ -214,7 +216,7 @@ def corpus(
     sources = (source,) if isinstance(source, str) else source
     if num_workers is None:
         cores = available_cores()
-        num_workers = cores if cores > 1 else 0
+        num_workers = cores if cores > 1 and not tagger.startswith(f"{MODEL}:") else 0
     run = RunDir.of(run_dir)
     directory = Path(output_dir) if output_dir else run.corpus
     _check_sources(sources, world)
@@ -241,7 +243,7 @@ def corpus(
         "min_pieces": min_pieces,
         "tokenizer": tokenizer if given is None else given.fingerprint,
         "vocab_size": learner.vocab_size,
-        "tagger": tagger,
+        "tagger": _tagger_identity(tagger),
         "sample_chars": sample_chars,
         "seed": seed,
     }
@@ -330,17 +332,31 @@ def _build_from_text(
 
 
 def make_tagger(name: str, texts: Iterable[str]) -> SalientSpanTagger | None:
-    """A tagger by name: "rules", "rules:FILE", "spacy:PIPELINE" or "none"."""
+    """A tagger by name: "rules", "rules:FILE", "model:DIR", "spacy:PIPELINE" or "none"."""
     kind, _, argument = name.partition(":")
     if name == RULES:
         return RuleTagger.fit(texts)
     if kind == RULES and argument:
         return RuleTagger.load(argument)
+    if kind == MODEL and argument:
+        from realm_jax.corpus.ner_tagger import NerTagger  # jax, which the other taggers do without
+
+        return NerTagger.load(argument)
     if kind == "spacy" and argument:
         return SpacyTagger(argument)
     if name == "none":
         return None
-    raise ValueError(f'expected tagger "rules", "rules:FILE", "spacy:PIPELINE" or "none", got {name!r}')
+    raise ValueError(f'expected tagger "rules", "rules:FILE", "model:DIR", "spacy:PIPELINE" or "none", got {name!r}')
+
+
+def _tagger_identity(name: str) -> str:
+    """What corpus.json keeps of a tagger's name: of a trained one its fingerprint, wherever it lies."""
+    kind, _, argument = name.partition(":")
+    if kind != MODEL:
+        return name
+    from realm_jax.corpus.ner_tagger import fingerprint
+
+    return f"{MODEL}:{fingerprint(argument)}"
 
 
 def log_statistics(directory: Path, info: CorpusInfo) -> None:

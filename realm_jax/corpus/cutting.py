@@ -17,7 +17,7 @@ from jaxtyping import Int64
 
 from realm_jax.corpus import dataset
 from realm_jax.corpus.blocks import PieceRows, TaggedArticle, cut_articles
-from realm_jax.corpus.salient_spans import SalientSpanTagger
+from realm_jax.corpus.salient_spans import BatchTagger, SalientSpanTagger
 from realm_jax.corpus.sentences import sentence_spans
 from realm_jax.corpus.sources import Article
 from realm_jax.text.tokenizer import Tokenizer
@@ -77,7 +77,7 @@ class Cutter:
         self.keep_texts = keep_texts
 
     def __call__(self, articles: Sequence[Article]) -> CutBatch:
-        cut = cut_articles([self._tag(article) for article in articles], self.tokenizer, self.block_len, self.title_len)
+        cut = cut_articles(self._tag(articles), self.tokenizer, self.block_len, self.title_len)
         pieces = np.bincount(cut.articles, weights=cut.rows.body_lengths, minlength=len(articles))
         keep = pieces[cut.articles] >= self.min_pieces
         blocks = cut.blocks if keep.all() else [cut.blocks[i] for i in np.flatnonzero(keep).tolist()]
@@ -94,14 +94,21 @@ class Cutter:
             unknown_pieces=int(np.count_nonzero(rows.bodies == self.tokenizer.unk_id)),
         )
 
-    def _tag(self, article: Article) -> TaggedArticle:
-        sentences = sentence_spans(article.text)
-        spans: Sequence[tuple[int, int]] = ()
-        if article.salient_spans is not None:
-            spans = article.salient_spans
+    def _tag(self, articles: Sequence[Article]) -> list[TaggedArticle]:
+        sentences = [sentence_spans(article.text) for article in articles]
+        spans: list[Sequence[tuple[int, int]]] = [article.salient_spans or () for article in articles]
+        untagged = [i for i, article in enumerate(articles) if article.salient_spans is None]
+        if isinstance(self.tagger, BatchTagger):
+            found = self.tagger.batch_spans([articles[i].text for i in untagged], [sentences[i] for i in untagged])
+            for i, of_article in zip(untagged, found, strict=True):
+                spans[i] = of_article
         elif self.tagger is not None:
-            spans = self.tagger.spans(article.text, sentences)
-        return TaggedArticle(article.id, article.title, article.text, sentences, spans)
+            for i in untagged:
+                spans[i] = self.tagger.spans(articles[i].text, sentences[i])
+        return [
+            TaggedArticle(article.id, article.title, article.text, *found)
+            for article, *found in zip(articles, sentences, spans, strict=True)
+        ]
 
 
 def in_batches(articles: Iterable[Article]) -> Iterator[list[Article]]:

@@ -24,8 +24,17 @@ class SalientSpanTagger(Protocol):
         ...
 
 
+@runtime_checkable
+class BatchTagger(SalientSpanTagger, Protocol):
+    """A tagger that is faster with many texts at a time, as a model is."""
+
+    def batch_spans(self, texts: Sequence[str], sentences: Sequence[Sequence[tuple[int, int]]]) -> list[Spans]:
+        """What `spans` finds in each text."""
+        ...
+
+
 class TaggedSpan(NamedTuple):
-    """A salient span with its kind: "name", "date" or "number"."""
+    """A salient span with its kind: "name", "date" or "number"; a trained tagger names kinds of its own."""
 
     start: int
     end: int
