@@ -1,10 +1,10 @@
-"""Precision and recall of the rule-based salient-span tagger on annotated names, and its speed.
+"""Precision and recall of the rule-based salient-span tagger on annotated names, beside trained ones, and their speed.
 
     python benchmarks/salient_spans.py --statistics=WIKI_SLICE --wikigold=wikigold.conll.txt.gz \
-        --panx=panx_en/dev.tsv.gz [--panx=panx_en/train.tsv.gz] [--errors=20]
+        --panx=panx_en/dev.tsv.gz [--panx=panx_en/train.tsv.gz] [--model=RUN/tagger] [--errors=20]
 
 The annotations hold names only (persons, places, organisations; in wikigold also others), no dates or quantities.
-So only the tagger's spans of the kind "name" are counted; its dates and numbers count neither for nor against it.
+So only names are counted; a tagger's dates and numbers count neither for nor against it.
 
   exact     a span is right if it covers the very tokens of an annotated name.
   overlap   a span is right if it shares a token with a name, and a name is found if it shares one with a span.
@@ -14,114 +14,50 @@ the tokens that it touches.  Each sentence of a file is tagged on its own.
 """
 
 import argparse
-import collections
-import gzip
 import itertools
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
+from realm_jax.corpus.ner_tagger import NerTagger
 from realm_jax.corpus.salient_spans import RuleTagger
 from realm_jax.corpus.sentences import sentence_spans
 from realm_jax.corpus.sources import read_articles
+from realm_jax.data.conll import AnnotatedText, joined, read_conll
+from realm_jax.evaluation.names import NameScores
+from realm_jax.evaluation.tagging import score_model, score_rules
 
-NO_SPACE_BEFORE = frozenset([",", ".", ";", ":", "!", "?", ")", "]", "%", "'s", "’s", "n't"])
-NO_SPACE_AFTER = frozenset(["(", "["])
-
-
-class Sentence(NamedTuple):
-    """A sentence with its annotated names."""
-
-    text: str
-    token_spans: list[tuple[int, int]]  # characters
-    names: dict[tuple[int, int], str]  # tokens [first, last] -> type
+MODEL_TEXTS = 100  # for its speed: a model is a hundred times slower than rules
 
 
-def read_annotated(path: Path) -> Iterator[Sentence]:
-    """Sentences of a file of token and tag a line (IOB1 or BIO), blank lines between."""
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        for blank, group in itertools.groupby(lines, key=lambda line: not line.strip()):
-            rows = [line.split() for line in group if not blank]
-            rows = [row for row in rows if len(row) >= 2 and row[0] != "-DOCSTART-"]
-            if rows:
-                yield to_sentence([row[0] for row in rows], [row[-1] for row in rows])
+def read_annotated(path: Path) -> list[AnnotatedText]:
+    """The sentences of a CoNLL file as text."""
+    return [joined(sentence) for sentence in read_conll(path).sentences]
 
 
-def to_sentence(tokens: list[str], tags: list[str]) -> Sentence:
-    """Joins tokens to text and tags to names."""
-    text, token_spans = "", []
-    for token, previous in zip(tokens, ["(", *tokens], strict=False):
-        if token not in NO_SPACE_BEFORE and previous not in NO_SPACE_AFTER:
-            text += " "
-        token_spans.append((len(text), len(text) + len(token)))
-        text += token
-    names: dict[tuple[int, int], str] = {}
-    first = 0
-    for place, (tag, following) in enumerate(zip(tags, [*tags[1:], "O"], strict=True)):
-        kind = tag[2:]
-        if tag != "O" and (place == 0 or tags[place - 1][2:] != kind or tag[0] == "B"):
-            first = place
-        if tag != "O" and (following[2:] != kind or following[0] == "B"):
-            names[first, place] = kind
-    return Sentence(text, token_spans, names)
-
-
-def to_tokens(sentence: Sentence, start: int, end: int) -> tuple[int, int]:
-    """The first and last token that a character span touches."""
-    touched = [place for place, (first, last) in enumerate(sentence.token_spans) if first < end and start < last]
-    return touched[0], touched[-1]
-
-
-def overlaps(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether two inclusive token spans share a token."""
-    return one[0] <= other[1] and other[0] <= one[1]
-
-
-def measure(tagger: RuleTagger, sentences: list[Sentence], num_errors: int, seed: int) -> list[str]:
+def rows(scores: NameScores) -> list[str]:
     """Rows of the table: all names, then recall by type."""
-    counts: collections.Counter[str] = collections.Counter()
-    by_type: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    wrong, missed = [], []
-    for sentence in sentences:
-        tagged = tagger.tagged_spans(sentence.text, [(0, len(sentence.text))])
-        counts["other"] += sum(span.kind != "name" for span in tagged)
-        predicted = {to_tokens(sentence, span.start, span.end) for span in tagged if span.kind == "name"}
-        counts["predicted"] += len(predicted)
-        counts["names"] += len(sentence.names)
-        counts["exact"] += len(predicted & sentence.names.keys())
-        counts["predicted_overlap"] += sum(any(overlaps(span, name) for name in sentence.names) for span in predicted)
-        for name, kind in sentence.names.items():
-            by_type[kind]["names"] += 1
-            by_type[kind]["exact"] += name in predicted
-            by_type[kind]["overlap"] += any(overlaps(span, name) for span in predicted)
-            if name not in predicted:
-                missed.append(f"missed {kind} {words(sentence, name)!r}")
-        wrong += [f"wrong {words(sentence, span)!r}" for span in predicted - sentence.names.keys()]
-    rows = []
-    overlap_found = sum(count["overlap"] for count in by_type.values())
-    for rule, right, found in (
-        ("exact", counts["exact"], counts["exact"]),
-        ("overlap", counts["predicted_overlap"], overlap_found),
-    ):
-        precision, recall = right / max(1, counts["predicted"]), found / max(1, counts["names"])
-        f1 = 2 * precision * recall / max(1e-9, precision + recall)
-        rows.append(f"{rule} | {counts['names']} | {precision:.3f} | {recall:.3f} | {f1:.3f}")
-    for kind, count in sorted(by_type.items()):
-        exact, overlap = count["exact"] / count["names"], count["overlap"] / count["names"]
-        rows.append(f"recall of {kind}, exact / overlap | {count['names']} | | {exact:.3f} / {overlap:.3f} |")
-    rows.append(f"dates and numbers, not counted | {counts['other']} | | |")
-    generator = random.Random(seed)
-    for errors in (wrong, missed):
-        for line in generator.sample(errors, min(num_errors, len(errors))):
-            print("  ", line)
-    return rows
+    table = [
+        f"{counted} | {scores.names} | {precision:.3f} | {recall:.3f} | {f1:.3f}"
+        for counted, (precision, recall, f1) in (("exact", scores.exact), ("overlap", scores.overlap))
+    ]
+    for kind, (names, exact, overlap) in scores.by_kind.items():
+        table.append(f"recall of {kind}, exact / overlap | {names} | | {exact:.3f} / {overlap:.3f} |")
+    return table
 
 
-def words(sentence: Sentence, tokens: tuple[int, int]) -> str:
-    """The text of a span of tokens."""
-    return sentence.text[sentence.token_spans[tokens[0]][0] : sentence.token_spans[tokens[1]][1]]
+def errors(texts: Sequence[AnnotatedText], scores: NameScores, count: int, seed: int) -> list[str]:
+    """A random sample of the spans that are no names, and of the names that were not found whole."""
+    generator, lines = random.Random(seed), []
+    for what, found in (("wrong", scores.wrong), ("missed", scores.missed)):
+        shown = [
+            f"{what} {text.text[text.word_spans[first][0] : text.word_spans[last - 1][1]]!r}"
+            for text, spans in zip(texts, found, strict=True)
+            for first, last in spans
+        ]
+        lines += generator.sample(shown, min(count, len(shown)))
+    return lines
 
 
 def measure_speed(tagger: RuleTagger, texts: list[str]) -> tuple[float, float, float]:
@@ -142,12 +78,25 @@ def measure_speed(tagger: RuleTagger, texts: list[str]) -> tuple[float, float, f
     return fit, splitting, tagging
 
 
+def measure_model_speed(model: NerTagger, texts: list[str]) -> float:
+    """MB of UTF-8 a second of processor time, compiled before; best of three."""
+    split = [sentence_spans(text) for text in texts]
+    model.batch_spans(texts, split)
+    best = float("inf")
+    for _ in range(3):
+        begin = time.process_time()
+        model.batch_spans(texts, split)
+        best = min(best, time.process_time() - begin)
+    return sum(len(text.encode()) for text in texts) / 1e6 / best
+
+
 def main() -> None:
     """Prints one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--statistics", required=True, help="unannotated text for word counts, in any format")
     parser.add_argument("--wikigold", type=Path, action="append", default=[])
     parser.add_argument("--panx", type=Path, action="append", default=[])
+    parser.add_argument("--model", action="append", default=[], help="a trained tagger's directory, RUN/tagger")
     parser.add_argument("--lower_share", type=float, default=None, help="instead of the tagger's default")
     parser.add_argument("--errors", type=int, default=0, help="print so many errors of each kind")
     parser.add_argument("--seed", type=int, default=0)
@@ -156,19 +105,27 @@ def main() -> None:
     tagger = RuleTagger.fit(texts)
     if args.lower_share is not None:
         tagger = RuleTagger(tagger.words, args.lower_share)
-    parts: list[tuple[str, list[Sentence]]] = []
+    models = {name: NerTagger.load(name) for name in args.model}
+    parts: list[tuple[str, list[AnnotatedText]]] = []
     for path in args.wikigold:
-        sentences = list(read_annotated(path))
+        sentences = read_annotated(path)
         half = len(sentences) // 2
         parts += [("wikigold, first half", sentences[:half]), ("wikigold, second half", sentences[half:])]
-    parts += [(f"PAN-X {path.name.split('.')[0]}", list(read_annotated(path))) for path in args.panx]
-    table = ["data | counted | names | precision | recall | F1", "--- | --- | --- | --- | --- | ---"]
+    parts += [(f"PAN-X {path.name.split('.')[0]}", read_annotated(path)) for path in args.panx]
+    table = ["tagger | data | counted | names | precision | recall | F1", "--- | --- | --- | --- | --- | --- | ---"]
     for name, sentences in parts:
-        table += [f"{name} | {row}" for row in measure(tagger, sentences, args.errors, args.seed)]
+        found = {"rules": score_rules(tagger, sentences)}
+        found |= {place: score_model(model, sentences) for place, model in models.items()}
+        for place, scores in found.items():
+            table += [f"{place} | {name} | {row}" for row in rows(scores)]
+            for line in errors(sentences, scores, args.errors, args.seed):
+                print("  ", place, line)
     print("\n".join(f"| {row} |" for row in table))
     sample = list(itertools.islice(texts, 2000))
     fit, splitting, tagging = measure_speed(tagger, sample)
-    print(f"one core: statistics {fit:.1f} MB/s, sentences {splitting:.1f} MB/s, tagger {tagging:.1f} MB/s")
+    print(f"one core: statistics {fit:.1f} MB/s, sentences {splitting:.1f} MB/s, rules {tagging:.1f} MB/s")
+    for place, model in models.items():
+        print(f"processor time: {place} {measure_model_speed(model, sample[:MODEL_TEXTS]):.3f} MB/s")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ import pytest
 from realm_jax.corpus.build import make_tagger
 from realm_jax.corpus.salient_spans import RuleTagger, SpacyTagger, WordCount
 from realm_jax.corpus.sentences import sentence_spans
+from realm_jax.data.conll import joined, read_conll
+from realm_jax.evaluation.tagging import score_rules
 
 WORDS = {
     "town": WordCount(50, 5),
@@ -217,30 +219,13 @@ def test_real_articles(shared_data):
 
 
 @pytest.mark.needs_data
-def test_names_of_wikigold_are_found(shared_data, repository):
+def test_names_of_wikigold_are_found(shared_data):
     """The figures of docs/results/salient_spans.md, a little lower: the statistics come from one shard here."""
-    spec = importlib.util.spec_from_file_location("benchmark", repository / "benchmarks" / "salient_spans.py")
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
     with gzip.open(shared_data / "wiki_slice" / "part-00-of-08.jsonl.gz", "rt", encoding="utf-8") as lines:
         tagger = RuleTagger.fit((json.loads(line)["text"] for line in lines), max_chars=3_000_000)
-    sentences = list(benchmark.read_annotated(shared_data / "ner" / "wikigold" / "wikigold.conll.txt.gz"))
-    assert len(sentences) == 1002
-    exact = benchmark.measure(tagger, sentences[501:], num_errors=0, seed=0)[0].split(" | ")
-    assert float(exact[4]) > 0.82
-
-
-def test_benchmark_reads_iob1_and_bio(repository):
-    spec = importlib.util.spec_from_file_location("benchmark", repository / "benchmarks" / "salient_spans.py")
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
-    tokens = ["Ann", "Lee", "(", "York", ")", "'s", "Rex", "."]
-    iob1 = benchmark.to_sentence(tokens, ["I-PER", "B-PER", "O", "I-LOC", "O", "O", "I-MISC", "O"])
-    bio = benchmark.to_sentence(tokens, ["B-PER", "B-PER", "O", "B-LOC", "O", "O", "B-MISC", "O"])
-    assert iob1 == bio
-    assert iob1.text == "Ann Lee (York)'s Rex."
-    assert iob1.names == {(0, 0): "PER", (1, 1): "PER", (3, 3): "LOC", (6, 6): "MISC"}
-    assert benchmark.to_tokens(iob1, 4, 13) == (1, 3)
+    file = read_conll(shared_data / "ner" / "wikigold" / "wikigold.conll.txt.gz")
+    assert len(file.sentences) == 1002
+    assert score_rules(tagger, [joined(sentence) for sentence in file.sentences[501:]]).exact.f1 > 0.82
 
 
 def test_spacy_missing_names_the_remedy(monkeypatch):
