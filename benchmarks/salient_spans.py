@@ -28,7 +28,7 @@ from realm_jax.data.conll import AnnotatedText, joined, read_conll
 from realm_jax.evaluation.names import NameScores
 from realm_jax.evaluation.tagging import score_model, score_rules
 
-MODEL_TEXTS = 100  # for its speed: a model is a hundred times slower than rules
+MODEL_TEXTS = 100  # for its speed: a small model is two hundred times slower than the rules
 
 
 def read_annotated(path: Path) -> list[AnnotatedText]:
