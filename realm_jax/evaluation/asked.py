@@ -33,7 +33,7 @@ def query_sets(
         return {name: masked_sentences(sentences, max_queries, seed)}
     files = {name: questions} if isinstance(questions, str) else {}
     for file in questions if isinstance(questions, tuple) else ():
-        set_name = f"{name}-{_short_name(file)}"
+        set_name = f"{name}-{short_name(file)}"
         if set_name in files:
             raise ValueError(f"questions {files[set_name]} and {file} would both be written to {set_name}; rename one")
         files[set_name] = file
@@ -42,10 +42,11 @@ def query_sets(
     return {set_name: _asked(file, knowledge, max_queries, seed) for set_name, file in files.items()}
 
 
-def _short_name(source: str) -> str:
+def short_name(source: str) -> str:
     """What a source of questions is called in file names: squad.dev for a/squad.dev.jsonl.gz, fiqa-dev for a BEIR split."""
     if source.startswith(TFDS_PREFIX):
-        return re.sub(r"[^\w.]+", "_", source.removeprefix(TFDS_PREFIX).split("&data_dir")[0].split("?data_dir")[0])
+        without_place = re.sub(r"data_dir=[^&]*", "", source.removeprefix(TFDS_PREFIX))
+        return re.sub(r"[^\w.]+", "_", without_place).strip("_")
     path = Path(source)
     if path.parent.name == "qrels":
         return f"{path.parent.parent.name}-{path.stem}"

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from realm_jax.config import bind
 from realm_jax.corpus.blocks import Block
 from realm_jax.corpus.store import Corpus
 from realm_jax.corpus.writer import make_corpus
@@ -126,6 +127,21 @@ def test_bm25_alone_needs_no_model(corpora, tmp_path):
     rows.write_text('{"question": "bob lived", "answer": "rome", "gold_id": "bob"}\n')
     result = evaluate(run_dir=str(tmp_path), corpus=str(place / "z"), questions=str(rows))
     assert result["rows"]["bm25"]["recall_at_1"] == 1.0
+
+
+@pytest.mark.parametrize("of_questions", [True, False])
+def test_bm25_alone_from_a_run_file_that_binds_a_retriever_and_a_reader(corpora, tmp_path, of_questions):
+    """The commands of docs/evaluation.md, in a run directory without a checkpoint or an index."""
+    place = corpora[1]
+    rows = tmp_path / "q.jsonl"
+    rows.write_text('{"question": "bob lived", "answer": "rome", "gold_id": "bob"}\n')
+    bindings = [f"CORPUS={place / 'z'}", "evaluate.retriever=None", "evaluate.reading=None", "evaluate.batch_size=7"]
+    bindings += [f"evaluate.x_corpus={None if of_questions else place / 'x'}"]
+    bindings += [f"evaluate.questions={rows}"] * of_questions
+    result = evaluate(run_dir=str(tmp_path), **bind("evaluate", ["runs/realm_documents.gin"], bindings))
+    assert list(result["rows"]) == ["bm25"] and result["rows"]["bm25"]["recall_at_1"] == 1.0
+    assert result["queries"]["count"] == (1 if of_questions else 7)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["evaluation", "q.jsonl"]
 
 
 def test_several_files_of_questions_are_measured_apart(corpora, tmp_path, capsys):
