@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Int, Int32, Int64
 
 from realm_jax.corpus.store import Corpus
+from realm_jax.data.answer_patterns import contains_match, matches
 from realm_jax.data.questions import Question
-from realm_jax.evaluation.answer_patterns import contains_match, matches
 from realm_jax.text.tokenizer import Tokenizer
 
 Pieces = tuple[int, ...]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from realm_jax.corpus.sources import tfds
 from realm_jax.corpus.sources.json_document import json_document
+from realm_jax.data.answer_patterns import compiled
 from realm_jax.data.question_formats import recognise
 from realm_jax.data.question_formats.json_lines import read_json_lines, read_json_list
 from realm_jax.data.question_formats.question import OnCause, Passage, Question, QuestionFilter
@@ -16,7 +17,6 @@ from realm_jax.data.question_formats.tfds import read_tfds_questions
 from realm_jax.data.question_formats.trivia_qa import read_trivia_qa
 from realm_jax.data.question_formats.tsv import read_curated_trec, read_dpr_tsv
 from realm_jax.data.question_formats.web_questions import read_web_questions
-from realm_jax.evaluation.answer_patterns import compiled
 
 __all__ = ["FORMATS", "Passage", "Question", "QuestionSet", "read_questions"]
 

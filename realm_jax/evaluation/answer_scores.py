@@ -7,7 +7,7 @@ CuratedTREC as DrQA (arXiv:1704.00051) and ORQA score them. All take the best of
 from collections import Counter
 from collections.abc import Sequence
 
-from realm_jax.evaluation.answer_patterns import compiled
+from realm_jax.data.answer_patterns import compiled
 from realm_jax.evaluation.answers import normalise_answer
 
 

@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Int32
 
 from realm_jax.corpus.store import Corpus
+from realm_jax.data.answer_patterns import contains_match
 from realm_jax.data.masked_lm import MaskedSentences
 from realm_jax.data.masking import MaskingConfig
 from realm_jax.data.order import example_rng
 from realm_jax.data.questions import Question, read_questions
-from realm_jax.evaluation.answer_patterns import contains_match
 from realm_jax.evaluation.answers import contains_answer, normalise_answer
 from realm_jax.evaluation.trec import Judgements
 from realm_jax.text.tokenizer import Tokenizer

@@ -2,7 +2,7 @@
 
 import pytest
 
-from realm_jax.evaluation.answer_patterns import contains_match
+from realm_jax.data.answer_patterns import contains_match
 
 
 @pytest.mark.parametrize(
