@@ -19,7 +19,7 @@ from realm_jax.corpus.store import Corpus
 from realm_jax.data.question_formats.lines import question_lines
 from realm_jax.data.question_formats.question import shortened
 from realm_jax.evaluation.judging import SearchFunction
-from realm_jax.evaluation.queries import QuerySet, RetrievalQuery, drawn
+from realm_jax.evaluation.queries import QUESTIONS, QuerySet, RetrievalQuery, drawn
 from realm_jax.evaluation.trec import Judgements, RankedDocument, Run, strictly_descending
 from realm_jax.text.tokenizer import Tokenizer
 
@@ -69,7 +69,8 @@ def beir_queries(
         found.append(RetrievalQuery(texts[query_id], pieces, gold, (), id=query_id))
     dropped = {cause: count for cause, count in ((NOT_AMONG_QUERIES, missing), (NOT_IN_CORPUS, lost)) if count}
     queries = drawn(found, max_queries, seed)
-    return QuerySet(queries, str(qrels), dropped, {query.id: judgements[query.id] for query in queries})
+    judged = {query.id: judgements[query.id] for query in queries}
+    return QuerySet(queries, str(qrels), dropped, QUESTIONS, judged)
 
 
 def read_qrels(path: Path) -> Judgements:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Int32
@@ -17,6 +17,8 @@ from realm_jax.data.questions import Question, read_questions
 from realm_jax.evaluation.answers import contains_answer, normalise_answer
 from realm_jax.evaluation.trec import Judgements
 from realm_jax.text.tokenizer import Tokenizer
+
+Drawn = TypeVar("Drawn")
 
 HELD_OUT, OWN, QUESTIONS = "held-out sentences", "the documents' own sentences", "questions"
 GOLD_NOT_IN_CORPUS = "gold passage not in the corpus, kept for its answers"
@@ -155,10 +157,10 @@ def _gold_documents(corpus: Corpus, question: Question) -> frozenset[int]:
     return frozenset(answering) or frozenset(documents)
 
 
-def drawn(queries: Sequence[Drawn], max_queries: int | None, seed: int) -> Sequence[Drawn]:
+def drawn(queries: Sequence[Drawn], max_queries: int | None, seed: int) -> list[Drawn]:
     """At most that many, drawn without replacement, in their order; None for all."""
     if max_queries is None or max_queries >= len(queries):
-        return queries
+        return list(queries)
     return [queries[i] for i in np.sort(np.random.default_rng(seed).choice(len(queries), max_queries, replace=False))]
 
 
