@@ -157,7 +157,7 @@ def build_index(run: RunDir, step: int, config: RetrieverConfig, knowledge: Corp
         embedder.embed_documents,
         knowledge,
         IndexSettings(backend=backend, recall_queries=8, recall_results=4),
-        embed_dim=config.projection_size,
+        embed_dim=config.embed_dim,
         snapshot_checksum=snapshot_checksum(run, step),
         batches=BatchSettings(document_len=24, batch_size=jax.local_device_count(), num_lengths=1, query_len=16),
     )

@@ -212,7 +212,7 @@ def _load_learned(
         manifest = verify(
             version_dir(run.index, version),
             corpus_fingerprint=knowledge.fingerprint,
-            embed_dim=config.projection_size,
+            embed_dim=config.embed_dim,
             num_documents=knowledge.num_documents,
         )
     for retriever in retrievers.values():

@@ -94,7 +94,7 @@ class Embedder:
         in_batches = length_batches(
             lengths, choose_lengths(counts, batches.num_lengths), self.rounded(batches.batch_size)
         )
-        embeddings = np.empty((corpus.num_documents, self.config.projection_size), np.float32)
+        embeddings = np.empty((corpus.num_documents, self.config.embed_dim), np.float32)
         special = SpecialIds.of(corpus.tokenizer)
         done, logged_at = 0, time.monotonic()
         for rows, embedded in embed_in_batches(corpus, documents, in_batches, self.embed_documents, special):
@@ -230,7 +230,7 @@ def embed_params(
         embedder.embed_documents,
         corpus,
         settings,
-        embed_dim=config.projection_size,
+        embed_dim=config.embed_dim,
         snapshot_checksum=checksum,
         batches=dataclasses.replace(batches, batch_size=embedder.rounded(batches.batch_size)),
         embed_queries=embedder.embed_queries,

@@ -152,7 +152,7 @@ class Refresher:
         self._snapshots = SnapshotWriter(run, mesh, retrieval.corpus.info.tokenizer_fingerprint)
         expected: dict[str, Any] = {
             "corpus_fingerprint": retrieval.corpus.fingerprint,
-            "embed_dim": retrieval.config.projection_size,
+            "embed_dim": retrieval.config.embed_dim,
             "num_documents": retrieval.corpus.num_documents,
         }
 

@@ -23,7 +23,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"layers/feed_forward/wi/bias$", P(None, "tensor")),
     (r"layers/feed_forward/wo/kernel$", P(None, "tensor", "fsdp")),
     (r"(token|position)_embedding/embedding$", P(None, "fsdp")),
-    (r"(transform|projection)/kernel$", P("fsdp", None)),
+    (r"(transform|pooler|projection)/kernel$", P("fsdp", None)),
     (r"", P()),
 )
 

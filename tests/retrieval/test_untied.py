@@ -15,7 +15,7 @@ from realm_jax.corpus.store import Corpus
 from realm_jax.data.inputs import Inputs, SpecialIds, document_inputs, query_inputs
 from realm_jax.evaluation.queries import masked_sentences
 from realm_jax.evaluation.retrieval import evaluate
-from realm_jax.models.retriever import ProjectedEncoder
+from realm_jax.models.retriever import TextEncoder
 from realm_jax.retrieval.build_version import BatchSettings, IndexSettings
 from realm_jax.retrieval.embed import embed
 from realm_jax.retrieval.embedder import Embedder
@@ -46,7 +46,7 @@ def params(corpus):
 def embed_by(side: str, params, inputs: Inputs) -> jax.Array:
     """Embeddings by one of the two encoders, without the class that chooses between them."""
     encoder = {"params": params["retriever"][f"{side}_encoder"]}
-    embeds = ProjectedEncoder(CONFIG).apply(encoder, inputs.ids, inputs.segment_ids, inputs.ids != 0)
+    embeds = TextEncoder(CONFIG).apply(encoder, inputs.ids, inputs.segment_ids, inputs.ids != 0)
     return embeds * (CONFIG.score_scale if side == "query" else 1.0)
 
 
