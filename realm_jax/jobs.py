@@ -58,6 +58,11 @@ JOBS: Mapping[str, Job] = MappingProxyType(
             "measure a trained salient-span tagger, write it for the corpus job",
             "--run_dir=runs/tagger --gin_file=runs/tagger_tiny.gin --gin.FILES=train.conll --gin.TEST_FILES=test.conll",
         ),
+        "convert": Job(
+            "realm_jax.convert.job:convert",
+            "bring weights in from Hugging Face or TensorFlow, or take them out",
+            "--run_dir=runs/bert --gin.convert.source=path/or/hub-id",
+        ),
         "report": Job(
             "realm_jax.report:report",
             "gather a run's figures into report.json and report.html",

@@ -76,6 +76,11 @@ class RunDir:
         return self.status / "launcher.lock"
 
     @property
+    def weights(self) -> Path:
+        """What the convert job knows of weights from elsewhere: settings, gin files, tokenizer, tensors without a use."""
+        return self.path / "weights"
+
+    @property
     def corpus(self) -> Path:
         """Where the corpus job writes when it is told no other place."""
         return self.path / "corpus"

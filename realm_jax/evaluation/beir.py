@@ -69,8 +69,8 @@ def beir_queries(
         found.append(RetrievalQuery(texts[query_id], pieces, gold, (), id=query_id))
     dropped = {cause: count for cause, count in ((NOT_AMONG_QUERIES, missing), (NOT_IN_CORPUS, lost)) if count}
     queries = drawn(found, max_queries, seed)
-    judged = {query.id: judgements[query.id] for query in queries}
-    return QuerySet(queries, str(qrels), dropped, QUESTIONS, judged)
+    of_drawn = {query.id: judgements[query.id] for query in queries}
+    return QuerySet(queries, str(qrels), dropped, QUESTIONS, of_drawn)
 
 
 def read_qrels(path: Path) -> Judgements:

@@ -1,0 +1,259 @@
+"""The convert job: weights of elsewhere into a run directory, a run's weights out to elsewhere."""
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from realm_jax.convert.block_records import (
+    RECORDS_FILE,
+    find_block_records,
+    read_block_records,
+    write_block_records,
+)
+from realm_jax.convert.hugging_face import ARCHITECTURES, Model, Pooling, Side, load_hugging_face, save_hugging_face
+from realm_jax.convert.run_files import (
+    MODEL_FILE,
+    TOKENIZER_FOLDER,
+    check_unused,
+    read_run,
+    write_run,
+)
+from realm_jax.convert.starting_point import with_projection, with_span_reader
+from realm_jax.convert.tensorflow import is_checkpoint, load_tensorflow
+from realm_jax.corpus.store import Corpus
+from realm_jax.models import RetrieverConfig, SpanReaderConfig, TransformerConfig
+from realm_jax.retrieval.shards import map_embeddings
+from realm_jax.retrieval.versions import list_versions, read_manifest, version_dir
+from realm_jax.run_dir import RunDir
+from realm_jax.text.loading import load_tokenizer
+from realm_jax.text.word_piece import WordPieceTokenizer
+from realm_jax.training.checkpoint import load_params
+
+logger = logging.getLogger(__name__)
+
+
+def convert(
+    *,
+    run_dir: str,
+    direction: Literal["in", "out"] = "in",
+    source: str = "",
+    destination: str = "",
+    architecture: str = "",
+    revision: str = "main",
+    tokenizer: str = "",
+    block_records: str = "",
+    pooling: Literal["cls", "pooler", "mean"] = "cls",
+    projection_size: int | None = None,
+    score_scale: float | None = None,
+    span_reader: bool = False,
+    seed: int = 0,
+    step: int | None = None,
+    side: Literal["query", "document"] = "query",
+) -> None:
+    """Brings weights in as a run that others start from, or takes a run's weights out as a Hugging Face folder.
+
+    In: `source` becomes a run directory with a checkpoint (for train.warm_start), a snapshot (for embed and evaluate), a
+    tokenizer directory (for corpus.tokenizer) and gin files with the model's settings. Out: the newest checkpoint becomes
+    a folder that the class's from_pretrained loads.
+
+    Args:
+      run_dir: to write (in) or to read (out).
+      direction: "in" or "out".
+      source: a folder with config.json, weights and vocab.txt; a Hugging Face hub id; or the prefix of a TensorFlow
+        checkpoint (NAME of NAME.index), with bert_config.json or config.json and vocab.txt beside it.
+      destination: the folder to write; by default RUN/weights-out/ARCHITECTURE.
+      architecture: the class, such as "RealmEmbedder"; empty takes the one that the source names.
+      revision: of a hub id.
+      tokenizer: a vocab.txt, or its folder, where the source has none.
+      block_records: JSON lines {"text": …}, the texts of RealmForOpenQA's documents; by default block_records.jsonl of the
+        source, where there is one.
+      pooling: of BERT as a retriever: "cls", "mean", or "pooler" (BERT's own).
+      projection_size: adds a projection of this width, at random, to a retriever without: how ICT starts from BERT.
+      score_scale: of the retriever; by default 1, and 20 for embeddings of unit length, whose scores are cosines.
+      span_reader: adds a span reader that starts from BERT, its scorer at random.
+      seed: of what is added.
+      step: which checkpoint goes out; the newest by default.
+      side: which encoder of an untied retriever goes out, where a class has room for one.
+
+    Raises:
+      ValueError: weights that do not fit their class, all tensors named; settings that make no sense together.
+      FileNotFoundError: no such source or checkpoint.
+      FileExistsError: the destination holds something.
+    """
+    run = RunDir.of(run_dir)
+    if architecture and architecture not in ARCHITECTURES:
+        raise ValueError(f"unknown architecture {architecture!r}, valid: {', '.join(ARCHITECTURES)}")
+    if direction == "out":
+        if source:
+            raise ValueError(f"direction='out' reads --run_dir and writes destination; leave out source={source!r}")
+        take_out(run, architecture, Path(destination) if destination else None, step, side)
+        return
+    if not source or destination:
+        raise ValueError(
+            "direction='in' needs a source (a folder, a hub id or a TensorFlow checkpoint) and no destination"
+        )
+    check_unused(run)
+    model = load_source(source, architecture, pooling, revision)
+    model = with_tokenizer(model, tokenizer, source)
+    records = find_block_records(block_records, source) if model.block_embeds is not None else None
+    texts = (
+        None if records is None or model.block_embeds is None else read_block_records(records, len(model.block_embeds))
+    )
+    if projection_size is not None:
+        model = with_projection(model, projection_size, seed)
+    if span_reader:
+        model = with_span_reader(model, seed)
+    if model.retriever is not None:
+        scale = score_scale if score_scale is not None else 20.0 if model.retriever.normalize else 1.0
+        model = dataclasses.replace(model, retriever=dataclasses.replace(model.retriever, score_scale=scale))
+    write_run(run, model)
+    if texts is not None:
+        write_block_records(run.weights / RECORDS_FILE, texts)
+    _say_how_to_go_on(run, model)
+
+
+def load_source(source: str, architecture: str = "", pooling: Pooling = "cls", revision: str = "main") -> Model:
+    """A Hugging Face folder or hub id, or a TensorFlow checkpoint; see `convert`."""
+    if is_checkpoint(source):
+        return load_tensorflow(source, architecture, pooling)
+    return load_hugging_face(source, architecture, pooling, revision)
+
+
+def with_tokenizer(model: Model, tokenizer: str, source: str) -> Model:
+    """The model with the tokenizer of a place, where one is named.
+
+    Raises:
+      ValueError: there is none, or it has more pieces than the model has rows.
+    """
+    chosen = load_tokenizer(tokenizer) if tokenizer else model.tokenizer
+    if not isinstance(chosen, WordPieceTokenizer):
+        raise ValueError(
+            f"{tokenizer or source} has no vocab.txt; name the model's WordPiece vocabulary (tokenizer=FILE)"
+        )
+    for name in ("retriever", "knowledge_encoder", "span_reader"):
+        config = getattr(model, name)
+        encoder = config if name == "knowledge_encoder" else getattr(config, "encoder", None)
+        if encoder is not None and encoder.vocab_size < chosen.vocab_size:
+            raise ValueError(
+                f"the vocabulary has {chosen.vocab_size} pieces, the {name} {encoder.vocab_size} rows; "
+                "take the vocab.txt that was saved with the weights"
+            )
+    return dataclasses.replace(model, tokenizer=chosen)
+
+
+def _say_how_to_go_on(run: RunDir, model: Model) -> None:
+    learners = [name for name in ("retriever", "knowledge_encoder", "span_reader") if getattr(model, name) is not None]
+    logger.info("%s of %s lie in %s", " and ".join(learners), model.architecture, run.path)
+    if model.unused:
+        logger.info(
+            "%d tensors that nothing here computes with are kept: %s", len(model.unused), ", ".join(model.unused)
+        )
+    logger.info("a corpus for it: --gin.corpus.tokenizer=%s", run.weights / TOKENIZER_FOLDER)
+    files = " ".join(f"--gin_file={path}" for path in sorted(run.weights.glob("*.gin")))
+    logger.info(
+        "a run that starts from it: RUN_FILE's flags, then %s --gin.train.warm_start=\"('%s',)\"", files, run.path
+    )
+
+
+def take_out(
+    run: RunDir, architecture: str = "", destination: Path | None = None, step: int | None = None, side: Side = "query"
+) -> Path:
+    """Writes a run's checkpoint as a Hugging Face folder.
+
+    Returns:
+      The folder.
+
+    Raises:
+      ValueError: no class named, or one that the run's learners are not.
+      FileNotFoundError: the run has no such checkpoint.
+    """
+    converted = (run.weights / MODEL_FILE).exists()
+    model = read_run(run) if converted else trained_model(run, step)
+    if converted and step not in (None, 0):
+        raise ValueError(f"{run.path} was converted, and has step 0 alone; leave out step={step}")
+    architecture = architecture or model.architecture
+    if not architecture:
+        raise ValueError(
+            f"say which class {', '.join(model.params)} shall be (architecture), one of: {', '.join(ARCHITECTURES)}"
+        )
+    texts: Iterator[str] | None = None
+    if architecture == "RealmForOpenQA" and not converted:
+        model, texts = _with_blocks(run, model)
+    elif architecture == "RealmForOpenQA" and (run.weights / RECORDS_FILE).exists() and model.block_embeds is not None:
+        texts = iter(read_block_records(run.weights / RECORDS_FILE, len(model.block_embeds)))
+    place = destination or run.path / "weights-out" / architecture
+    left_out = save_hugging_face(place, architecture, model, side)
+    if texts is not None:
+        write_block_records(place / RECORDS_FILE, texts)
+    logger.info("wrote %s as %s", place, architecture)
+    if left_out:
+        logger.info("left out, and never called by %s: %s", architecture, ", ".join(left_out))
+    if model.tokenizer is None:
+        logger.warning("no vocab.txt: the run's corpus has no WordPiece tokenizer, and the classes have no other")
+    return place
+
+
+def trained_model(run: RunDir, step: int | None = None) -> Model:
+    """A training run's checkpoint with the configurations that config-train.gin says.
+
+    Raises:
+      FileNotFoundError: the run has no checkpoint, or no configuration.
+    """
+    _, params = load_params(run, step)
+    task = _task_of(run)
+    configs: dict[str, Any] = {}
+    _collect(task, configs)
+    retriever = configs.get("retriever") if "retriever" in params else None
+    if retriever is not None:
+        retriever = dataclasses.replace(retriever, tied="shared_encoder" in params["retriever"])
+    tokenizer = load_tokenizer(Path(task.corpus) / TOKENIZER_FOLDER) if Path(task.corpus).is_dir() else None
+    return Model(
+        params,
+        retriever=retriever,
+        knowledge_encoder=configs.get("knowledge_encoder") if "knowledge_encoder" in params else None,
+        span_reader=configs.get("span_reader") if "span_reader" in params else None,
+        tokenizer=tokenizer if isinstance(tokenizer, WordPieceTokenizer) else None,
+    )
+
+
+def _task_of(run: RunDir) -> Any:
+    from realm_jax import config
+
+    place = run.config_file("train")
+    if not place.exists():
+        raise FileNotFoundError(f"{place} is not there; expected the directory of a run that was trained or converted")
+    return config.bind("train", [str(place)])["task"]
+
+
+def _collect(value: Any, configs: dict[str, Any]) -> None:
+    """The learners' configurations among a task's settings, by the names of the learners."""
+    kinds = {RetrieverConfig: "retriever", SpanReaderConfig: "span_reader", TransformerConfig: "knowledge_encoder"}
+    if type(value) in kinds:
+        configs.setdefault(kinds[type(value)], value)
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            _collect(getattr(value, field.name), configs)
+
+
+def _with_blocks(run: RunDir, model: Model) -> tuple[Model, Iterator[str]]:
+    """The embeddings of the newest index version, and the texts of its documents."""
+    versions = list_versions(run.index)
+    if not versions:
+        raise ValueError(
+            f"{run.index} has no version, and RealmForOpenQA holds its documents' embeddings; run the embed job"
+        )
+    place = version_dir(run.index, versions[-1])
+    manifest = read_manifest(place)
+    corpus = Corpus.open(_task_of(run).corpus)
+    if corpus.fingerprint != manifest.corpus_fingerprint:
+        raise ValueError(
+            f"{place} was made of corpus {manifest.corpus_fingerprint[:12]}, the run reads {corpus.fingerprint[:12]}; build "
+            "the index again"
+        )
+    rows = np.concatenate([map_embeddings(place, shard, manifest.embed_dim) for shard in manifest.shards])
+    texts = (corpus.block(document).text for document in range(corpus.num_documents))
+    return dataclasses.replace(model, block_embeds=rows), texts

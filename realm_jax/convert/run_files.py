@@ -1,0 +1,144 @@
+"""A converted model in a run directory: checkpoint and snapshot as a training run has them, and the gin files to go on with."""
+
+import dataclasses
+import logging
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+from realm_jax.convert.folder import read_safetensors, read_settings
+from realm_jax.convert.hugging_face import Model
+from realm_jax.models import RetrieverConfig, SpanReaderConfig, TransformerConfig
+from realm_jax.run_dir import RunDir, write_json_atomically, write_text_atomically
+from realm_jax.text.loading import load_tokenizer
+from realm_jax.text.word_piece import WordPieceTokenizer
+from realm_jax.training.checkpoint import NO_VERSION, Checkpoints, ResumeUnit, list_checkpoints, load_params
+from realm_jax.training.snapshots import save_snapshot
+from realm_jax.training.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+MODEL_FILE, UNUSED_FILE, BLOCKS_FILE = "model.json", "unused.safetensors", "block_embeddings.npy"
+TOKENIZER_FOLDER = "tokenizer"
+# How a machine computes is not the weights': the run file says it.
+_MACHINE_FIELDS = ("dtype", "remat", "unroll_layers")
+
+
+def check_unused(run: RunDir) -> None:
+    """Refuses a run directory that holds a model.
+
+    Raises:
+      ValueError: naming what is there.
+    """
+    steps = list_checkpoints(run)
+    if steps or run.weights.exists():
+        what = f"checkpoints of steps {', '.join(map(str, steps))}" if steps else f"{run.weights}"
+        raise ValueError(f"{run.path} holds {what}; convert into another --run_dir, or remove it")
+
+
+def write_run(run: RunDir, model: Model) -> None:
+    """Writes a model as a run of no steps: `train.warm_start` takes it, `embed` and `evaluate` read it.
+
+    Args:
+      run: to write; see `check_unused`.
+      model: with a tokenizer.
+    """
+    assert model.tokenizer is not None
+    place = run.weights
+    place.mkdir(parents=True)
+    model.tokenizer.save(place / TOKENIZER_FOLDER)
+    if model.unused:
+        content = {name: np.ascontiguousarray(value) for name, value in sorted(model.unused.items())}
+        safetensors.numpy.save_file(content, place / UNUSED_FILE)
+    if model.block_embeds is not None:
+        np.save(place / BLOCKS_FILE, model.block_embeds, allow_pickle=False)
+    for name, text in gin_files(model).items():
+        write_text_atomically(place / name, text)
+    fingerprint = model.tokenizer.fingerprint
+    if model.retriever is not None:
+        save_snapshot(run, 0, model.params["retriever"], tokenizer=fingerprint)
+    checkpoints = Checkpoints(run, identity={"task": "converted", "tokenizer": fingerprint})
+    zero = jnp.zeros((), jnp.int32)
+    checkpoints.save(0, ResumeUnit(TrainState(zero, dict(model.params), {}, zero), NO_VERSION, None))
+    checkpoints.close()
+    learners = {name: getattr(model, name) for name in ("retriever", "knowledge_encoder", "span_reader")}
+    record = {name: None if config is None else dataclasses.asdict(config) for name, config in learners.items()}
+    # written last: with it the conversion is whole
+    write_json_atomically(
+        place / MODEL_FILE, {"architecture": model.architecture, "settings": dict(model.settings), **record}
+    )
+
+
+def read_run(run: RunDir) -> Model:
+    """The inverse of `write_run`.
+
+    Raises:
+      FileNotFoundError: the run was not converted, or not to the end.
+    """
+    place = run.weights
+    record = read_settings(place / MODEL_FILE)
+    retriever, encoder, reader = (record[name] for name in ("retriever", "knowledge_encoder", "span_reader"))
+    tokenizer = load_tokenizer(place / TOKENIZER_FOLDER)
+    assert isinstance(tokenizer, WordPieceTokenizer)
+    blocks = place / BLOCKS_FILE
+    return Model(
+        load_params(run)[1],
+        retriever=None if retriever is None else RetrieverConfig(**_with_encoder(retriever)),
+        knowledge_encoder=None if encoder is None else TransformerConfig(**encoder),
+        span_reader=None if reader is None else SpanReaderConfig(**_with_encoder(reader)),
+        architecture=record["architecture"],
+        settings=record["settings"],
+        unused=read_safetensors(place / UNUSED_FILE) if (place / UNUSED_FILE).exists() else {},
+        block_embeds=np.load(blocks, mmap_mode="r", allow_pickle=False) if blocks.exists() else None,
+        tokenizer=tokenizer,
+    )
+
+
+def _with_encoder(record: dict[str, Any]) -> dict[str, Any]:
+    return {**record, "encoder": TransformerConfig(**record["encoder"])}
+
+
+def gin_files(model: Model) -> dict[str, str]:
+    """Run-file texts that set a task's learners to the model's, by file name; for `--gin_file` after the run's own."""
+    files = {}
+    if model.retriever is not None:
+        files["retriever.gin"] = _gin_text("retriever", model.retriever)
+    if model.knowledge_encoder is not None:
+        files["reader.gin"] = (
+            _HEADER.format(learner="knowledge encoder", where="in scope reader, where run files have it")
+            + "from realm_jax.models import transformer\n\n"
+            + _block("reader/transformer.TransformerConfig", model.knowledge_encoder)
+        )
+    if model.span_reader is not None:
+        files["span_reader.gin"] = _gin_text("span_reader", model.span_reader)
+    return files
+
+
+_HEADER = (
+    "# The {learner} of converted weights, {where}; written by the convert job. Give it after a run's own file:\n"
+    "#   --gin_file=RUN_FILE --gin_file=THIS_FILE\n"
+    "from __gin__ import dynamic_registration\n\n"
+)
+
+
+def _gin_text(module: str, config: RetrieverConfig | SpanReaderConfig) -> str:
+    scope = f"converted_{module}/transformer.TransformerConfig"
+    name = f"{module}.{type(config).__name__}"
+    return (
+        _HEADER.format(learner=module.replace("_", " "), where="whose encoder has a scope of its own")
+        + f"from realm_jax.models import {module}\nfrom realm_jax.models import transformer\n\n"
+        + _block(name, config, f"  encoder = @{scope}()\n")
+        + "\n"
+        + _block(scope, config.encoder)
+    )
+
+
+def _block(name: str, config: Any, first: str = "") -> str:
+    values = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if field.name != "encoder" and field.name not in _MACHINE_FIELDS
+    }
+    return f"{name}:\n{first}" + "".join(f"  {key} = {value!r}\n" for key, value in values.items())

@@ -1,0 +1,325 @@
+"""The other side of the parity tests: runs the Hugging Face classes and writes down what they compute.
+
+Runs where transformers 4.39.3 and torch are, without realm_jax (`make parity` makes that environment):
+
+    python tests/parity/reference.py models FOLDER          # cases of several sizes, one folder each
+    python tests/parity/reference.py golden FOLDER          # one small file a class, kept in tests/convert/golden
+    python tests/parity/reference.py tokenizers VOCAB TEXTS.json OUT.json
+    python tests/parity/reference.py load FOLDER OUT.safetensors   # runs a folder that realm_jax wrote
+
+A case holds the inputs (`in/…`), what came out (`out/…`) and the gradients of `out/loss` (`grad/NAME OF THE TENSOR`).
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers import models
+
+ROOT_SEED = 20020
+transformers.logging.set_verbosity_error()
+
+TINY = {"vocab_size": 31, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12,
+        "max_position_embeddings": 20, "retriever_proj_size": 6, "span_hidden_size": 5, "max_span_width": 3}  # fmt: skip
+ODD = {"vocab_size": 57, "hidden_size": 21, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 35,
+       "max_position_embeddings": 33, "retriever_proj_size": 7, "span_hidden_size": 9, "max_span_width": 10,
+       "hidden_act": "gelu", "layer_norm_eps": 1e-6, "reader_layer_norm_eps": 1e-5}  # fmt: skip
+WIDE = {"vocab_size": 211, "hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 6, "intermediate_size": 192,
+        "max_position_embeddings": 64, "retriever_proj_size": 128, "span_hidden_size": 64, "max_span_width": 10,
+        "hidden_act": "relu"}  # fmt: skip
+SHAPES = {  # batch, candidates, length, padding
+    "padded": (3, 4, 13, True),
+    "single": (1, 1, 11, False),
+    "one-candidate": (2, 1, 20, True),
+    "batch-1": (1, 5, 12, True),
+}
+
+
+def config_of(sizes: dict, shape: tuple) -> models.realm.RealmConfig:
+    _, candidates, _, _ = shape
+    return models.realm.RealmConfig(**{"hidden_act": "gelu_new", **sizes}, num_candidates=candidates, pad_token_id=0,
+                                    reader_beam_size=min(candidates, 3), searcher_beam_size=candidates)  # fmt: skip
+
+
+def bert_config_of(sizes: dict) -> models.bert.BertConfig:
+    own = {
+        name: value for name, value in sizes.items() if not name.startswith(("retriever", "span", "max_span", "reader"))
+    }
+    return models.bert.BertConfig(**own)
+
+
+def shaken(model: torch.nn.Module, generator: torch.Generator) -> torch.nn.Module:
+    """Every parameter at random, biases and norms too: nothing can hide behind a zero or a one."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            scale = 0.2 if parameter.ndim < 2 else 0.5 / parameter.shape[1] ** 0.5
+            ones = "LayerNorm.weight" in name or "layer_normalization.weight" in name
+            parameter.copy_(noise * (1.0 if "embeddings" in name and parameter.ndim == 2 else scale) + float(ones))
+    return model.eval()
+
+
+def tokens(generator: torch.Generator, vocab: int, *shape: int, padding: bool) -> dict[str, torch.Tensor]:
+    length = shape[-1]
+    ids = torch.randint(1, vocab, shape, generator=generator)
+    lengths = torch.randint(max(1, length // 2), length + 1, shape[:-1], generator=generator) if padding else length
+    mask = torch.arange(length) < (lengths[..., None] if padding else length)
+    mask = mask.expand(shape)
+    segments = (torch.arange(length) >= length // 3).expand(shape) & mask
+    return {"input_ids": ids * mask, "attention_mask": mask.long(), "token_type_ids": segments.long()}
+
+
+class Case:
+    """Runs a model once, forward and backward, and collects what the test compares."""
+
+    def __init__(self, model: torch.nn.Module):
+        self.model, self.arrays = model, {}
+
+    def inputs(self, **arrays: torch.Tensor) -> None:
+        self.arrays |= {f"in/{name}": value.detach().clone() for name, value in arrays.items()}
+
+    def finish(self, loss: torch.Tensor, **outputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.model.zero_grad()
+        loss.backward()
+        self.arrays |= {f"out/{name}": value.detach().clone() for name, value in {"loss": loss, **outputs}.items()}
+        # state_dict names every place of a tied tensor; its gradient is the whole one
+        for name, value in self.model.state_dict(keep_vars=True).items():
+            if getattr(value, "grad", None) is not None:
+                self.arrays[f"grad/{name}"] = value.grad.clone()
+        return self.arrays
+
+
+def run_bert_model(config, shape, g):
+    batch, _, length, padding = shape
+    case = Case(shaken(models.bert.BertModel(bert_config_of(config)), g))
+    inputs = tokens(g, config["vocab_size"], batch, length, padding=padding)
+    cotangent = torch.randn(batch, length, config["hidden_size"], generator=g) * inputs["attention_mask"][..., None]
+    pooled_cotangent = torch.randn(batch, config["hidden_size"], generator=g)
+    case.inputs(**inputs, cotangent=cotangent, pooled_cotangent=pooled_cotangent)
+    out = case.model(**inputs)
+    loss = (out.last_hidden_state * cotangent).sum() + (out.pooler_output * pooled_cotangent).sum()
+    return case.model, case.finish(loss, hidden=out.last_hidden_state, pooled=out.pooler_output)
+
+
+def run_bert_lm(cls):
+    def run(config, shape, g):
+        batch, _, length, padding = shape
+        case = Case(shaken(cls(bert_config_of(config)), g))
+        case.model.tie_weights()
+        inputs = tokens(g, config["vocab_size"], batch, length, padding=padding)
+        targets = torch.randint(1, config["vocab_size"], (batch, length), generator=g)
+        case.inputs(**inputs, targets=targets)
+        logits = case.model(**inputs)[0]
+        log_probs = logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+        weights = inputs["attention_mask"].float()
+        return case.model, case.finish(-(log_probs * weights).sum() / weights.sum(), logits=logits)
+
+    return run
+
+
+def run_embedder(config, shape, g):
+    batch, _, length, padding = shape
+    config = config_of(config, shape)
+    case = Case(shaken(models.realm.RealmEmbedder(config), g))
+    inputs = tokens(g, config.vocab_size, batch, length, padding=padding)
+    cotangent = torch.randn(batch, config.retriever_proj_size, generator=g)
+    case.inputs(**inputs, cotangent=cotangent)
+    score = case.model(**inputs).projected_score
+    return case.model, case.finish((score * cotangent).sum(), projected=score)
+
+
+def run_scorer(own_query_embedder):
+    def run(config, shape, g):
+        batch, candidates, length, padding = shape
+        config = config_of(config, shape)
+        query_embedder = models.realm.RealmEmbedder(config) if own_query_embedder else None
+        case = Case(shaken(models.realm.RealmScorer(config, query_embedder), g))
+        query = tokens(g, config.vocab_size, batch, length - 2, padding=padding)
+        documents = tokens(g, config.vocab_size, batch, candidates, length, padding=padding)
+        case.inputs(**query, **{f"candidate_{name}": value for name, value in documents.items()})
+        out = case.model(**query, **{f"candidate_{name}": value for name, value in documents.items()})
+        loss = -out.relevance_score.log_softmax(-1)[:, -1].mean() + 0.1 * out.relevance_score.sum()
+        return case.model, case.finish(
+            loss, relevance=out.relevance_score, query=out.query_score, candidate=out.candidate_score
+        )
+
+    return run
+
+
+def run_encoder(config, shape, g):
+    batch, candidates, length, padding = shape
+    config = config_of(config, shape)
+    case = Case(shaken(models.realm.RealmKnowledgeAugEncoder(config), g))
+    case.model.tie_weights()
+    inputs = tokens(g, config.vocab_size, batch, candidates, length, padding=padding)
+    relevance = torch.randn(batch, candidates, generator=g, requires_grad=True)
+    labels = torch.randint(1, config.vocab_size, (batch, length), generator=g)
+    mlm_mask = (torch.arange(length) % 4 == 1).expand(batch, length) & inputs["attention_mask"].bool().all(1)
+    mlm_mask = mlm_mask.clone()
+    mlm_mask[:, 1] = True
+    labels = torch.where(mlm_mask, labels, -100)
+    case.inputs(**inputs, relevance=relevance, labels=labels, mlm_mask=mlm_mask.long())
+    out = case.model(**inputs, relevance_score=relevance, labels=labels, mlm_mask=mlm_mask.long())
+    arrays = case.finish(out.loss, logits=out.logits)
+    return case.model, {**arrays, "grad_in/relevance": relevance.grad}
+
+
+def run_reader(config, shape, g):
+    _, candidates, length, padding = shape
+    config = config_of(config, shape)
+    case = Case(shaken(models.realm.RealmReader(config), g))
+    rows = config.reader_beam_size
+    inputs = tokens(g, config.vocab_size, rows, length, padding=padding)
+    block_mask = inputs["token_type_ids"].bool().clone()
+    relevance = torch.randn(candidates, generator=g, requires_grad=True)
+    first = length // 3
+    starts = torch.tensor([[first, first + 1]] + [[-1, -1]] * (candidates - 1))
+    ends = torch.tensor([[first, first + 2]] + [[-1, -1]] * (candidates - 1))
+    has_answers = torch.tensor([True] + [False] * (candidates - 1))
+    case.inputs(**inputs, block_mask=block_mask, relevance=relevance, starts=starts, ends=ends, has_answers=has_answers)
+    out = case.model(**inputs, relevance_score=relevance, block_mask=block_mask, start_positions=starts, end_positions=ends,
+                     has_answers=has_answers)  # fmt: skip
+    found = {"block_idx": out.block_idx, "candidate": out.candidate, "start": out.start_pos, "end": out.end_pos}
+    arrays = case.finish(out.loss, retriever_loss=out.retriever_loss, reader_loss=out.reader_loss, **found)
+    gradient = torch.zeros(candidates) if relevance.grad is None else relevance.grad
+    return case.model, {**arrays, "grad_in/relevance": gradient}
+
+
+WORDS = "who what city river king built the of in was a north south old new stone bridge town hall mill".split()
+BLOCKS = (
+    "the old bridge was built in stone", "a king built the north mill", "the river town of the south",
+    "new town hall", "the king of the old city", "stone mill in the south town", "a north river",
+)  # fmt: skip
+
+
+def run_open_qa(config, shape, g, folder):
+    _, candidates, length, _ = shape
+    retrieved = max(candidates, 2)  # of one document the port's searcher loses an axis
+    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(vocab) + "\n", encoding="utf-8")
+    tokenizer = models.realm.RealmTokenizer(str(folder / "vocab.txt"))
+    blocks = np.array([block.encode() for block in BLOCKS], dtype=object)
+    sizes = {**config, "vocab_size": max(config["vocab_size"], len(vocab))}
+    config = models.realm.RealmConfig(**{"hidden_act": "gelu_new", **sizes}, num_block_records=len(blocks), pad_token_id=0,
+                                      reader_beam_size=min(retrieved, 3), searcher_beam_size=retrieved,
+                                      reader_seq_len=length)  # fmt: skip
+    model = shaken(models.realm.RealmForOpenQA(config, models.realm.RealmRetriever(blocks, tokenizer)), g)
+    # scores of about 1: a saturated softmax leaves of its gradient little but rounding, on either side
+    model.block_emb = torch.randn(model.block_emb.shape, generator=g) / config.retriever_proj_size**0.5
+    case = Case(model)
+    question = "what was built in the old town" if candidates > 1 else "who built"
+    answers = ["stone", "the king", "mill"] if candidates > 1 else ["city of mill"]  # in none of the documents
+    inputs = tokenizer([question], return_tensors="pt")
+    answer_ids = tokenizer(answers, add_special_tokens=False, return_token_type_ids=False,
+                           return_attention_mask=False).input_ids  # fmt: skip
+    case.inputs(**inputs)
+    # Training mode retrieves searcher_beam_size documents; without dropout it computes the same.
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    found, answer = model(**inputs, answer_ids=answer_ids, return_dict=False)
+    outputs = {"retriever_loss": found.retriever_loss, "reader_loss": found.reader_loss, "block_idx": found.block_idx,
+               "start": found.start_pos, "end": found.end_pos, "answer_ids": answer}  # fmt: skip
+    arrays = case.finish(found.loss, **outputs)
+    said = {"question": question, "answers": answers, "blocks": list(BLOCKS), "vocab": vocab}
+    return model.eval(), arrays, said
+
+
+RUNNERS = {
+    "BertModel": run_bert_model,
+    "BertForMaskedLM": run_bert_lm(models.bert.BertForMaskedLM),
+    "BertForPreTraining": run_bert_lm(models.bert.BertForPreTraining),
+    "RealmEmbedder": run_embedder,
+    "RealmScorer": run_scorer(False),
+    "RealmScorer-untied": run_scorer(True),
+    "RealmKnowledgeAugEncoder": run_encoder,
+    "RealmReader": run_reader,
+}
+
+
+def make(name: str, sizes: dict, shape: tuple, folder: Path, seed: int):
+    """Model, arrays and texts of one case."""
+    g = torch.Generator().manual_seed(seed)
+    if name == "RealmForOpenQA":
+        return run_open_qa(sizes, (*shape[:2], max(shape[2], 18), shape[3]), g, folder)
+    return (*RUNNERS[name](sizes, shape, g), {})
+
+
+def write_models(folder: Path) -> None:
+    for number, name in enumerate([*RUNNERS, "RealmForOpenQA"]):
+        for size, sizes in {"tiny": TINY, "odd": ODD, "wide": WIDE}.items():
+            for kind, shape in SHAPES.items():
+                if (size, kind) not in [
+                    ("tiny", kind),
+                    ("odd", "padded"),
+                    ("odd", "one-candidate"),
+                    ("wide", "padded"),
+                ]:
+                    continue
+                place = folder / f"{name}.{size}.{kind}"
+                model, arrays, said = make(name, sizes, shape, place / "model", ROOT_SEED + number)
+                # the port's other layout too: several files
+                num_bytes = sum(value.numel() * 4 for value in model.state_dict().values())
+                shard = num_bytes // 3 if kind == "one-candidate" else num_bytes
+                model.save_pretrained(place / "model", max_shard_size=shard)
+                save_file({key: value.contiguous() for key, value in arrays.items()}, place / "case.safetensors",
+                          metadata={"texts": json.dumps(said)})  # fmt: skip
+                print(place.name, float(arrays["out/loss"]))
+
+
+def write_golden(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate([*RUNNERS, "RealmForOpenQA"]):
+        scratch = folder / "scratch"
+        model, arrays, said = make(name, TINY, SHAPES["padded"], scratch, ROOT_SEED + number)
+        tensors = {f"model/{key}": value.clone() for key, value in model.state_dict().items()}
+        kept = {key: value.contiguous() for key, value in {**tensors, **arrays}.items()}
+        save_file(kept, folder / f"{name}.safetensors",
+                  metadata={"texts": json.dumps(said), "config": model.config.to_json_string(use_diff=False),
+                            "architecture": name.split("-")[0], "transformers": transformers.__version__})  # fmt: skip
+    for file in [*scratch.iterdir()]:
+        file.unlink()
+    scratch.rmdir()
+
+
+def write_tokenizers(vocab: Path, texts: Path, out: Path) -> None:
+    """Ids by the slow and the fast tokenizer of each text, and of the candidates with their pairs."""
+    asked = json.loads(texts.read_text(encoding="utf-8"))
+    results = {}
+    for kind, cls in (("slow", models.realm.RealmTokenizer), ("fast", models.realm.RealmTokenizerFast)):
+        tokenizer = cls(str(vocab))
+        found = {"ids": [tokenizer(text, add_special_tokens=False).input_ids for text in asked["texts"]]}
+        for name, pairs in (("single", None), ("pairs", asked["pairs"])):
+            encoded = tokenizer.batch_encode_candidates(
+                asked["candidates"], text_pair=pairs, max_length=asked["max_length"], truncation=True
+            )
+            found[name] = dict(encoded)
+        results[kind] = found
+    out.write_text(json.dumps(results), encoding="utf-8")
+
+
+def load(folder: Path, out: Path) -> None:
+    """What a folder written by realm_jax is to the Hugging Face classes: missing and unexpected tensors, and outputs."""
+    name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
+    cls = getattr(models.realm if name.startswith("Realm") else models.bert, name)
+    given = {}
+    if name == "RealmScorer" and "query_embedder.cls.dense.bias" in load_file(folder / "model.safetensors"):
+        given["query_embedder"] = models.realm.RealmEmbedder(models.realm.RealmConfig.from_pretrained(folder))
+    model, said = cls.from_pretrained(folder, output_loading_info=True, **given)
+    state = {key: value.clone().contiguous() for key, value in model.state_dict().items()}
+    save_file(state, out, metadata={key: json.dumps([str(item) for item in value]) for key, value in said.items()})
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    command, *places = sys.argv[1:]
+    {"models": write_models, "golden": write_golden, "tokenizers": write_tokenizers, "load": load}[command](
+        *map(Path, places)
+    )
