@@ -18,7 +18,7 @@ CONSTRAINTS = constraints/$$($(1)/bin/python -c 'import sys; print("py%d%d" % sy
 BIN = $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install check-corpus pretrain test slow tpu-compile check format format-check lint types bench constraints clean
+.PHONY: help install check-corpus pretrain test slow tpu-compile parity check format format-check lint types bench constraints clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.12] [VENV=.venv] [RUN_DIR=runs/pretrain] [CORPUS=documents/] [GIN='--gin.NAME.PARAM=VALUE ...']"
@@ -65,6 +65,18 @@ slow: install ## the tests that take minutes
 tpu-compile: $(VENV)-tpu/.installed ## compile the steps at the paper's size for TPUs that are not there
 	$(VENV)-tpu/bin/python -m pytest -q -s -m tpu_compile tests/tpu_compile $(PYTEST_ARGS)
 
+# The other side of the parity tests: transformers 4.39.3 is the last to run REALM beside current torch, on Python 3.11.
+.venv-parity/.installed: constraints/parity.txt
+	@found=$$(for python in python3.11 $(PYTHON); do $$python -c 'import sys, ensurepip, venv; \
+		sys.exit(sys.version_info[:2] != (3, 11))' >/dev/null 2>&1 && echo $$python && break; done); \
+	if [ -z "$$found" ]; then echo "make parity needs a Python 3.11 beside the project's" >&2; exit 1; fi; \
+	echo "installing transformers and torch into .venv-parity (some minutes the first time)"; $$found -m venv --clear .venv-parity
+	@.venv-parity/bin/python $(PIP_INSTALL) -r constraints/parity.txt
+	@touch $@
+
+parity: install .venv-parity/.installed ## compare with the Hugging Face classes on random weights
+	REALM_JAX_PARITY_PYTHON=.venv-parity/bin/python $(BIN)/python -m pytest -q -n $(WORKERS) -m parity tests/parity $(PYTEST_ARGS)
+
 check: format-check lint types test ## format, lint, types, tests (which build every gin file)
 
 format: install ## write the code in its one format
@@ -92,5 +104,5 @@ constraints: ## resolve the newest allowed versions for PYTHON and write its fil
 	@rm -rf .venv-constraints
 
 clean: ## remove environments, caches and builds; runs are kept
-	rm -rf $(VENV) $(VENV)-tpu build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-tpu .venv-parity build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
