@@ -8,7 +8,11 @@ import pytest
 
 from realm_jax import config
 from realm_jax.__main__ import job_help, parse
+from realm_jax.convert.hugging_face import Model
+from realm_jax.convert.run_files import gin_files
 from realm_jax.jobs import JOBS
+from realm_jax.models import RetrieverConfig, TransformerConfig
+from realm_jax.run_dir import RunDir
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = ["*.md", "docs/**/*.md", "gin/**/*.gin", "launch/*.py", "benchmarks/*.py"]
@@ -38,8 +42,24 @@ def test_commands_are_found_in_every_form():
     assert {f"{job} --help" for job in JOBS} <= places
 
 
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """A place where runs/bert and runs/minilm were converted, as far as a command's gin files go."""
+    place = tmp_path_factory.mktemp("converted")
+    model = Model(
+        {}, retriever=RetrieverConfig(TransformerConfig(), projection_size=None), knowledge_encoder=TransformerConfig()
+    )
+    for run in ("bert", "minilm"):
+        folder = RunDir(place / "runs" / run).weights
+        folder.mkdir(parents=True)
+        for name, text in gin_files(model).items():
+            (folder / name).write_text(text)
+    return place
+
+
 @pytest.mark.parametrize(("place", "command"), [item for item in written() if item[1].split()[0] != "JOB"])
-def test_a_command_binds(place, command):
+def test_a_command_binds(place, command, converted, monkeypatch):
+    monkeypatch.chdir(converted)
     line = parse(shlex.split(command))
     if line.help:
         return
