@@ -161,8 +161,8 @@ def span_marginal_loss(
     >>> mask = jnp.array([[[True, True], [True, False]]])
     >>> answers = jnp.array([[[False, True], [True, False]]])
     >>> loss, _ = span_marginal_loss(logits, scores, mask, answers)
-    >>> float(jnp.exp(-loss.total).round(4))  # (2·2 + 3) / (2·1 + 2·2 + 3)
-    0.7778
+    >>> f"{jnp.exp(-loss.total):.4f}"  # (2·2 + 3) / (2·1 + 2·2 + 3)
+    '0.7778'
 
     Args:
       span_logits: of the reader, see `models.SpanReader`.
@@ -198,8 +198,8 @@ def early_update_loss(
     >>> scores = jnp.log(jnp.array([[1.0, 2.0, 5.0]]))
     >>> valid = jnp.array([[True, True, True]])
     >>> loss, _ = early_update_loss(scores, valid, jnp.array([[True, False, True]]))
-    >>> float(jnp.exp(-loss.total).round(4))
-    0.75
+    >>> f"{jnp.exp(-loss.total):.2f}"
+    '0.75'
 
     Returns:
       The loss as (sum, number of questions), and 1.0 per question with an answer among its documents, else 0.0.

@@ -371,4 +371,4 @@ def test_the_folder_gin_holds_no_python(repository):
 
 def test_sample_module_is_untouched_by_gin():
     assert sample_jobs.teach.__module__ == "tests.sample_jobs"
-    assert list(JOBS) == ["corpus", "train", "embed", "evaluate", "report"]
+    assert {"corpus", "train", "embed", "evaluate", "report"} < set(JOBS)

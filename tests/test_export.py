@@ -160,6 +160,7 @@ def test_span_prediction(null_document):
 def test_no_program_is_left_out(repository):
     """A module that jits more than is lowered above, or a new one, fails here until its program is lowered too."""
     lowered_here = {
+        "convert/starting_point.py": 1,  # random parameters, once
         "corpus/ner_tagger.py": 1,
         "evaluation/masked_spans.py": 2,  # span prediction; its queries
         "retrieval/embedder.py": 1,

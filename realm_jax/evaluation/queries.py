@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Int32
 
+from realm_jax.corpus.sources.tfds import PREFIX as TFDS_PREFIX
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.answer_patterns import contains_match
 from realm_jax.data.masked_lm import MaskedSentences
@@ -136,6 +137,12 @@ def questions(
     Raises:
       ValueError: for a source that is not what its format says, naming file and line.
     """
+    if not str(source).startswith(TFDS_PREFIX) and not Path(source).is_file():
+        raise ValueError(
+            f"evaluate.questions: expected a file of questions, got {source}, which is "
+            f"{'a folder' if Path(source).is_dir() else 'not there'}; name one, or set evaluate.x_corpus to measure with "
+            "sentences"
+        )
     asked = read_questions(source)
     dropped = Counter(asked.dropped | asked.noted)
     found: list[RetrievalQuery] = []

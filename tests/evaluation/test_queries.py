@@ -130,7 +130,7 @@ def test_questions(tmp_path, corpus, tokenizer, name):
         missing = ("x",) in [query.answers for query in drawn.queries]
         assert len(drawn.queries) == 2 and drawn.kind == "questions"
         kept = {"gold passage not in the corpus, kept for its answers": 1} if missing else {}
-        assert drawn.dropped == {"answer is a regular expression": 1} | kept
+        assert drawn.dropped == {"answer pattern that does not compile, matches nothing": 1} | kept
 
 
 @pytest.mark.parametrize("with_text", [True, False])
@@ -206,7 +206,7 @@ def test_bad_questions_are_named(tmp_path, corpus, tokenizer, line):
 
 @pytest.mark.parametrize(("name", "what"), [("absent.jsonl", "not there"), (".", "a folder")])
 def test_a_missing_file_of_questions_is_named(tmp_path, corpus, tokenizer, name, what):
-    message = rf"evaluate.questions: expected a JSON-lines file, got .*, which is {what}; name a file of .*x_corpus"
+    message = rf"evaluate.questions: expected a file of questions, got .*, which is {what}; name one, or .*x_corpus"
     with pytest.raises(ValueError, match=message):
         questions(tmp_path / name, corpus, tokenizer)
 
