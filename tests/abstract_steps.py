@@ -11,10 +11,19 @@ from jax.sharding import PartitionSpec as P
 
 from realm_jax.data.ict import IctBatch
 from realm_jax.data.inputs import Inputs, SpecialIds
+from realm_jax.data.open_qa import OpenQaBatch
 from realm_jax.data.own_document import OwnDocumentBatch
 from realm_jax.data.tagger import TaggerBatch
-from realm_jax.models import KnowledgeEncoder, Retriever, RetrieverConfig, TransformerConfig
+from realm_jax.models import (
+    KnowledgeEncoder,
+    Retriever,
+    RetrieverConfig,
+    SpanReaderConfig,
+    TransformerConfig,
+    span_bounds,
+)
 from realm_jax.models.token_tagger import TokenTaggerConfig
+from realm_jax.tasks import open_qa
 from realm_jax.tasks.ict import ict_loss
 from realm_jax.tasks.masked_lm import masked_lm_loss
 from realm_jax.tasks.realm import RealmBatch, RealmModel, init_params, realm_loss
@@ -124,11 +133,47 @@ def tagger_batch(batch: int, length: int) -> TaggerBatch:
     return TaggerBatch(inputs(batch, length), ints(batch, length))  # type: ignore[arg-type]
 
 
+def open_qa_task(retriever: RetrieverConfig, reader: SpanReaderConfig, train_documents: bool) -> Task:
+    init = functools.partial(open_qa.init_params, retriever=retriever, reader=reader)
+    loss = functools.partial(
+        open_qa.open_qa_loss,
+        retriever=retriever,
+        reader=reader,
+        sep_id=SPECIAL.sep,
+        train_documents=train_documents,
+        contrastive_weight=1.0,
+    )
+    frozen = () if train_documents else ("retriever/document_encoder",)
+    return bare_task("open_qa", init, loss)._replace(frozen=frozen)
+
+
+def open_qa_batch(
+    batch: int, retriever: RetrieverConfig, reader: SpanReaderConfig, train_documents: bool, contrasted: int
+) -> OpenQaBatch:
+    num_retrieved, num_read, joint_len, document_len = 20, 3, 32, 24
+
+    def flags(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch, *shape), jnp.bool_)
+
+    return OpenQaBatch(
+        query=inputs(batch, 16),
+        retrieved_embeds=jax.ShapeDtypeStruct((batch, num_retrieved, retriever.embed_dim), jnp.float32),
+        retrieved_mask=flags(num_retrieved),
+        has_answer=flags(num_retrieved),
+        joint=inputs(batch, num_read, joint_len),
+        is_answer=flags(num_read, len(span_bounds(joint_len, reader.max_span_width)[0])),
+        documents=inputs(batch, num_read * train_documents + contrasted, document_len),
+        is_positive=flags(contrasted),
+        contrasted_mask=flags(contrasted),
+        contrasted_ids=ints(batch, contrasted),
+    )  # type: ignore[arg-type]
+
+
 def jitted_step(task: Task, mesh: Mesh, batch: Any, accumulation_steps: int = 1) -> tuple[Any, tuple[Any, Any, Any]]:
     """The loop's jitted step and the abstract values to lower it with."""
     config = OptimizerConfig()
     learners = tuple(jax.eval_shape(task.init, jax.random.key(0)))
-    optimizer = config.build(200_000, learners)
+    optimizer = config.build(200_000, learners, task.frozen)
     state = jax.eval_shape(functools.partial(init_state, task=task, optimizer=optimizer), jax.random.key(0))
     shardings = state_shardings(mesh, state)
     step = jax.jit(

@@ -9,10 +9,11 @@ import pytest
 from jax import export
 from jax.sharding import NamedSharding
 
+from realm_jax.answering.answerer import read_spans
 from realm_jax.corpus.ner_tagger import predict_labels
 from realm_jax.data.inputs import Inputs
 from realm_jax.evaluation.masked_spans import predict_spans
-from realm_jax.models import RetrieverConfig
+from realm_jax.models import RetrieverConfig, SpanReader, SpanReaderConfig, span_bounds
 from realm_jax.models.token_tagger import TokenTaggerConfig
 from realm_jax.retrieval import exact
 from realm_jax.retrieval.embedder import embed_inputs
@@ -157,9 +158,28 @@ def test_span_prediction(null_document):
     assert lowered(program, whole, values).out_avals[0].shape == (8, 3)
 
 
+def test_span_reading():
+    config = SpanReaderConfig(ENCODER, span_hidden_size=8)
+    ids = jax.ShapeDtypeStruct((4, 32), jnp.int32)
+    mask = jax.ShapeDtypeStruct((4, 32), jnp.bool_)
+    params = jax.eval_shape(SpanReader(config).init, jax.random.key(0), ids, ids, mask)["params"]
+    assert lowered(read_spans, params, ids, ids, config=config).out_avals[0].shape == (4, len(span_bounds(32, 10)[0]))
+
+
+def test_open_qa_step():
+    retriever = RetrieverConfig(encoder=ENCODER, projection_size=16, tied=False)
+    reader = SpanReaderConfig(ENCODER, span_hidden_size=8)
+    for train_documents, contrasted in ((False, 0), (True, 3)):
+        task = abstract_steps.open_qa_task(retriever, reader, train_documents)
+        values = abstract_steps.open_qa_batch(8, retriever, reader, train_documents, contrasted)
+        exported, _ = lowered_step(task, values)
+        assert list(exported.platforms) == PLATFORMS
+
+
 def test_no_program_is_left_out(repository):
     """A module that jits more than is lowered above, or a new one, fails here until its program is lowered too."""
     lowered_here = {
+        "answering/answerer.py": 1,
         "convert/starting_point.py": 1,  # random parameters, once
         "corpus/ner_tagger.py": 1,
         "evaluation/masked_spans.py": 2,  # span prediction; its queries

@@ -1,10 +1,10 @@
 """Answers questions with a fine-tuned retriever and span reader over an index, and says which documents answered."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int32, Int64
 
@@ -53,9 +53,17 @@ class Answer(NamedTuple):
         return self.documents[-max(spans)[1]] if spans else None
 
 
-@jax.jit
-def _null_scores(queries: Float[Array, "batch embed"], null_embed: Float[Array, "embed"]) -> Float[Array, "batch"]:
-    return queries @ null_embed
+@functools.partial(jax.jit, static_argnames="config")
+def read_spans(
+    params: Mapping[str, Any],
+    ids: Int32[Array, "rows length"],
+    segment_ids: Int32[Array, "rows length"],
+    *,
+    config: SpanReaderConfig,
+) -> Float[Array, "rows num_spans"]:
+    """Span logits of reader inputs."""
+    logits: Any = SpanReader(config).apply({"params": params}, ids, segment_ids, ids != 0)
+    return logits
 
 
 class Answerer:
@@ -104,9 +112,7 @@ class Answerer:
             np.repeat(null_ids, rows, 0), np.repeat([[0, 0, 1]], rows, 0).astype(np.int32)
         )
         self._null_embed = np.asarray(null)[0]
-        self._read = jax.jit(
-            lambda params, ids, segment_ids: SpanReader(reader).apply({"params": params}, ids, segment_ids, ids != 0)
-        )
+        self._read = functools.partial(read_spans, config=reader)
         if index.embed_dim != len(self._null_embed):
             raise ValueError(
                 f"the index has embeddings of {index.embed_dim}, this retriever makes {len(self._null_embed)}; "
@@ -140,7 +146,7 @@ class Answerer:
         ids, scores = np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
         joint = self.documents.joint(query.ids, ids, self._joint_len, self._special)
         logits = self._span_logits(joint)
-        null_scores = np.asarray(_null_scores(jnp.asarray(embeds), jnp.asarray(self._null_embed)))
+        null_scores = embeds @ self._null_embed
         return [
             self._one(
                 question,
