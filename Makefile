@@ -93,7 +93,7 @@ types: install ## mypy
 	$(BIN)/mypy
 
 bench: install ## the benchmarks, a table each; TEXT=path/to/text for the corpus job's
-	@for script in embed_throughput.py index_load_stall.py look_ahead.py 'corpus_throughput.py $(TEXT)'; do \
+	@for script in embed_throughput.py index_load_stall.py look_ahead.py answer_latency.py 'corpus_throughput.py $(TEXT)'; do \
 		echo "== $$script"; $(BIN)/python benchmarks/$$script || exit 1; done
 
 constraints: ## resolve the newest allowed versions for PYTHON and write its file; run the tests before keeping it

@@ -41,9 +41,11 @@ REQUIREMENTS = [
 ]
 MEDIAWIKI = ["mwxml>=0.3.8,<0.4", "mwparserfromhell>=0.7.2,<0.8"]
 BEIR = ["ir-measures>=0.4.3,<0.5"]  # its pytrec-eval-terrier has no wheel for Linux on arm: tests there do without
+SERVE = ["starlette>=1.10,<2", "uvicorn>=0.54,<1", "anyio>=4.16,<5"]
 EXTRAS = {
     "mediawiki": MEDIAWIKI,
     "beir": BEIR,
+    "serve": SERVE,
     "spacy": ["spacy>=3.8,<4"],
     # weights of elsewhere: torch files, TensorFlow-1 checkpoints (scann lives with no other TensorFlow), MiniLM as a package
     "torch": ["torch>=2.6"],
@@ -54,8 +56,11 @@ EXTRAS = {
     "dev": [
         *MEDIAWIKI,
         f"{BEIR[0]}; sys_platform != 'linux' or platform_machine == 'x86_64'",
+        *SERVE,
         "beartype>=0.23,<0.24",
+        "httpx2>=2.16,<3",  # starlette's test client
         "mypy>=2.4,<3",
+        "playwright>=1.65,<2",  # drives a Chromium that is there; downloads none
         "pytest>=9,<10",
         "pytest-timeout>=2.4,<3",
         "pytest-xdist>=3.8,<4",

@@ -30,6 +30,10 @@ class Job(NamedTuple):
 
 
 _OWN_DOCUMENTS = "--run_dir=runs/mine --gin_file=runs/realm_documents.gin --gin.CORPUS=runs/mine/corpus"
+_FINE_TUNED = (
+    "--run_dir=runs/qa --gin_file=runs/open_qa_tiny.gin --gin.CORPUS=runs/pretrain/corpus "
+    "--gin.QUESTIONS=runs/pretrain/corpus/questions_train.jsonl"
+)
 
 JOBS: Mapping[str, Job] = MappingProxyType(
     {
@@ -62,6 +66,16 @@ JOBS: Mapping[str, Job] = MappingProxyType(
             "realm_jax.convert.job:convert",
             "bring weights in from Hugging Face or TensorFlow, or take them out",
             "--run_dir=runs/bert --gin.convert.source=path/or/hub-id",
+        ),
+        "predict": Job(
+            "realm_jax.answering.predict:predict",
+            "answer questions with a fine-tuned run, in the form that official scorers read",
+            f"{_FINE_TUNED} --gin.predict.questions='who wrote it?' --gin.predict.explain=True",
+        ),
+        "serve": Job(
+            "realm_jax.serve.server:serve",
+            "a page and an API to ask a fine-tuned run, to add and to remove documents",
+            f"{_FINE_TUNED} --gin.serve.port=8000",
         ),
         "report": Job(
             "realm_jax.report:report",

@@ -119,6 +119,10 @@ class RunDir:
         """What such rankings are scored against, as TREC has it."""
         return self.path / "evaluation" / f"{name}.qrels"
 
+    def predictions(self, name: str) -> Path:
+        """Answers to a file of questions, in the form that official scorers read."""
+        return self.path / "predictions" / name
+
     def trainer_status(self, process: int) -> Path:
         return self.status / f"trainer-{process:05d}.json"
 

@@ -1,20 +1,29 @@
 """Answers questions with a fine-tuned retriever and span reader over an index, and says which documents answered."""
 
+import copy
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int32, Int64
 
 from realm_jax.answering.documents import Documents
-from realm_jax.data.inputs import Inputs, SpecialIds, query_inputs
+from realm_jax.data.inputs import Inputs, SpecialIds, pair_inputs, query_inputs
 from realm_jax.models import RetrieverConfig, SpanReader, SpanReaderConfig, span_bounds
 from realm_jax.retrieval.embedder import Embedder
 from realm_jax.retrieval.index import Index
+from realm_jax.training.snapshots import flatten_params
 
-_LENGTH_STEP = 64  # reader inputs are padded to multiples of it: few programs, little padding
+# Inputs are padded to multiples of this: few programs, little padding.
+_STEP = 16
+# Rows read at once. A CPU reads them as fast one by one, which a question's few documents are; many fill an accelerator.
+_ROWS_AT_ONCE = (64, 8, 1)
+_EMBEDDED_AT_ONCE = 32
+
+Find = Callable[[Sequence[str], int], Int64[np.ndarray, "batch num_read"]]
 
 
 class Span(NamedTuple):
@@ -45,6 +54,7 @@ class Answer(NamedTuple):
     text: str
     prob: float
     documents: tuple[WeighedDocument, ...]  # best first, the null document last
+    pieces_left_out: int = 0  # of a question too long to be read whole
 
     @property
     def document(self) -> WeighedDocument | None:
@@ -67,7 +77,7 @@ def read_spans(
 
 
 class Answerer:
-    """A retriever, an index and a reader, ready to be asked."""
+    """A retriever, an index and a reader, ready to be asked. May be used from several threads."""
 
     def __init__(
         self,
@@ -79,6 +89,7 @@ class Answerer:
         *,
         query_len: int = 64,
         joint_len: int = 320,
+        document_len: int = 288,
         num_read: int = 5,
     ):
         """Args:
@@ -89,10 +100,11 @@ class Answerer:
         params: of both, as a checkpoint of open QA holds them.
         query_len: pieces of `[CLS] question [SEP]`; longer questions are cut.
         joint_len: pieces of `[CLS] question [SEP] document [SEP]`; longer documents are cut.
+        document_len: pieces of `[CLS] title [SEP] body [SEP]`, of documents that are embedded here.
         num_read: documents read for a question.
 
         Raises:
-          ValueError: parameters of other shapes, or an index of another width.
+          ValueError: parameters of other shapes, an index of another width, lengths beyond the position tables.
         """
         missing = [name for name in ("retriever", "span_reader") if name not in params]
         if missing:
@@ -100,18 +112,27 @@ class Answerer:
                 f"answering needs a retriever and a span reader, got {', '.join(params)} without {', '.join(missing)}; "
                 "name a run that was fine-tuned on questions (task open_qa)"
             )
+        for what, encoder, length in (
+            ("query_len", retriever.encoder, query_len),
+            ("document_len", retriever.encoder, document_len),
+            ("joint_len", reader.encoder, joint_len),
+        ):
+            if encoder.positions == "learned" and length > encoder.max_length:
+                raise ValueError(f"{what} must be at most the encoder's max_length {encoder.max_length}, got {length}")
+        if joint_len <= query_len:
+            raise ValueError(f"joint_len must exceed query_len={query_len}, got {joint_len}")
+        if num_read < 1:
+            raise ValueError(f"num_read must be at least 1, got {num_read}")
+        _check_reader_params(reader, params["span_reader"])
         self.documents, self.index = documents, index
         self._embedder = Embedder(retriever, params["retriever"])
         self._reader_params = jax.device_put(params["span_reader"])
-        self._reader = reader
-        self._query_len, self._joint_len, self._num_read = query_len, joint_len, num_read
+        self._max_span_width = reader.max_span_width
+        self._query_len, self._joint_len, self._document_len = query_len, joint_len, document_len
+        self._num_read = num_read
         self._special = SpecialIds.of(documents.tokenizer)
-        null_ids = np.array([[self._special.cls, self._special.sep, self._special.sep]], np.int32)
-        rows = self._embedder.rounded(1)
-        null = self._embedder.embed_documents(
-            np.repeat(null_ids, rows, 0), np.repeat([[0, 0, 1]], rows, 0).astype(np.int32)
-        )
-        self._null_embed = np.asarray(null)[0]
+        self._null_embed = self.embed_documents([np.zeros(0, np.int32)], [np.zeros(0, np.int32)])[0]
+
         self._read = functools.partial(read_spans, config=reader)
         if index.embed_dim != len(self._null_embed):
             raise ValueError(
@@ -119,110 +140,196 @@ class Answerer:
                 "use the index that the run was trained with"
             )
 
+    def over(self, documents: Documents, index: Index) -> "Answerer":
+        """The same models over other documents of the same tokenizer; shares what is compiled."""
+        other = copy.copy(self)
+        other.documents, other.index = documents, index
+        return other
+
     def embed(self, questions: Sequence[str]) -> Float32[np.ndarray, "batch embed"]:
         """Embeddings of questions."""
-        return self._embed(self._query(questions))
+        return self._embed(self._query(self._pieces(questions)))
+
+    def embed_documents(
+        self, titles: Sequence[Int32[np.ndarray, "_"]], bodies: Sequence[Int32[np.ndarray, "_"]]
+    ) -> Float32[np.ndarray, "documents embed"]:
+        """Embeddings of documents given as pieces, as the embed job would make them."""
+        parts = []
+        for first in range(0, len(bodies), _EMBEDDED_AT_ONCE):
+            some = slice(first, first + _EMBEDDED_AT_ONCE)
+            inputs = pair_inputs(list(titles[some]), list(bodies[some]), self._document_len, self._special)
+            rows = self._embedder.rounded(_power_of_two(len(inputs.ids)))
+            padded = _padded(_narrowed(inputs), rows, self._special.cls)
+            parts.append(np.asarray(self._embedder.embed_documents(*padded))[: len(inputs.ids)])
+        return np.concatenate(parts)
 
     def answer(
         self,
         questions: Sequence[str],
-        find: Callable[[Sequence[str], int], Int64[np.ndarray, "batch num_read"]] | None = None,
+        find: Find | None = None,
+        on_stage: Callable[[str], None] = lambda stage: None,
     ) -> list[Answer]:
         """Answers questions together.
 
         Args:
-          questions: texts; padding with none.
-          find: ids of the documents to read instead of those that the retriever finds (BM25, say); they are weighed by the
-            retriever all the same, since the reader was trained with its scores.
+          questions: texts.
+          find: ids of the documents to read instead of those that the retriever finds (BM25, say), -1 for none; they are
+            weighed by the retriever all the same, since the reader was trained with its scores.
+          on_stage: called after each of "tokenise", "embed", "search", "gather", "read" and "choose".
+
+        Raises:
+          ValueError: a question that is no Unicode text.
         """
         if not questions:
             return []
-        query = self._query(questions)
+        pieces = self._pieces(questions)
+        query = self._query(pieces)
+        on_stage("tokenise")
         embeds = self._embed(query)
+        on_stage("embed")
         ids = self.index.search(embeds, self._num_read).ids if find is None else find(questions, self._num_read)
         scores = np.einsum("be,bke->bk", embeds, self.index.embeddings(ids))
         scores = np.where(ids >= 0, scores, -np.inf).astype(np.float32)
         order = np.argsort(-scores, axis=1, kind="stable")
         ids, scores = np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
+        on_stage("search")
         joint = self.documents.joint(query.ids, ids, self._joint_len, self._special)
-        logits = self._span_logits(joint)
+        on_stage("gather")
+        logits = self._span_logits(joint, ids >= 0)
+        on_stage("read")
         null_scores = embeds @ self._null_embed
-        return [
-            self._one(
-                question,
-                ids[row],
-                scores[row],
-                float(null_scores[row]),
-                joint.ids[row],
-                joint.segment_ids[row],
-                logits[row],
-            )
-            for row, question in enumerate(questions)
-        ]
+        answers = []
+        for row, question in enumerate(questions):
+            inputs = Inputs(joint.ids[row], joint.segment_ids[row])
+            answer = self._choose(question, ids[row], scores[row], float(null_scores[row]), inputs, logits[row])
+            answers.append(answer._replace(pieces_left_out=max(0, len(pieces[row]) + 2 - self._query_len)))
+        on_stage("choose")
+        return answers
 
-    def _query(self, questions: Sequence[str]) -> Inputs:
-        pieces = [encoding.ids for encoding in self.documents.tokenizer.encode_batch(list(questions))]
+    def _pieces(self, questions: Sequence[str]) -> list[Int32[np.ndarray, "_"]]:
+        for question in questions:
+            try:
+                question.encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise ValueError(f"expected a question in Unicode, got half a surrogate pair: {error}") from error
+        return [encoding.ids for encoding in self.documents.tokenizer.encode_batch(list(questions))]
+
+    def _query(self, pieces: list[Int32[np.ndarray, "_"]]) -> Inputs:
         return query_inputs(pieces, self._query_len, self._special)
 
     def _embed(self, query: Inputs) -> np.ndarray:
-        count = len(query.ids)
-        rows = self._embedder.rounded(1 << max(count - 1, 0).bit_length())  # few shapes whatever callers ask
-        padded = [np.pad(part, ((0, rows - count), (0, 0))) for part in query]
-        padded[0][count:, 0] = self._special.cls
-        return np.asarray(self._embedder.embed_queries(*padded))[:count]
+        rows = self._embedder.rounded(_power_of_two(len(query.ids)))  # few shapes whatever callers ask
+        padded = _padded(_narrowed(query), rows, self._special.cls)
+        return np.asarray(self._embedder.embed_queries(*padded))[: len(query.ids)]
 
-    def _span_logits(self, joint: Inputs) -> np.ndarray:
-        """[batch, num_read, num_spans] of the whole joint length, spans beyond the padded part at −inf."""
+    def _span_logits(self, joint: Inputs, present: np.ndarray) -> list[list[np.ndarray]]:
+        """Of each question and document the logits of the spans of its own width; none of a document that is not there.
+
+        A document is read at its own length: what is computed for padding is computed for nothing.
+        """
         batch, num_read, length = joint.ids.shape
-        used = int((joint.ids != 0).any(axis=(0, 1)).nonzero()[0].max(initial=0)) + 1
-        width = min(length, -(-used // _LENGTH_STEP) * _LENGTH_STEP)
-        flat = [part[..., :width].reshape(batch * num_read, width) for part in joint]
-        rows = 1 << max(batch - 1, 0).bit_length()
-        padded = [np.pad(part, ((0, (rows - batch) * num_read), (0, 0))) for part in flat]
-        padded[0][batch * num_read :, 0] = self._special.cls
-        logits = np.asarray(self._read(self._reader_params, *padded))[: batch * num_read]
-        return logits.reshape(batch, num_read, -1)
+        ids, segment_ids = (part.reshape(batch * num_read, length) for part in joint)
+        used = (ids != 0).sum(axis=1)
+        widths = np.minimum(-(-used // _STEP) * _STEP, length)
+        started = []
+        for width in np.unique(widths[present.reshape(-1)]).tolist():
+            rows = np.flatnonzero((widths == width) & present.reshape(-1))
+            for size in _ROWS_AT_ONCE:
+                while len(rows) >= size:
+                    now, rows = rows[:size], rows[size:]
+                    found = self._read(self._reader_params, ids[now, :width], segment_ids[now, :width])
+                    started.append((now, found))
+        logits = [np.zeros(0, np.float32) for _ in range(len(ids))]
+        for now, found in started:
+            for row, row_logits in zip(now.tolist(), np.asarray(found), strict=True):
+                logits[row] = row_logits
+        return [logits[first : first + num_read] for first in range(0, len(logits), num_read)]
 
-    def _one(
+    def _choose(
         self,
         question: str,
         ids: Int64[np.ndarray, "num_read"],
         scores: Float32[np.ndarray, "num_read"],
         null_score: float,
-        joint_ids: Int32[np.ndarray, "num_read length"],
-        segment_ids: Int32[np.ndarray, "num_read length"],
-        logits: Float32[np.ndarray, "num_read num_spans"],
+        joint: Inputs,
+        logits: list[np.ndarray],
     ) -> Answer:
-        width = _width_of(logits.shape[1], self._reader.max_span_width)
-        inside = ((segment_ids == 1) & (joint_ids != self._special.sep))[:, :width]
-        starts, ends = span_bounds(width, self._reader.max_span_width)
-        usable = inside[:, starts] & inside[:, ends] & (ids >= 0)[:, None]
-        ranked = np.where(usable, logits + np.where(ids >= 0, scores, 0.0)[:, None], -np.inf)
-        total = np.logaddexp.reduce(ranked.reshape(-1).astype(np.float64)) if usable.any() else 0.0
+        """The answer, from what was found and read for one question."""
+        found = np.flatnonzero(ids >= 0)
+        ranked = {row: self._usable_scores(joint.ids[row], joint.segment_ids[row], logits[row]) + scores[row]
+                  for row in found.tolist()}  # fmt: skip
+        every = np.concatenate([np.zeros(0), *ranked.values()]).astype(np.float64)
+        total = np.logaddexp.reduce(every) if np.isfinite(every).any() else 0.0
         with_null = np.append(scores, null_score).astype(np.float64)
         probs = np.exp(with_null - np.logaddexp.reduce(with_null))
         documents = []
-        for row in np.flatnonzero(ids >= 0):
-            text = self.documents.text(int(ids[row]))
+        for row, span_scores in ranked.items():
+            document, text = int(ids[row]), self.documents.text(int(ids[row]))
             span = None
-            if usable[row].any():
-                best = int(ranked[row].argmax())
-                body = int(segment_ids[row].argmax())  # position of the document's first piece
-                start, end = self.documents.characters(int(ids[row]), int(starts[best]) - body, int(ends[best]) - body)
-                score = float(ranked[row, best])
+            if len(span_scores) and np.isfinite(span_scores.max()):
+                best = int(span_scores.argmax())
+                starts, ends = span_bounds(_width(joint.ids[row], self._joint_len), self._max_span_width)
+                body = int(joint.segment_ids[row].argmax())  # position of the document's first piece
+                start, end = self.documents.characters(document, int(starts[best]) - body, int(ends[best]) - body)
+                score = float(span_scores[best])
                 span = Span(start, end, text.text[start:end], score, float(np.exp(score - total)))
             documents.append(
-                WeighedDocument(int(ids[row]), text.title, text.text, float(scores[row]), float(probs[row]), span)
+                WeighedDocument(document, text.title, text.text, float(scores[row]), float(probs[row]), span)
             )
         documents.append(WeighedDocument(-1, "", "", null_score, float(probs[-1]), None))
         answer = Answer(question, "", 0.0, tuple(documents))
         best_span = answer.document.best_span if answer.document else None
         return answer if best_span is None else answer._replace(text=best_span.text, prob=best_span.prob)
 
+    def _usable_scores(
+        self, ids: Int32[np.ndarray, "length"], segment_ids: Int32[np.ndarray, "length"], logits: np.ndarray
+    ) -> np.ndarray:
+        """The logits, -inf where a span does not lie in the document's text."""
+        width = _width(ids, self._joint_len)
+        starts, ends = span_bounds(width, self._max_span_width)
+        inside = ((segment_ids == 1) & (ids != self._special.sep))[:width]
+        return np.where(inside[starts] & inside[ends], logits, -np.inf)
 
-def _width_of(num_spans: int, max_span_width: int) -> int:
-    """The input length that has so many spans: the inverse of `len(span_bounds(length, max_span_width)[0])`."""
-    width = 1
-    while sum(max(width - w + 1, 0) for w in range(1, max_span_width + 1)) < num_spans:
-        width += 1
-    return width
+
+def _power_of_two(count: int) -> int:
+    return 1 << max(count - 1, 0).bit_length()
+
+
+def _width(ids: Int32[np.ndarray, "length"], length: int) -> int:
+    """The width at which a row is read."""
+    used = int((ids != 0).sum())
+    return min(-(-used // _STEP) * _STEP, length)
+
+
+def _narrowed(inputs: Inputs) -> Inputs:
+    """Without the columns that are padding in every row, but for the last few."""
+    used = int((inputs.ids != 0).sum(axis=1).max(initial=1))
+    width = min(-(-used // _STEP) * _STEP, inputs.ids.shape[1])
+    return Inputs(inputs.ids[:, :width], inputs.segment_ids[:, :width])
+
+
+def _padded(inputs: Inputs, rows: int, cls_id: int) -> Inputs:
+    """With rows of [CLS] alone after the others."""
+    count = len(inputs.ids)
+    ids, segment_ids = (np.pad(part, ((0, rows - count), (0, 0))) for part in inputs)
+    ids[count:, 0] = cls_id
+    return Inputs(ids, segment_ids)
+
+
+def _check_reader_params(config: SpanReaderConfig, params: Mapping[str, Any]) -> None:
+    """Refuses parameters of another reader, before anything is compiled.
+
+    Raises:
+      ValueError: naming a parameter, expected and got.
+    """
+    ids, mask = jax.ShapeDtypeStruct((1, 8), jnp.int32), jax.ShapeDtypeStruct((1, 8), jnp.bool_)
+    abstract = jax.eval_shape(SpanReader(config).init, jax.random.key(0), ids, ids, mask)["params"]
+    named = jax.tree_util.tree_flatten_with_path(abstract)[0]
+    expected = {"/".join(str(key.key) for key in path): tuple(leaf.shape) for path, leaf in named}
+    got = {name: tuple(leaf.shape) for name, leaf in flatten_params(params).items()}
+    for name in sorted(expected.keys() | got.keys()):
+        if expected.get(name) != got.get(name):
+            raise ValueError(
+                f"the parameters are not of this span reader: parameter {name}: expected {expected.get(name, 'none')}, "
+                f"got {got.get(name, 'none')}; give the job the SpanReaderConfig that the run was trained with"
+            )

@@ -1,5 +1,6 @@
 """What the ids of an index stand for: pieces for the reader, text for people, and the way from one to the other."""
 
+import difflib
 import functools
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -9,7 +10,7 @@ from jaxtyping import Int32, Int64
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.inputs import Inputs, SpecialIds, joint_inputs
 from realm_jax.evaluation.queries import document_text
-from realm_jax.text.tokenizer import Tokenizer
+from realm_jax.text.tokenizer import Encoding, Tokenizer
 
 
 class Text(NamedTuple):
@@ -59,7 +60,9 @@ class CorpusDocuments:
         self.corpus = corpus
         self._text = functools.lru_cache(cached)(lambda document: Text(*document_text(corpus, document)))
         self._offsets = functools.lru_cache(cached)(
-            lambda document: corpus.tokenizer.encode(self._text(document).text).offsets
+            lambda document: aligned_offsets(
+                np.asarray(corpus.bodies[document]), corpus.tokenizer.encode(self._text(document).text)
+            )
         )
 
     @property
@@ -80,6 +83,33 @@ class CorpusDocuments:
 
     def characters(self, document: int, first: int, last: int) -> tuple[int, int]:
         return trimmed(self._text(document).text, self._offsets(document), first, last)
+
+
+def aligned_offsets(pieces: Int32[np.ndarray, "num_pieces"], encoding: Encoding) -> Int32[np.ndarray, "num_pieces 2"]:
+    """Characters of the pieces of a document, by the offsets of the pieces that its text has alone.
+
+    They are mostly the same. A document is cut from an article that was tokenised whole, though, and its first piece may
+    be another where no white space stood before it: then the pieces that differ share the characters of those in
+    their place.
+
+    >>> import numpy as np
+    >>> alone = Encoding(np.array([7, 8, 3], np.int32), np.array([[0, 0], [0, 2], [2, 4]], np.int32))
+    >>> aligned_offsets(np.array([9, 3], np.int32), alone).tolist()
+    [[0, 2], [2, 4]]
+    """
+    ids, offsets = encoding
+    if np.array_equal(pieces, ids):
+        return offsets
+    aligned = np.zeros((len(pieces), 2), np.int32)
+    matcher = difflib.SequenceMatcher(None, pieces.tolist(), ids.tolist(), autojunk=False)
+    for tag, first, last, other_first, other_last in matcher.get_opcodes():
+        if tag == "equal":
+            aligned[first:last] = offsets[other_first:other_last]
+        elif other_last > other_first:
+            aligned[first:last] = offsets[other_first, 0], offsets[other_last - 1, 1]
+        else:  # nothing stands in their place: no characters, after the piece before them
+            aligned[first:last] = offsets[other_first - 1, 1] if other_first else 0
+    return aligned
 
 
 def trimmed(text: str, offsets: Int32[np.ndarray, "num_pieces 2"], first: int, last: int) -> tuple[int, int]:

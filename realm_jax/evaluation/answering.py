@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from realm_jax.answering import Answer, Answerer
 from realm_jax.answering.documents import CorpusDocuments
+from realm_jax.answering.loading import answerer_of
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.questions import Question
 from realm_jax.evaluation.answer_scores import f1, is_correct
@@ -87,16 +88,7 @@ def evaluate_answering(
     Returns:
       (figures by row, the answers of the first row).
     """
-    answerer = Answerer(
-        CorpusDocuments(corpus),
-        index,
-        task.retriever,
-        task.reader,
-        params,
-        query_len=task.query_len,
-        joint_len=task.joint_len,
-        num_read=task.num_read,
-    )
+    answerer = answerer_of(task, params, CorpusDocuments(corpus), index)
     answers = answer_all(answerer, questions)
     rows = {"open_qa": score([answer.text for answer in answers], questions)._asdict()}
     if bm25 is not None:

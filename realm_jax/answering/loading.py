@@ -1,0 +1,120 @@
+"""A fine-tuned run, ready to be asked: its newest checkpoint, its corpus, and the index that it serves."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from realm_jax.answering.answerer import Answerer
+from realm_jax.answering.documents import CorpusDocuments, Documents
+from realm_jax.corpus.store import Corpus
+from realm_jax.retrieval.index import Index
+from realm_jax.retrieval.manifest import Backend, Manifest
+from realm_jax.retrieval.versions import list_versions, load_version, verify, version_dir
+from realm_jax.run_dir import RunDir, read_json
+from realm_jax.tasks.ict import check_vocabulary
+from realm_jax.tasks.open_qa import OpenQa
+from realm_jax.training.checkpoint import check_tokenizer, learners, load_params
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """What questions are answered with."""
+
+    answerer: Answerer
+    corpus: Corpus
+    index: Index
+    manifest: Manifest  # of the index
+    step: int  # of the checkpoint
+
+    def describe(self) -> str:
+        """Checkpoint, index version and search recall in a line."""
+        manifest = self.manifest
+        return (
+            f"checkpoint {self.step}, index version {manifest.version} ({manifest.backend}, "
+            f"{manifest.num_documents} documents, search recall {manifest.search_recall:.3f}), "
+            f"corpus {self.corpus.directory}"
+        )
+
+
+def load_answerer(
+    run: RunDir,
+    task: OpenQa,
+    *,
+    step: int | None = None,
+    index_version: int | None = None,
+    backend: Backend | None = None,
+) -> Loaded:
+    """Loads a run of open QA; what does not fit is refused before anything large is read.
+
+    Args:
+      run: fine-tuned with `task`.
+      task: its settings; its questions are not read.
+      step: which checkpoint; None for the newest.
+      index_version: which version; None for the one that the trainer says it uses, or the newest.
+      backend: None for the one that the index was built for; "exact" works for all.
+
+    Raises:
+      FileNotFoundError: no such checkpoint.
+      ValueError: a run of another kind, no index, or parts that do not fit each other.
+    """
+    corpus = Corpus.open(task.corpus)
+    documents = CorpusDocuments(corpus)
+    documents.text(0)  # opened now: what cannot be read is told before the models are loaded
+    check_vocabulary(corpus, task.retriever.encoder.vocab_size, "retriever")
+    check_vocabulary(corpus, task.reader.encoder.vocab_size, "reader")
+    check_tokenizer(run, corpus.info.tokenizer_fingerprint, step)
+    trained = learners(run, step)
+    if not {"retriever", "span_reader"} <= set(trained):
+        raise ValueError(
+            f"{run.path} has trained {', '.join(trained)}, expected a retriever and a span_reader; "
+            "name a run that was fine-tuned on questions (task open_qa)"
+        )
+    directory = version_dir(run.index, served_version(run, index_version))
+    manifest = verify(
+        directory,
+        corpus_fingerprint=corpus.fingerprint,
+        embed_dim=task.retriever.embed_dim,
+        num_documents=corpus.num_documents,
+    )
+    step, params = load_params(run, step)
+    index = load_version(directory, backend=backend, manifest=manifest)
+    return Loaded(answerer_of(task, params, documents, index), corpus, index, manifest, step)
+
+
+def answerer_of(task: OpenQa, params: Mapping[str, Any], documents: Documents, index: Index) -> Answerer:
+    """An answerer with the settings of a task.
+
+    Raises:
+      ValueError: parts that do not fit each other.
+    """
+    return Answerer(
+        documents,
+        index,
+        task.retriever,
+        task.reader,
+        params,
+        query_len=task.query_len,
+        joint_len=task.joint_len,
+        document_len=task.document_len,
+        num_read=task.num_read,
+    )
+
+
+def served_version(run: RunDir, index_version: int | None = None) -> int:
+    """The version asked for; else the one that the trainer says it uses; else the newest.
+
+    Raises:
+      ValueError: there is no such version, or none at all.
+    """
+    published = list_versions(run.index)
+    if index_version is not None and index_version not in published:
+        raise ValueError(f"{run.index} has no version {index_version}; it has {published or 'none'}")
+    if not published:
+        raise ValueError(f"{run.index} holds no index version; make one with the embed job, or train the run further")
+    if index_version is not None:
+        return index_version
+    if run.trainer_status(0).exists():
+        in_use = read_json(run.trainer_status(0)).get("index_version", -1)
+        if in_use in published:
+            return int(in_use)
+    return published[-1]

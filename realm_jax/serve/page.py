@@ -1,0 +1,83 @@
+"""The page as HTML: an answer and its documents laid out for the template, which escapes every text."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jinja2
+
+from realm_jax.answering.answerer import Span
+from realm_jax.answering.explaining import excerpt
+
+_AROUND = 110  # characters shown at either side of a candidate's span
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("realm_jax.serve", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html")
+
+
+def render(
+    status: Mapping[str, Any],
+    documents: Mapping[str, Any],
+    answer: Mapping[str, Any] | None = None,
+    *,
+    question: str = "",
+    title: str = "",
+    text: str = "",
+    error: str = "",
+) -> str:
+    """The page.
+
+    Args:
+      status, documents, answer: as `Service` gives them.
+      question, title, text: what stands in the fields.
+      error: shown above all.
+    """
+    return _template().render(
+        status=status,
+        age=age(status["index"]["age_secs"]),
+        documents=documents,
+        answer=answer,
+        best=None if answer is None else _best(answer),
+        candidates=[] if answer is None else [_candidate(found) for found in answer["documents"]],
+        question=question,
+        title=title,
+        text=text,
+        error=error,
+    )
+
+
+def _best(answer: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The document that answered, whole, in three parts."""
+    for found in answer["documents"]:
+        if found["is_answer"]:
+            span, text = found["span"], found["text"]
+            parts = (text[: span["start"]], text[span["start"] : span["end"]], text[span["end"] :])
+            return {**found, "parts": parts}
+    return None
+
+
+def _candidate(found: Mapping[str, Any]) -> dict[str, Any]:
+    span = None if found["span"] is None else Span(**found["span"])
+    return {**found, "parts": excerpt(found["text"], span, _AROUND)}
+
+
+def age(secs: float) -> str:
+    """A time in words.
+
+    >>> age(40), age(3_700), age(200_000)
+    ('40 seconds', '61 minutes', '55 hours')
+    """
+    for unit, size, until in (("second", 1, 120), ("minute", 60, 7200), ("hour", 3600, 259_200), ("day", 86_400, 0)):
+        if secs < until or not until:
+            count = int(max(secs, 0) // size)
+            return f"{count} {unit}{'' if count == 1 else 's'}"
+    raise AssertionError("the last unit has no end")
