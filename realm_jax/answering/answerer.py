@@ -132,7 +132,6 @@ class Answerer:
         self._num_read = num_read
         self._special = SpecialIds.of(documents.tokenizer)
         self._null_embed = self.embed_documents([np.zeros(0, np.int32)], [np.zeros(0, np.int32)])[0]
-
         self._read = functools.partial(read_spans, config=reader)
         if index.embed_dim != len(self._null_embed):
             raise ValueError(

@@ -73,7 +73,7 @@ def _candidate(found: Mapping[str, Any]) -> dict[str, Any]:
 def age(secs: float) -> str:
     """A time in words.
 
-    >>> age(40), age(3_700), age(200_000)
+    >>> age(40.0), age(3_700.0), age(200_000.0)
     ('40 seconds', '61 minutes', '55 hours')
     """
     for unit, size, until in (("second", 1, 120), ("minute", 60, 7200), ("hour", 3600, 259_200), ("day", 86_400, 0)):
