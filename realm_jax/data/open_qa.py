@@ -117,6 +117,13 @@ class DocumentJoiner:
             contrasted_ids=contrasted.astype(np.int32),
         )
 
+    def gold_blocks(self, question: Question) -> Int64[np.ndarray, "blocks"]:
+        """The blocks of a question's gold passage that hold an answer; none where no passage is known."""
+        if question.gold_passage is None:
+            return np.zeros(0, np.int64)
+        blocks = self._corpus.documents_of(question.gold_passage)
+        return blocks[self._finder.has_answer(question, blocks)]
+
     def _answers(self, questions: tuple[Question, ...], read: np.ndarray, joint: Inputs) -> np.ndarray:
         in_document = (joint.segment_ids == 1) & (joint.ids != self._special.sep)
         return np.stack([
@@ -129,10 +136,7 @@ class DocumentJoiner:
         """The positive (a gold block that holds an answer, else the best retrieved one that does), then hard negatives."""
         chosen = np.full(self._num_contrasted, -1, np.int64)
         if self._num_contrasted:
-            gold = np.zeros(0, np.int64)
-            if question.gold_passage is not None:
-                gold = self._corpus.documents_of(question.gold_passage)
-                gold = gold[self._finder.has_answer(question, gold)]
+            gold = self.gold_blocks(question)
             answering = gold if len(gold) else ids[has_answer]
             negatives = ids[(ids >= 0) & ~has_answer & ~np.isin(ids, gold)][: self._num_contrasted - 1]
             chosen[: min(1, len(answering))] = answering[:1]

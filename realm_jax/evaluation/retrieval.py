@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from realm_jax.answering.loading import served_version
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.inputs import SpecialIds
 from realm_jax.evaluation.answering import answer_queries, check_answering
@@ -24,7 +25,7 @@ from realm_jax.retrieval.index import Index, SearchResult
 from realm_jax.retrieval.manifest import Manifest
 from realm_jax.retrieval.recall import embed_sentences
 from realm_jax.retrieval.versions import list_versions, load_version, verify, version_dir
-from realm_jax.run_dir import RunDir, read_json, write_json_atomically
+from realm_jax.run_dir import RunDir, write_json_atomically
 from realm_jax.tasks.ict import check_vocabulary
 from realm_jax.tasks.open_qa import OpenQa
 from realm_jax.tasks.realm import Realm
@@ -52,6 +53,7 @@ def evaluate(
     query_len: int = 96,
     document_len: int = 288,
     batch_size: int = 64,
+    afresh: bool = True,
     max_queries: int | None = None,
     bm25: bool = True,
     reading: Realm | None = None,
@@ -80,6 +82,8 @@ def evaluate(
       query_len: pieces of `[CLS] x [SEP]`.
       document_len: pieces of `[CLS] title [SEP] body [SEP]`.
       batch_size: documents embedded at once.
+      afresh: embed all documents with the checkpoint and the warm starts; False measures the served index alone, which is
+        the same where the document side is frozen, and needs no embedding.
       max_queries: how many queries, drawn by `seed`; None for all.
       bm25: whether to measure BM25.
       reading: the settings of a `realm` run; given them, how well masked spans of `x_corpus` are filled is measured too,
@@ -113,13 +117,18 @@ def evaluate(
     batches = BatchSettings(document_len=document_len, batch_size=batch_size, query_len=query_len)
     learned = None
     if retriever is not None:
-        learned = _load_learned(run, retriever, knowledge, batches, stages, step, index_version)
+        learned = _load_learned(run, retriever, knowledge, batches, stages if afresh else (), step, index_version)
+        if not afresh and learned.served is None:
+            raise ValueError(
+                f"evaluate.afresh=False measures the index that a run serves, but {run.index} has no version; make one with "
+                "the embed job, or set afresh to True"
+            )
 
     rows: dict[str, Rows] = {set_name: {} for set_name in asked}
     judge = Judge(knowledge)
     words = Bm25Index(texts_for_search(knowledge)) if bm25 else None
     indexes: dict[str, Index] = {}
-    for row, figures, search in _searches(run, knowledge, batches, words, learned, indexes):
+    for row, figures, search in _searches(run, knowledge, batches, words, learned, indexes, afresh):
         for set_name in asked:
             rows[set_name][row] = {**figures, **evaluate_rankings(queries[set_name], search, judge)}
             if judgements := asked[set_name].judgements:
@@ -207,7 +216,8 @@ def _load_learned(
         if run.stage(stage).checkpoints.is_dir() or list_snapshots(run.stage(stage)):
             retrievers[stage] = _Retriever(*retriever_params(run.stage(stage), knowledge))
     retrievers["checkpoint"] = _Retriever(*retriever_params(run, knowledge, step))
-    version, manifest = _served_version(run, index_version), None
+    there = index_version is not None or list_versions(run.index)
+    version, manifest = served_version(run, index_version) if there else None, None
     if version is not None:
         manifest = verify(
             version_dir(run.index, version),
@@ -228,6 +238,7 @@ def _searches(
     words: Bm25Index | None,
     learned: _Learned | None,
     indexes: dict[str, Index],
+    afresh: bool,
 ) -> Iterator[tuple[str, dict[str, Any], SearchFunction]]:
     """(row, what is known of it, its search), one after the other.
 
@@ -241,6 +252,8 @@ def _searches(
     special = SpecialIds.of(knowledge.tokenizer)
     for name, retriever in learned.retrievers.items():
         embedder = Embedder(learned.config, retriever.params)
+        if not afresh:
+            continue
         indexes[name] = ExactIndex(embedder.embed_corpus(knowledge, batches))
         yield name, {"step": retriever.step}, retriever_search(embedder, indexes[name], batches.query_len, special)
     if learned.served is not None:  # with the queries of the checkpoint, which came last
@@ -290,17 +303,3 @@ def retriever_params(run: RunDir, corpus: Corpus, step: int | None = None) -> tu
     if "retriever" not in params:
         raise ValueError(f"{run.path} has trained {', '.join(params)} and no retriever; name a run that has one")
     return found, params["retriever"]
-
-
-def _served_version(run: RunDir, index_version: int | None) -> int | None:
-    """The version asked for; else the one that the trainer says it uses; else the newest; None without any."""
-    published = list_versions(run.index)
-    if index_version is not None:
-        if index_version not in published:
-            raise ValueError(f"{run.index} has no version {index_version}; it has {published or 'none'}")
-        return index_version
-    if run.trainer_status(0).exists():
-        in_use = read_json(run.trainer_status(0)).get("index_version", -1)
-        if in_use in published:
-            return int(in_use)
-    return published[-1] if published else None

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 
+from realm_jax.models.attention import attend
+from realm_jax.models.products import dense_dot_general
 from realm_jax.typed import check_fields
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -81,6 +83,7 @@ def _dense(config: TransformerConfig, features: int, name: str) -> nn.Dense:
         features,
         dtype=jnp.dtype(config.dtype),
         kernel_init=nn.initializers.normal(config.initializer_range),
+        dot_general=dense_dot_general,
         name=name,
     )
 
@@ -123,14 +126,10 @@ class SelfAttention(nn.Module):
         )  # [batch, length, num_heads, head_dim]
         if config.positions == "rotary":
             query, key = rotate(query), rotate(key)
+        dropout = None
         if config.attention_dropout_rate > 0 and not deterministic:
-            logits = jnp.einsum("bqnh,bknh->bnqk", query, key, preferred_element_type=jnp.float32) * head_dim**-0.5
-            logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
-            weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-            weights = nn.Dropout(config.attention_dropout_rate)(weights, deterministic=False)
-            context = jnp.einsum("bnqk,bknh->bqnh", weights, value)
-        else:
-            context = jax.nn.dot_product_attention(query, key, value, mask=mask[:, None, None, :])
+            dropout = nn.Dropout(config.attention_dropout_rate, deterministic=False)
+        context = attend(query, key, value, mask, dropout)
         return _dense(config, config.hidden_size, "out")(context.reshape(hidden.shape))
 
 

@@ -149,7 +149,7 @@ def build_version(
         raise ValueError(f"the corpus has no documents (fingerprint {corpus.fingerprint}); build it from other sources")
     with exclusive(index_dir / "builder.lock", "another process builds index versions"):
         if version in list_versions(index_dir):
-            return _already_published(index_dir, version, corpus, snapshot_checksum)
+            return already_published(index_dir, version, corpus, snapshot_checksum)
         try:
             return _Build(
                 index_dir, version, embed_documents, corpus, settings, embed_dim, snapshot_checksum, batches,
@@ -164,7 +164,12 @@ def build_version(
             ) from error
 
 
-def _already_published(index_dir: Path, version: int, corpus: Corpus, snapshot_checksum: str) -> Manifest:
+def already_published(index_dir: Path, version: int, corpus: Corpus, snapshot_checksum: str) -> Manifest:
+    """The manifest of a version that is there.
+
+    Raises:
+      ValueError: it was made from another corpus or snapshot.
+    """
     manifest = read_manifest(version_dir(index_dir, version))
     if (manifest.corpus_fingerprint, manifest.snapshot_checksum) != (corpus.fingerprint, snapshot_checksum):
         raise ValueError(

@@ -156,6 +156,9 @@ class OpenQa:
     document_len: int = 288
     train_documents: bool = False
     answers: Literal["all", "first"] = "all"  # which reference answers are looked for in documents
+    gold_passages: bool = (
+        False  # beyond the papers: a gold block that was not found is read in the place of the last one
+    )
     num_hard_negatives: int = (
         0  # beyond the papers: documents of the current index without an answer, contrasted as in DPR
     )
@@ -228,7 +231,7 @@ class OpenQa:
                 queries=lambda found: found.query,
                 embed_queries=functools.partial(embed_queries, config=self.retriever),
                 retriever_params=lambda params: params["retriever"],
-                select=select,
+                select=functools.partial(select, joiner=joiner if self.gold_passages else None, num_read=self.num_read),
                 join=_refuse_without_embeddings,
                 join_embedded=joiner,
             ),
@@ -262,9 +265,24 @@ class OpenQa:
         return 3.0 * (forward + self.num_read * forward_flops(self.reader.encoder, self.joint_len))
 
 
-def select(examples: QuestionExamples, results: SearchResult) -> Int64[np.ndarray, "batch num_retrieved"]:
-    """All that was found, best first: a question has no document of its own that must be left out."""
-    return results.ids
+def select(
+    examples: QuestionExamples, results: SearchResult, *, joiner: DocumentJoiner | None = None, num_read: int = 0
+) -> Int64[np.ndarray, "batch num_retrieved"]:
+    """All that was found, best first: a question has no document of its own that must be left out.
+
+    With a `joiner`, which knows where answers stand, the first of a question's gold blocks that holds an answer takes the
+    place of the last document read if none of them is read. The document that stood there moves to the gold block's place,
+    or is left out.
+    """
+    if joiner is None:
+        return results.ids
+    ids = results.ids.copy()
+    for row, question in zip(ids, examples.questions, strict=True):
+        gold = joiner.gold_blocks(question)
+        if len(gold) and not np.isin(row[:num_read], gold).any():
+            row[row == gold[0]] = row[num_read - 1]
+            row[num_read - 1] = gold[0]
+    return ids
 
 
 def init_params(rng: jax.Array, *, retriever: RetrieverConfig, reader: SpanReaderConfig) -> Params:

@@ -12,14 +12,15 @@ import jax
 from jax.sharding import Mesh
 
 from realm_jax.retrieval import agreement, versions
+from realm_jax.retrieval.adopt_version import SAMPLE_DOCUMENTS, adopt_version
 from realm_jax.retrieval.build_version import DEFAULT_BATCHES, DEFAULT_INDEX, BatchSettings, BuildStopped, IndexSettings
-from realm_jax.retrieval.embedder import embed_snapshot
+from realm_jax.retrieval.embedder import Embedder, embed_snapshot
 from realm_jax.retrieval.hot_swap import HotSwap, Swap, VersionSource, WaitStopped
 from realm_jax.retrieval.index import Index
 from realm_jax.run_dir import RunDir
 from realm_jax.tasks.task import Params, Retrieval
 from realm_jax.training.checkpoint import NO_VERSION
-from realm_jax.training.snapshots import SnapshotWriter, forget_snapshots_after, snapshot_checksum
+from realm_jax.training.snapshots import SnapshotWriter, forget_snapshots_after, params_checksum, snapshot_checksum
 from realm_jax.training.status import TrainerStatus
 from realm_jax.typed import check_fields
 
@@ -51,6 +52,7 @@ class RefreshConfig:
     timeout_secs: float = 3600.0  # for what a step cannot do without, and for other hosts
     poll_secs: float = 0.5
     replay_file: str | None = None
+    first_index: str | None = None  # a run whose newest index is this one's version 0, if this retriever made it
     index: IndexSettings = DEFAULT_INDEX  # of the embedder inside the trainer; the embed job has its own argument
     batches: BatchSettings = DEFAULT_BATCHES  # likewise
 
@@ -290,6 +292,8 @@ class Refresher:
         """Hands the retriever to the embed job, or embeds here and now."""
         here = self.config.embedder == "in_trainer"
         retriever_params = self._retrieval.retriever_params(params)
+        if step == 0 and self.config.first_index is not None:  # before the snapshot: no embedder then makes it
+            self._adopt(RunDir.of(self.config.first_index), self._snapshots.to_host(retriever_params))
         self._snapshots.write(step, retriever_params, wait=wait or here, keep=self._awaited(step))
         if here and jax.process_index() == 0:
             retrieval = self._retrieval
@@ -303,3 +307,15 @@ class Refresher:
                 raise WaitStopped(f"index version {step:08d}") from stopped
             in_use = {self.version, *self._kept_versions(), *self._awaited(step)}
             versions.retire(self._run.index, in_use)
+
+    def _adopt(self, source: RunDir, params: Params) -> None:
+        """Another run's index as version 0 of this one, which process 0 publishes."""
+        if jax.process_index() != 0:
+            return
+        retrieval = self._retrieval
+        embedder = Embedder(retrieval.config, params)
+        adopt_version(
+            source, self._run.index, embedder.embed_documents, retrieval.corpus,
+            embed_dim=retrieval.config.embed_dim, snapshot_checksum=params_checksum(params),
+            document_len=retrieval.document_len, sample=embedder.rounded(SAMPLE_DOCUMENTS),
+        )  # fmt: skip

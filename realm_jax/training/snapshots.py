@@ -50,9 +50,7 @@ def save_snapshot(
     Raises:
       ValueError: when another content was published under the same step.
     """
-    content = safetensors.numpy.save(
-        {name: np.ascontiguousarray(value) for name, value in sorted(flatten_params(retriever_params).items())}
-    )
+    content = _content(retriever_params)
     checksum = hashlib.sha256(content).hexdigest()
     place = run.snapshot(step)
     if (place / SNAPSHOT_FILE).exists():
@@ -80,6 +78,17 @@ def save_snapshot(
     for old in set(list_snapshots(run)[:-max_to_keep]) - set(keep):
         (run.snapshot(old) / PARAMS_FILE).unlink(missing_ok=True)
     return place
+
+
+def _content(retriever_params: Mapping[str, Any]) -> bytes:
+    return safetensors.numpy.save(
+        {name: np.ascontiguousarray(value) for name, value in sorted(flatten_params(retriever_params).items())}
+    )
+
+
+def params_checksum(retriever_params: Mapping[str, Any]) -> str:
+    """sha256 that a snapshot of these parameters (host arrays) has."""
+    return hashlib.sha256(_content(retriever_params)).hexdigest()
 
 
 def list_snapshots(run: RunDir) -> list[int]:
@@ -170,6 +179,10 @@ class SnapshotWriter:
             self._pending = self._executor.submit(self._write, step, copied, tuple(keep))
         if wait:
             self.wait()
+
+    def to_host(self, retriever_params: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters as host arrays; every process of a run must ask."""
+        return dict(jax.device_get(self._copy(retriever_params)))
 
     def _write(self, step: int, copied: Mapping[str, Any], keep: tuple[int, ...]) -> None:
         save_snapshot(self._run, step, jax.device_get(copied), keep=keep, tokenizer=self._tokenizer)

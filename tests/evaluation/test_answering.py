@@ -1,6 +1,7 @@
 """Answers of a fine-tuned run are scored as the official scorers do, in the job as by hand."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from realm_jax.corpus.writer import make_corpus
 from realm_jax.data.questions import Question
 from realm_jax.evaluation.answering import answering_table, score
 from realm_jax.evaluation.retrieval import evaluate
+from realm_jax.retrieval.embedder import Embedder
 from realm_jax.run_dir import RunDir
 from realm_jax.training.loop import train
 from realm_jax.training.optimizer import OptimizerConfig
@@ -92,6 +94,22 @@ def test_what_cannot_be_answered_with_is_refused_first(places):
     (root / "bare.jsonl").write_text('{"question": "who", "answer": []}\n')
     with pytest.raises(ValueError, match="no question of retrieval has an answer to compare with"):
         run_job(places, questions=str(root / "bare.jsonl"), bm25=False)
+
+
+def test_the_served_index_alone_needs_no_embedding(places, monkeypatch):
+    """With a frozen document side it holds what embedding afresh would make."""
+    root, _ = places
+    expected = run_job(places, name="dev", max_queries=12)
+    monkeypatch.setattr(Embedder, "embed_corpus", lambda *_: pytest.fail("documents were embedded"))
+    found = run_job(places, name="dev", max_queries=12, afresh=False)
+    assert sorted(found["rows"]) == ["bm25", "served_index"]
+    assert found["rows"]["served_index"] == expected["rows"]["served_index"]
+    assert found["answers"]["rows"] == expected["answers"]["rows"]
+    shutil.copytree(root / "run", root / "no_index", ignore=shutil.ignore_patterns("index"))
+    with pytest.raises(
+        ValueError, match=r"evaluate.afresh=False measures the index that a run serves, but .*no version"
+    ):
+        run_job(places, run_dir=str(root / "no_index"), afresh=False)
 
 
 def test_the_table_leaves_out_what_is_not_known():

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -246,9 +247,11 @@ def test_bfloat16_keeps_float32_where_it_matters(params):
     jaxpr = str(jax.make_jaxpr(lambda p: Transformer(config).apply({"params": p}, ids, segments, mask))(params))
     reductions = [line for line in jaxpr.splitlines() if "rsqrt" in line or " exp " in line or "reduce_max" in line]
     assert len(reductions) >= 3 and not [line for line in reductions if "bf16" in line.split("=")[0]]
-    assert "dot_general" in jaxpr and any(
-        "bf16" in line.split("=")[0] for line in jaxpr.splitlines() if "dot_general" in line
-    )
+    lowered = program(config).lower(params, ids, segments, mask, {}).as_text()
+    products = [line.split(" : ")[1] for line in lowered.splitlines() if "stablehlo.dot_general" in line]
+    assert len(products) == 8  # six of the parameters, two of attention, in one layer
+    for operands in products:
+        assert re.findall(r"tensor<[\dx]*x(\w+)>", operands) == ["bf16", "bf16", "f32"]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from realm_jax.models import Retriever, SpanReader, span_bounds
+from realm_jax.retrieval.index import SearchResult
 from realm_jax.run_dir import RunDir
 from realm_jax.tasks.open_qa import adopt, init_params
 from realm_jax.tasks.realm import init_params as realm_params
@@ -147,6 +148,38 @@ def test_hard_negatives_are_the_best_documents_without_an_answer(corpus, setting
     assert batch.contrasted_mask.tolist() == (batch.contrasted_ids >= 0).tolist()
 
 
+def test_a_gold_passage_that_was_not_found_is_read_last(corpus, settings):
+    task = dataclasses.replace(settings, gold_passages=True).build(seed=1)
+    examples = task.examples(0, BATCH, slice(None))
+    gold = [int(corpus.documents_of(question.gold_passage)[0]) for question in examples.questions]
+    others = [d for d in range(40) if d not in gold]
+    a, b, c, d = others[:4]
+    found = np.array([
+        [a, b, c, d],  # not found: takes the place of the last one read
+        [a, gold[1], c, d],  # read already
+        [a, b, c, gold[2]],  # found, but not read: changes places with the last one read
+        [a, -1, -1, -1],  # fewer found than are read
+    ], np.int64)  # fmt: skip
+    results = SearchResult(found, np.zeros(found.shape, np.float32))
+    assert task.retrieval.select(examples, results).tolist() == [
+        [a, gold[0], c, d],
+        [a, gold[1], c, d],
+        [a, gold[2], c, b],
+        [a, gold[3], -1, -1],
+    ]
+    assert results.ids[0, 1] == b  # what was found is not written over
+    as_published = settings.build(seed=1).retrieval.select(examples, results)
+    assert as_published.tolist() == found.tolist()
+
+
+def test_without_a_gold_passage_nothing_takes_a_place(settings, tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"question": "ann lived in", "answer": ["oslo"]}\n')
+    task = dataclasses.replace(settings, gold_passages=True, questions=str(tmp_path / "q.jsonl")).build(seed=1)
+    examples = task.examples(0, 1, slice(None))
+    results = SearchResult(FOUND[:1], np.zeros((1, 4), np.float32))
+    assert task.retrieval.select(examples, results).tolist() == FOUND[:1].tolist()
+
+
 def test_pre_trained_learners_warm_start_both_encoders_and_the_reader(corpus, settings, params):
     realm = tiny.realm(corpus.directory)
     found = realm_params(jax.random.key(7), model=realm.model(corpus))
@@ -231,6 +264,20 @@ def test_a_resumed_run_equals_the_whole_one(corpus, questions, whole, tmp_path):
     (step, resumed), (_, expected) = (load_params(RunDir.of(place)) for place in (tmp_path / "run", whole))
     assert step == 6
     jax.tree.map(np.testing.assert_array_equal, resumed, expected)
+
+
+def test_the_index_of_another_run_with_the_same_documents_serves(corpus, questions, whole, tmp_path):
+    """No document is embedded again, and the run is the same to the bit."""
+    task = tiny.open_qa(corpus.directory, questions)
+    fine_tune(
+        tmp_path / "run", task,
+        refresh=RefreshConfig(mode="frozen", embedder="in_trainer", timeout_secs=120.0, first_index=str(whole)),
+    )  # fmt: skip
+    (_, found), (_, expected) = (load_params(RunDir.of(place)) for place in (tmp_path / "run", whole))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    theirs, ours = (RunDir.of(place).index_version(0) for place in (whole, tmp_path / "run"))
+    shards = [path.relative_to(theirs) for path in theirs.rglob("embeddings.npy")]
+    assert shards and all((ours / path).samefile(theirs / path) for path in shards)
 
 
 def test_one_device_trains_as_eight(corpus, questions, whole, tmp_path, monkeypatch):
