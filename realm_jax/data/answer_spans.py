@@ -11,6 +11,7 @@ from realm_jax.corpus.store import Corpus
 from realm_jax.data.answer_patterns import contains_match, matches
 from realm_jax.data.questions import Question
 from realm_jax.text.tokenizer import Tokenizer
+from realm_jax.text.word_edges import WordEdges
 
 Pieces = tuple[int, ...]
 
@@ -35,9 +36,11 @@ def answer_pieces(answers: Sequence[str], tokenizer: Tokenizer) -> tuple[Pieces,
 
 
 def occurrences(
-    rows: Int[np.ndarray, "rows length"], wanted: Sequence[Pieces]
+    rows: Int[np.ndarray, "rows length"], wanted: Sequence[Pieces], edges: WordEdges | None = None
 ) -> tuple[Int64[np.ndarray, "found"], Int64[np.ndarray, "found"], Int64[np.ndarray, "found"]]:
     """Every place where one of the piece sequences stands: (row, first position, number of pieces).
+
+    With `edges` only places where it is whole words, as the official scorers compare: "Ann" does not stand in "annual".
 
     Cost is one look at each piece, and a comparison wherever a sequence's first piece stands.
     """
@@ -56,11 +59,13 @@ def occurrences(
             found.append((r, s, len(pieces)))
     if not found:
         return (np.zeros(0, np.int64),) * 3
-    return (
-        np.concatenate([r for r, _, _ in found]).astype(np.int64),
-        np.concatenate([s for _, s, _ in found]).astype(np.int64),
-        np.concatenate([np.full(len(r), length, np.int64) for r, _, length in found]),
-    )
+    row = np.concatenate([r for r, _, _ in found]).astype(np.int64)
+    start = np.concatenate([s for _, s, _ in found]).astype(np.int64)
+    size = np.concatenate([np.full(len(r), length, np.int64) for r, _, length in found])
+    if edges is None:
+        return row, start, size
+    whole = edges.are_whole(rows, row, start, size)
+    return row[whole], start[whole], size[whole]
 
 
 class AnswerFinder:
@@ -76,16 +81,22 @@ class AnswerFinder:
         corpus: Corpus,
         document_text: Callable[[int], str] | None = None,
         max_remembered: int = 20_000_000,
+        whole_words: bool = True,
     ):
         """Args:
         corpus: the knowledge corpus.
         document_text: text of a document, needed for answers that are regular expressions.
         max_remembered: (question, document) pairs kept, at 9 bytes each.
+        whole_words: an answer inside a longer word is none; the ports of REALM take it for one.
         """
+        self.edges = WordEdges(corpus.tokenizer) if whole_words else None
         self._corpus, self._text, self._max = corpus, document_text, max_remembered
         self._known: OrderedDict[Question, tuple[np.ndarray, np.ndarray]] = OrderedDict()
         self._num_known = 0
         self._pieces = functools.lru_cache(100_000)(lambda answers: answer_pieces(answers, corpus.tokenizer))
+        self._matches = functools.lru_cache(1_000_000)(
+            lambda patterns, document: frozenset(matches(self._read(document), patterns))
+        )
 
     def has_answer(
         self, question: Question, document_ids: Int64[np.ndarray, "documents"]
@@ -113,17 +124,16 @@ class AnswerFinder:
             return np.array([contains_match(self._read(int(d)), question.answers) for d in document_ids], bool)
         flags = np.zeros(len(document_ids), bool)
         longest = int(self._corpus.bodies.lengths(document_ids).max(initial=0))
-        flags[
-            occurrences(self._corpus.bodies.gather(document_ids, longest, pad=-1), self._pieces(question.answers))[0]
-        ] = True
+        rows = self._corpus.bodies.gather(document_ids, longest, pad=-1)
+        flags[occurrences(rows, self._pieces(question.answers), self.edges)[0]] = True
         return flags
 
     def pieces(self, question: Question, document_ids: Sequence[int]) -> tuple[Pieces, ...]:
         """The piece sequences that answer a question: of a regular expression, of what it matches in these documents."""
         if not question.is_regex:
             return self._pieces(question.answers)
-        texts = [self._read(int(document)) for document in document_ids if document >= 0]
-        return self._pieces(tuple(sorted({match for text in texts for match in matches(text, question.answers)})))
+        found = [self._matches(question.answers, int(document)) for document in document_ids if document >= 0]
+        return self._pieces(tuple(sorted(frozenset().union(*found))))
 
     def _read(self, document: int) -> str:
         if self._text is None:
@@ -136,13 +146,14 @@ def answer_spans(
     in_document: Bool[np.ndarray, "documents length"],
     wanted: Sequence[Pieces],
     max_span_width: int,
+    edges: WordEdges | None = None,
 ) -> Bool[np.ndarray, "documents num_spans"]:
     """Which spans of reader inputs are an answer, in the order of `models.span_bounds`; wider answers are left out."""
     length = joint_ids.shape[1]
     widths = np.arange(1, min(max_span_width, length) + 1)
     firsts = np.concatenate([[0], np.cumsum(length - widths + 1)])  # where each width's spans begin
     spans = np.zeros((len(joint_ids), int(firsts[-1])), bool)
-    rows, starts, sizes = occurrences(np.where(in_document, joint_ids, -1), wanted)
+    rows, starts, sizes = occurrences(np.where(in_document, joint_ids, -1), wanted, edges)
     short = sizes <= len(widths)
     rows, starts, sizes = rows[short], starts[short], sizes[short]
     spans[rows, firsts[sizes - 1] + starts] = True

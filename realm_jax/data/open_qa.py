@@ -127,7 +127,9 @@ class DocumentJoiner:
     def _answers(self, questions: tuple[Question, ...], read: np.ndarray, joint: Inputs) -> np.ndarray:
         in_document = (joint.segment_ids == 1) & (joint.ids != self._special.sep)
         return np.stack([
-            answer_spans(ids, inside, self._finder.pieces(question, documents.tolist()), self._max_span_width)
+            answer_spans(
+                ids, inside, self._finder.pieces(question, documents.tolist()), self._max_span_width, self._finder.edges
+            )
             & (documents >= 0)[:, None]
             for question, documents, ids, inside in zip(questions, read, joint.ids, in_document, strict=True)
         ])  # fmt: skip

@@ -18,6 +18,7 @@ from realm_jax.text.tokenizer import SPECIAL_PIECES, Encoding, special_ids, writ
 
 ModelType = Literal["unigram", "bpe"]
 SENTENCEPIECE_FILE = "sentencepiece.model"
+SPACE_MARK = "\u2581"  # begins a piece that a space, or the beginning of a line, goes before
 _DAMAGED = "the file is damaged or no model: restore it, name another, or build the corpus again"
 # SentencePiece's result depends on the number of training threads, so it is a constant and not the machine's.
 _TRAINING_THREADS = 4
@@ -160,6 +161,10 @@ class SentencePieceTokenizer:
         shown = {self.mask_id: " [MASK]", self.unk_id: "[UNK]", self.pad_id: "", self.cls_id: "", self.sep_id: ""}
         text = "".join(shown.get(int(i), self._pieces[int(i)]) for i in ids)
         return text.replace("\u2581", " ").strip()
+
+    def spelled(self, piece: int) -> tuple[bool, str]:
+        text = self._pieces[piece]
+        return not text.startswith(SPACE_MARK), text.removeprefix(SPACE_MARK)
 
     def save(self, directory: str | Path) -> None:
         directory = Path(directory)

@@ -62,6 +62,10 @@ class Tokenizer(Protocol):
         """Readable text: padding, [CLS] and [SEP] left out, masks and unknown pieces shown as such."""
         ...
 
+    def spelled(self, piece: int) -> tuple[bool, str]:
+        """(whether it is written without a space after the piece before it, its characters)."""
+        ...
+
     def save(self, directory: str | Path) -> None: ...
 
 

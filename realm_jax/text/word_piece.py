@@ -67,6 +67,10 @@ class WordPieceTokenizer:
         hidden = {self.pad_id, self.cls_id, self.sep_id}
         return " ".join(self._vocab[int(i)] for i in ids if int(i) not in hidden).replace(" ##", "")
 
+    def spelled(self, piece: int) -> tuple[bool, str]:
+        text = self._vocab[piece]
+        return (True, text[2:]) if text.startswith("##") and len(text) > 2 else (False, text)
+
     def save(self, directory: str | Path) -> None:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)

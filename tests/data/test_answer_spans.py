@@ -7,9 +7,13 @@ from realm_jax.corpus.store import Corpus
 from realm_jax.corpus.writer import make_corpus
 from realm_jax.data.answer_spans import AnswerFinder, answer_pieces, answer_spans, occurrences
 from realm_jax.data.questions import Question
+from realm_jax.evaluation.answers import contains_answer
 from realm_jax.evaluation.queries import document_text
 from realm_jax.models import span_bounds
 from realm_jax.text.sentence_piece import train_sentencepiece
+from realm_jax.text.tokenizer import SPECIAL_PIECES
+from realm_jax.text.word_edges import WordEdges
+from realm_jax.text.word_piece import WordPieceTokenizer
 from tests import tiny
 
 TEXTS = ["ann lived in rome . rome was nice .", "bob was born in 1904 .", "ann was in lima and rome", "kim worked ."]
@@ -96,6 +100,45 @@ def test_regular_expressions_are_found_in_the_text(corpus):
     assert find.has_answer(question, np.arange(4)).tolist() == [False, True, False, False]
     assert find.pieces(question, [0, 1]) == answer_pieces(["1904"], corpus.tokenizer)
     assert find.pieces(question, [0, 2]) == ()
+
+
+WORD_PIECES = ["ann", "##ual", "18", "##95", "##1", "in", "-", ".", "oslo", "mc", "##ann", "東", "京", "都"]
+
+
+def test_an_answer_inside_a_word_is_none():
+    """The official scorers compare words: the port of REALM takes "Ann" in "annual" for the answer."""
+    tokenizer = WordPieceTokenizer([*SPECIAL_PIECES, *WORD_PIECES])
+    edges = WordEdges(tokenizer)
+    for answer, text, places in (
+        ("ann", "in annual ann-oslo mcann ann .", [3, 8]),
+        ("1895", "in 18951 1895.", [4]),
+        ("東京", "東京都", [0]),  # a script without spaces
+    ):
+        ids = tokenizer.encode(text).ids[None]
+        wanted = answer_pieces([answer], tokenizer)
+        _, starts, _ = occurrences(ids, wanted, edges)
+        assert starts.tolist() == places, (answer, text)
+        assert contains_answer(text, [answer]) or answer == "東京"
+        assert len(occurrences(ids, wanted)[0]) >= len(places)
+
+
+def test_words_of_sentencepiece_end_where_they_do():
+    text = "the town (1966) had 1966 people and 19 more in 66 houses of 31966 . 19662 " * 30
+    tokenizer = train_sentencepiece([text], 34)
+    edges, wanted = WordEdges(tokenizer), answer_pieces(["1966"], tokenizer)
+    for where, there in (("in 1966 .", True), ("in (1966).", True), ("in 31966 .", False), ("in 19662 .", False)):
+        ids = tokenizer.encode(where).ids[None]
+        assert bool(len(occurrences(ids, wanted, edges)[0])) == there, where
+
+
+def test_the_finder_looks_for_whole_words(tmp_path):
+    tokenizer = WordPieceTokenizer([*SPECIAL_PIECES, *WORD_PIECES])
+    corpus = make_corpus(
+        tmp_path / "z", [tiny.article(f"t{i}", [t]) for i, t in enumerate(["annual .", "ann ."])], tokenizer
+    )
+    question = Question("?", ("ann",))
+    assert AnswerFinder(corpus).has_answer(question, np.arange(2)).tolist() == [False, True]
+    assert AnswerFinder(corpus, whole_words=False).has_answer(question, np.arange(2)).tolist() == [True, True]
 
 
 def test_spans_are_numbered_as_the_reader_numbers_them():
