@@ -1,7 +1,7 @@
 """The texts of RealmForOpenQA's documents as JSON lines. The port keeps them as a pickle, which is never opened here."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 RECORDS_FILE = "block_records.jsonl"
@@ -34,31 +34,40 @@ def find_block_records(named: str, source: str) -> Path | None:
     return None
 
 
-def read_block_records(place: Path, expected: int) -> list[str]:
-    """The texts, in the order of the embeddings.
+def check_block_records(place: Path, expected: int) -> None:
+    """Reads the records through.
 
     Raises:
       ValueError: a line that is no {"text": …}, or another number of them than embeddings.
     """
-    texts = []
+    count = sum(1 for _ in block_texts(place))
+    if count != expected:
+        raise ValueError(f"{place} has {count} lines, block_emb {expected} rows; take the records that belong to it")
+
+
+def block_texts(place: Path) -> Iterator[str]:
+    """The texts, in the order of the embeddings; one in memory at a time, for the published model has 13 million.
+
+    Raises:
+      ValueError: a line that is no {"text": …}, or half a surrogate pair in it.
+    """
     with place.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 text = json.loads(line)["text"]
+                if isinstance(text, str):
+                    text.encode()  # JSON can smuggle in half a surrogate pair, which no tokenizer or file takes
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f'{place}, line {number}: expected {{"text": …}} ({error!r})') from error
             if not isinstance(text, str):
                 raise ValueError(f"{place}, line {number}: text is a {type(text).__name__}, expected a string")
-            texts.append(text)
-    if len(texts) != expected:
-        raise ValueError(
-            f"{place} has {len(texts)} lines, block_emb {expected} rows; take the records that belong to it"
-        )
-    return texts
+            yield text
 
 
 def write_block_records(place: Path, texts: Iterable[str]) -> None:
-    """Writes the documents' texts, a JSON object a line, in the order of the embeddings."""
-    with place.open("w", encoding="utf-8") as file:
+    """Writes the documents' texts, a JSON object a line, in the order of the embeddings; whole or not at all."""
+    temporary = place.with_name(f".{place.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
         for text in texts:
             file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+    temporary.replace(place)

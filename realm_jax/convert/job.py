@@ -1,4 +1,4 @@
-"""The convert job: weights of elsewhere into a run directory, a run's weights out to elsewhere."""
+"""The convert job: weights of elsewhere into a run directory, their index, a run's weights out to elsewhere."""
 
 import dataclasses
 import logging
@@ -8,10 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from realm_jax.convert.block_index import index_blocks
 from realm_jax.convert.block_records import (
     RECORDS_FILE,
+    block_texts,
+    check_block_records,
     find_block_records,
-    read_block_records,
     write_block_records,
 )
 from realm_jax.convert.hugging_face import ARCHITECTURES, Model, Pooling, Side, load_hugging_face, save_hugging_face
@@ -22,10 +24,11 @@ from realm_jax.convert.run_files import (
     read_run,
     write_run,
 )
-from realm_jax.convert.starting_point import with_projection, with_span_reader
+from realm_jax.convert.starting_point import with_document_encoder, with_projection, with_span_reader
 from realm_jax.convert.tensorflow import is_checkpoint, load_tensorflow
 from realm_jax.corpus.store import Corpus
 from realm_jax.models import RetrieverConfig, SpanReaderConfig, TransformerConfig
+from realm_jax.retrieval.manifest import Backend
 from realm_jax.retrieval.shards import map_embeddings
 from realm_jax.retrieval.versions import list_versions, read_manifest, version_dir
 from realm_jax.run_dir import RunDir
@@ -39,13 +42,16 @@ logger = logging.getLogger(__name__)
 def convert(
     *,
     run_dir: str,
-    direction: Literal["in", "out"] = "in",
+    direction: Literal["in", "index", "out"] = "in",
     source: str = "",
     destination: str = "",
     architecture: str = "",
     revision: str = "main",
     tokenizer: str = "",
     block_records: str = "",
+    document_embedder: str = "",
+    corpus: str = "",
+    backend: Backend = "scann",
     pooling: Literal["cls", "pooler", "mean"] = "cls",
     projection_size: int | None = None,
     score_scale: float | None = None,
@@ -57,12 +63,13 @@ def convert(
     """Brings weights in as a run that others start from, or takes a run's weights out as a Hugging Face folder.
 
     In: `source` becomes a run directory with a checkpoint (for train.warm_start), a snapshot (for embed and evaluate), a
-    tokenizer directory (for corpus.tokenizer) and gin files with the model's settings. Out: the newest checkpoint becomes
-    a folder that the class's from_pretrained loads.
+    tokenizer directory (for corpus.tokenizer) and gin files with the model's settings. Index: the embeddings that came in
+    with a RealmForOpenQA become the run's index version 0, over a corpus of its texts: predict, serve and evaluate can then
+    ask it. Out: the newest checkpoint becomes a folder that the class's from_pretrained loads.
 
     Args:
-      run_dir: to write (in) or to read (out).
-      direction: "in" or "out".
+      run_dir: to write (in), to add an index to (index) or to read (out).
+      direction: "in", "index" or "out".
       source: a folder with config.json, weights and vocab.txt; a Hugging Face hub id; or the prefix of a TensorFlow
         checkpoint (NAME of NAME.index), with bert_config.json or config.json and vocab.txt beside it.
       destination: the folder to write; by default RUN/weights-out/ARCHITECTURE.
@@ -70,7 +77,11 @@ def convert(
       revision: of a hub id.
       tokenizer: a vocab.txt, or its folder, where the source has none.
       block_records: JSON lines {"text": …}, the texts of RealmForOpenQA's documents; by default block_records.jsonl of the
-        source, where there is one.
+        source, where there is one. They can be given with the index, too.
+      document_embedder: of RealmForOpenQA, the folder or hub id of the RealmEmbedder that made its documents' embeddings. By
+        default new documents are embedded as questions are.
+      corpus: of the index, a corpus directory with a document a record; by default RUN/corpus, made of the records.
+      backend: of the index, "scann" or "exact".
       pooling: of BERT as a retriever: "cls", "mean", or "pooler" (BERT's own).
       projection_size: adds a projection of this width, at random, to a retriever without: how ICT starts from BERT.
       score_scale: of the retriever; by default 1, and 20 for embeddings of unit length, whose scores are cosines.
@@ -87,6 +98,15 @@ def convert(
     run = RunDir.of(run_dir)
     if architecture and architecture not in ARCHITECTURES:
         raise ValueError(f"unknown architecture {architecture!r}, valid: {', '.join(ARCHITECTURES)}")
+    if direction != "index" and corpus:
+        raise ValueError(f"corpus is for direction='index', got direction={direction!r}; leave out corpus={corpus!r}")
+    if direction == "index":
+        if source or destination:
+            raise ValueError(
+                f"direction='index' adds an index to --run_dir; leave out {f'{source=}' if source else f'{destination=}'}"
+            )
+        index_blocks(run, corpus, block_records, backend)
+        return
     if direction == "out":
         if source:
             raise ValueError(f"direction='out' reads --run_dir and writes destination; leave out source={source!r}")
@@ -99,10 +119,17 @@ def convert(
     check_unused(run)
     model = load_source(source, architecture, pooling, revision)
     model = with_tokenizer(model, tokenizer, source)
+    if model.architecture == "RealmForOpenQA":
+        if not document_embedder:
+            logger.info("no document_embedder: documents that are not in the index will be embedded as questions are")
+        model = with_document_encoder(model, load_source(document_embedder) if document_embedder else None)
+    elif document_embedder:
+        raise ValueError(
+            f"document_embedder is for RealmForOpenQA, and the source is a {model.architecture}; leave it out"
+        )
     records = find_block_records(block_records, source) if model.block_embeds is not None else None
-    texts = (
-        None if records is None or model.block_embeds is None else read_block_records(records, len(model.block_embeds))
-    )
+    if records is not None and model.block_embeds is not None:
+        check_block_records(records, len(model.block_embeds))
     if projection_size is not None:
         model = with_projection(model, projection_size, seed)
     if span_reader:
@@ -111,9 +138,9 @@ def convert(
         scale = score_scale if score_scale is not None else 20.0 if model.retriever.normalize else 1.0
         model = dataclasses.replace(model, retriever=dataclasses.replace(model.retriever, score_scale=scale))
     write_run(run, model)
-    if texts is not None:
-        write_block_records(run.weights / RECORDS_FILE, texts)
-    _say_how_to_go_on(run, model)
+    if records is not None:
+        write_block_records(run.weights / RECORDS_FILE, block_texts(records))
+    _say_how_to_go_on(run, model, has_texts=records is not None)
 
 
 def load_source(source: str, architecture: str = "", pooling: Pooling = "cls", revision: str = "main") -> Model:
@@ -145,7 +172,7 @@ def with_tokenizer(model: Model, tokenizer: str, source: str) -> Model:
     return dataclasses.replace(model, tokenizer=chosen)
 
 
-def _say_how_to_go_on(run: RunDir, model: Model) -> None:
+def _say_how_to_go_on(run: RunDir, model: Model, has_texts: bool) -> None:
     learners = [name for name in ("retriever", "knowledge_encoder", "span_reader") if getattr(model, name) is not None]
     logger.info("%s of %s lie in %s", " and ".join(learners), model.architecture, run.path)
     if model.unused:
@@ -157,6 +184,9 @@ def _say_how_to_go_on(run: RunDir, model: Model) -> None:
     logger.info(
         "a run that starts from it: RUN_FILE's flags, then %s --gin.train.warm_start=\"('%s',)\"", files, run.path
     )
+    if model.block_embeds is not None:
+        texts = "" if has_texts else " --gin.convert.block_records=FILE"
+        logger.info("to ask it: convert --run_dir=%s --gin.convert.direction=index%s", run.path, texts)
 
 
 def take_out(
@@ -184,7 +214,8 @@ def take_out(
     if architecture == "RealmForOpenQA" and not converted:
         model, texts = _with_blocks(run, model)
     elif architecture == "RealmForOpenQA" and (run.weights / RECORDS_FILE).exists() and model.block_embeds is not None:
-        texts = iter(read_block_records(run.weights / RECORDS_FILE, len(model.block_embeds)))
+        check_block_records(run.weights / RECORDS_FILE, len(model.block_embeds))
+        texts = block_texts(run.weights / RECORDS_FILE)
     place = destination or run.path / "weights-out" / architecture
     left_out = save_hugging_face(place, architecture, model, side)
     if texts is not None:

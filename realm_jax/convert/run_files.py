@@ -10,6 +10,7 @@ import safetensors.numpy
 
 from realm_jax.convert.folder import read_safetensors, read_settings
 from realm_jax.convert.hugging_face import Model
+from realm_jax.corpus.store import Corpus
 from realm_jax.models import RetrieverConfig, SpanReaderConfig, TransformerConfig
 from realm_jax.run_dir import RunDir, write_json_atomically, write_text_atomically
 from realm_jax.text.loading import load_tokenizer
@@ -21,7 +22,7 @@ from realm_jax.training.state import TrainState
 logger = logging.getLogger(__name__)
 
 MODEL_FILE, UNUSED_FILE, BLOCKS_FILE = "model.json", "unused.safetensors", "block_embeddings.npy"
-TOKENIZER_FOLDER = "tokenizer"
+TOKENIZER_FOLDER, OPEN_QA_FILE = "tokenizer", "open_qa.gin"
 # How a machine computes is not the weights': the run file says it.
 _MACHINE_FIELDS = ("dtype", "remat", "unroll_layers")
 
@@ -124,15 +125,85 @@ _HEADER = (
 
 
 def _gin_text(module: str, config: RetrieverConfig | SpanReaderConfig) -> str:
-    scope = f"converted_{module}/transformer.TransformerConfig"
-    name = f"{module}.{type(config).__name__}"
     return (
         _HEADER.format(learner=module.replace("_", " "), where="whose encoder has a scope of its own")
         + f"from realm_jax.models import {module}\nfrom realm_jax.models import transformer\n\n"
-        + _block(name, config, f"  encoder = @{scope}()\n")
-        + "\n"
-        + _block(scope, config.encoder)
+        + _with_own_encoder(module, config)
     )
+
+
+def _with_own_encoder(module: str, config: RetrieverConfig | SpanReaderConfig) -> str:
+    scope = f"converted_{module}/transformer.TransformerConfig"
+    name = f"{module}.{type(config).__name__}"
+    return _block(name, config, f"  encoder = @{scope}()\n") + "\n" + _block(scope, config.encoder)
+
+
+_OPEN_QA = """# Asks the converted RealmForOpenQA; written by the convert job. JOB is predict, serve or evaluate:
+#   python -m realm_jax JOB --run_dir={run} --gin_file={file}
+from __gin__ import dynamic_registration
+
+from realm_jax.answering import predict
+from realm_jax.evaluation import retrieval
+from realm_jax.models import retriever
+from realm_jax.models import span_reader
+from realm_jax.models import transformer
+from realm_jax.serve import server
+from realm_jax.tasks import open_qa
+
+CORPUS = {corpus!r}
+QUESTIONS = %gin.REQUIRED  # of evaluate alone: questions of training, among which its row nearest_question looks
+QUERY_LEN = {query_len}
+DOCUMENT_LEN = {document_len}
+
+open_qa.OpenQa:
+  corpus = %CORPUS
+  questions = ()
+  retriever = @retriever.RetrieverConfig()
+  reader = @span_reader.SpanReaderConfig()
+  num_retrieved = {num_retrieved}
+  num_read = {num_read}
+  query_len = %QUERY_LEN
+  document_len = %DOCUMENT_LEN
+  joint_len = {joint_len}
+
+evaluated/open_qa.OpenQa.questions = %QUESTIONS
+
+predict.predict.task = @open_qa.OpenQa()
+
+server.serve.task = @open_qa.OpenQa()
+
+# The index alone is measured: what embedded its documents need not be the document encoder here.
+retrieval.evaluate:
+  corpus = %CORPUS
+  retriever = @retriever.RetrieverConfig()
+  answering = @evaluated/open_qa.OpenQa()
+  name = 'questions'
+  stages = ()
+  afresh = False
+  query_len = %QUERY_LEN
+  document_len = %DOCUMENT_LEN
+
+"""
+
+
+def open_qa_gin(run: RunDir, model: Model, corpus: Corpus) -> str:
+    """The run file that asks a converted RealmForOpenQA, with the beams and lengths that its config.json says."""
+    retriever, reader = model.retriever, model.span_reader
+    assert retriever is not None and reader is not None
+    joint_len = min(model.settings.get("reader_seq_len", 320), reader.encoder.max_length)
+    num_read = min(model.settings.get("reader_beam_size", 5), corpus.num_documents)
+    longest = retriever.encoder.max_length
+    head = _OPEN_QA.format(
+        run=run.path,
+        file=run.weights / OPEN_QA_FILE,
+        corpus=str(corpus.directory),
+        query_len=min(64, longest, joint_len // 2),
+        document_len=min(corpus.info.block_len + 3, longest),
+        joint_len=joint_len,
+        num_read=num_read,
+        num_retrieved=max(num_read, min(model.settings.get("searcher_beam_size", 5000), corpus.num_documents)),
+    )
+    return f"{head}{_with_own_encoder('retriever', retriever)}\n{_with_own_encoder('span_reader', reader)}"
 
 
 def _block(name: str, config: Any, first: str = "") -> str:

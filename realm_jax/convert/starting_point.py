@@ -1,4 +1,4 @@
-"""Makes a starting point of a model: a projection or a span scorer that it lacks, at random, on top of what it has."""
+"""Gives a model what it lacks: a projection or a span scorer at random, or an encoder of documents beside the questions'."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from realm_jax.convert.hugging_face import Model
-from realm_jax.models import Retriever, SpanReader, SpanReaderConfig
+from realm_jax.models import Retriever, RetrieverConfig, SpanReader, SpanReaderConfig
 from realm_jax.training.snapshots import flatten_params, nest_params
 
 
@@ -47,6 +47,61 @@ def with_span_reader(model: Model, seed: int = 0) -> Model:
     config = SpanReaderConfig(encoder)
     params = _laid_over(_initial(SpanReader(config), seed), {"encoder": weights})
     return dataclasses.replace(model, span_reader=config, params={**model.params, "span_reader": params})
+
+
+def with_document_encoder(model: Model, documents: Model | None = None) -> Model:
+    """Unties the retriever of RealmForOpenQA, whose embedder embeds questions alone: fine-tuning moved it away from the one
+    that made the documents' embeddings (REALM, arXiv:2002.08909, section 4.3: the document side stays as it was pre-trained).
+
+    Args:
+      model: with a tied retriever.
+      documents: whose retriever made the embeddings, on the documents' side; None puts the questions' encoder in its place,
+        which embeds nothing that is in the index, but new documents and the null document, about right.
+
+    Raises:
+      ValueError: the other model has no retriever, one of another shape, or reads the pieces of another vocabulary.
+    """
+    config = model.retriever
+    assert config is not None and config.tied, "RealmForOpenQA is read with a tied retriever"
+    shared = model.params["retriever"]["shared_encoder"]
+    encoder = shared
+    if documents is not None:
+        _check_same_retriever(config, documents)
+        own = documents.params["retriever"]
+        encoder = own["shared_encoder" if "shared_encoder" in own else "document_encoder"]
+        pieces = [one.tokenizer.fingerprint for one in (model, documents) if one.tokenizer is not None]
+        if len(set(pieces)) > 1:
+            raise ValueError(
+                f"document_embedder has the vocabulary {pieces[1][:12]}, the source {pieces[0][:12]}; name the embedder that "
+                "the source was fine-tuned from"
+            )
+    untied = dataclasses.replace(config, tied=False)
+    params = {**model.params, "retriever": {"query_encoder": shared, "document_encoder": encoder}}
+    return dataclasses.replace(model, retriever=untied, params=params)
+
+
+# What no embedding depends on.
+_ONLY_IN_TRAINING = ("dropout_rate", "attention_dropout_rate", "initializer_range")
+
+
+def _check_same_retriever(config: RetrieverConfig, documents: Model) -> None:
+    if documents.retriever is None:
+        raise ValueError(
+            f"document_embedder is a {documents.architecture} without a retriever; name a RealmEmbedder, the one that the "
+            "source was fine-tuned from"
+        )
+    ours, theirs = (
+        {**dataclasses.asdict(one), **dataclasses.asdict(one)["encoder"]} for one in (config, documents.retriever)
+    )
+    differing = [
+        f"{name} {theirs[name]} (the source {ours[name]})"
+        for name in ours
+        if ours[name] != theirs[name] and name not in ("encoder", "tied", *_ONLY_IN_TRAINING)
+    ]
+    if differing:
+        raise ValueError(
+            f"document_embedder has {', '.join(differing)}; name the RealmEmbedder that the source was fine-tuned from"
+        )
 
 
 def _initial(module: Retriever | SpanReader, seed: int) -> dict[str, np.ndarray]:
