@@ -56,6 +56,26 @@ def init_tagger(rng: jax.Array, config: TokenTaggerConfig) -> Params:
     return {"tagger": TokenTagger(config).init(rng, ids, ids * 0, ids > 0)["params"]}
 
 
+def adopt(found: Params) -> Params:
+    """Another run's learners as the tagger's: a tagger whole, of any other run one BERT as the encoder, the head left at random
+    (REALM, section 3.4: "a BERT-based tagger").
+
+    Of several encoders in a run, in this order: the knowledge encoder's, which was trained to say what stands at each
+    position; the retriever's shared or document encoder, trained for the position of [CLS]; the span reader's, bent to
+    questions. A question encoder is none.
+    """
+    retriever = found.get("retriever", {})
+    learners = (
+        found.get("knowledge_encoder"),
+        retriever.get("shared_encoder", retriever.get("document_encoder")),
+        found.get("span_reader"),
+    )
+    encoders = [learner["encoder"] for learner in learners if learner is not None]
+    if "tagger" in found or not encoders:
+        return dict(found)
+    return {"tagger": {"encoder": encoders[0]}}
+
+
 @dataclasses.dataclass(frozen=True)
 class Tagger:
     """Settings of the tagger.
@@ -145,4 +165,5 @@ class Tagger:
             flops_per_example=sum(share * 3 * forward_flops(self.encoder, length) for share, length in pairs),
             can_accumulate=True,
             data={"tokenizer": tokenizer.fingerprint, "corpus": content},
+            adopt=adopt,
         )

@@ -11,6 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from realm_jax import config
+from realm_jax.convert import load_hugging_face
+from realm_jax.convert.job import convert
 from realm_jax.corpus import build as build_module
 from realm_jax.corpus.build import corpus
 from realm_jax.corpus.ner_tagger import NerTagger, fingerprint
@@ -20,13 +23,16 @@ from realm_jax.corpus.store import Corpus
 from realm_jax.data.conll import read_conll
 from realm_jax.evaluation.tagging import tagger as tagger_job
 from realm_jax.models.token_tagger import TokenTagger
-from realm_jax.run_dir import read_json
-from realm_jax.tasks.tagger import Tagger, tagger_loss
+from realm_jax.run_dir import RunDir, read_json
+from realm_jax.tasks.tagger import Tagger, adopt, tagger_loss
+from realm_jax.text.word_piece import WordPieceTokenizer
+from realm_jax.training.checkpoint import load_params
 from realm_jax.training.loop import train
 from realm_jax.training.metrics import read_metrics, series
 from realm_jax.training.optimizer import OptimizerConfig
 from realm_jax.training.snapshots import flatten_params
 from tests import tiny
+from tests.convert.made import VOCAB, golden_folder, sentence_transformer
 
 FIRST = ["Ann", "Zoë", "Müller", "Rex", "Ivo", "Kim"]
 PLACES = ["Köln", "York", "Oslo", "Łódź"]
@@ -284,3 +290,104 @@ def test_an_encoder_of_too_few_pieces(run):
         settings(folder, encoder=small).build(seed=0)
     with pytest.raises(FileNotFoundError, match="no file at nowhere"):
         settings(folder, files=("nowhere",)).build(seed=0)
+
+
+# one step with a rate of zero: what is trained is what it started from
+STILL = OptimizerConfig(frozen_steps=(("tagger", 9),))
+
+
+def started(place, task, *warm_start):
+    train(
+        run_dir=str(place),
+        task=task,
+        optimizer=STILL,
+        num_steps=1,
+        batch_size=8,
+        warm_start=tuple(map(str, warm_start)),
+    )
+    return load_params(RunDir.of(place))[1]["tagger"]
+
+
+def same(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def converted(place, folder, learner):
+    """A converted run, the tagger's settings for it, and the BERT that the learner of this path has."""
+    convert(run_dir=str(place / "bert"), source=str(folder))
+    write_conll(place / "train.conll", 0, 30)
+    encoder = load_hugging_face(folder).retriever.encoder
+    task = settings(place, encoder=encoder, tokenizer=str(place / "bert/weights/tokenizer"), lengths=(16, 20))
+    given = load_params(RunDir.of(place / "bert"))[1]
+    for name in learner:
+        given = given[name]
+    return task, given["encoder"]
+
+
+def test_it_starts_from_a_converted_bert_with_a_head_at_random(tmp_path):
+    folder, _ = golden_folder("BertForPreTraining", tmp_path / "theirs", VOCAB)
+    task, encoder = converted(tmp_path, folder, ("knowledge_encoder",))
+    afresh, warm = started(tmp_path / "afresh", task), started(tmp_path / "warm", task, tmp_path / "bert")
+    same(warm["encoder"], encoder)
+    same(warm["output"], afresh["output"])
+    assert warm["output"]["kernel"].shape == (8, 5) and warm["output"]["kernel"].std() > 0.01
+    tables = [params["encoder"]["token_embedding"]["embedding"] for params in (warm, afresh)]
+    assert not np.allclose(*tables)
+    # a tagger gives its head too
+    same(started(tmp_path / "both", task, tmp_path / "bert", tmp_path / "afresh"), afresh)
+
+
+def test_it_starts_from_a_sentence_encoder(tmp_path):
+    task, encoder = converted(tmp_path, sentence_transformer(tmp_path / "theirs"), ("retriever", "shared_encoder"))
+    same(started(tmp_path / "warm", task, tmp_path / "bert")["encoder"], encoder)
+    others = dataclasses.replace(task, encoder=dataclasses.replace(task.encoder, num_segments=4))
+    with pytest.raises(ValueError, match="the tagger has other shapes than this run's; use the model settings"):
+        started(tmp_path / "shapes", others, tmp_path / "bert")
+    WordPieceTokenizer([*VOCAB[:5], *VOCAB[:4:-1]]).save(tmp_path / "others")
+    with pytest.raises(ValueError, match="was trained on the pieces of tokenizer"):
+        started(tmp_path / "pieces", dataclasses.replace(task, tokenizer=str(tmp_path / "others")), tmp_path / "bert")
+
+
+def test_which_encoder_of_several():
+    reader = {"encoder": "span reader's", "span_hidden": 0}
+    knowledge = {"encoder": "knowledge encoder's", "transform": 0}
+    tied = {"shared_encoder": {"encoder": "shared", "projection": 0}}
+    untied = {"query_encoder": {"encoder": "query's"}, "document_encoder": {"encoder": "document's"}}
+    expected = [
+        ({"span_reader": reader, "retriever": tied, "knowledge_encoder": knowledge}, "knowledge encoder's"),
+        ({"span_reader": reader, "retriever": tied}, "shared"),
+        ({"span_reader": reader, "retriever": untied}, "document's"),
+        ({"span_reader": reader}, "span reader's"),
+    ]
+    for found, encoder in expected:
+        assert adopt(found) == {"tagger": {"encoder": encoder}}
+    tagger = {"tagger": {"encoder": "own", "output": "own"}}
+    assert adopt(tagger | {"knowledge_encoder": knowledge})["tagger"] == tagger["tagger"]
+
+
+def test_a_run_without_an_encoder_is_no_start(run, tmp_path, monkeypatch):
+    folder, _ = run
+    monkeypatch.setattr("realm_jax.training.loop.load_params", lambda *_: (3, {"something": {"kernel": np.zeros(2)}}))
+    with pytest.raises(ValueError, match="holds something, this task needs tagger"):
+        started(tmp_path / "new", settings(folder), folder / "run")
+
+
+def test_a_run_file_takes_the_shape_of_a_converted_encoder(tmp_path):
+    """What docs/tagger.md tells for MiniLM, and for a BERT of another size."""
+    bert = tmp_path / "bert"
+    convert(run_dir=str(bert), source=str(sentence_transformer(tmp_path / "theirs")))
+    bound = config.bind(
+        "train",
+        ["runs/tagger_bert.gin", str(bert / "weights" / "retriever.gin")],
+        [
+            "FILES='eng.train'",
+            f"TOKENIZER='{bert}/weights/tokenizer'",
+            f"WARM_START=('{bert}',)",
+            "tagger.Tagger.encoder=@converted_retriever/transformer.TransformerConfig()",
+            "tagger.Tagger.lengths=(16, 20)",
+        ],
+    )
+    expected = load_hugging_face(tmp_path / "theirs").retriever.encoder
+    assert dataclasses.replace(bound["task"].encoder, dtype="float32", remat=False) == expected
+    assert bound["warm_start"] == (str(bert),)
