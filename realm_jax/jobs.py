@@ -7,11 +7,15 @@ from typing import Any, NamedTuple
 
 
 class Job(NamedTuple):
-    """Where a job's function lives, as `module:function`; what it does in a line; arguments that run it, to imitate."""
+    """Where a job's function lives, as `module:function`; what it does in a line; arguments that run it, to imitate.
+
+    `switches` are parameters, False by themselves, that the flag `--NAME` sets to True.
+    """
 
     place: str
     summary: str
     example: str = "--run_dir=RUN"
+    switches: tuple[str, ...] = ()
 
     @property
     def selector(self) -> str:
@@ -44,7 +48,7 @@ JOBS: Mapping[str, Job] = MappingProxyType(
         ),
         "train": Job(
             "realm_jax.training.loop:train",
-            "pre-train (ICT or REALM), swapping in new index versions",
+            "pre-train (ICT, REALM) or fine-tune (open QA, a span tagger), swapping in new index versions",
             f"{_OWN_DOCUMENTS} --gin.train.num_steps=450",
         ),
         "embed": Job(
@@ -70,7 +74,8 @@ JOBS: Mapping[str, Job] = MappingProxyType(
         "predict": Job(
             "realm_jax.answering.predict:predict",
             "answer questions with a fine-tuned run, in the form that official scorers read",
-            f"{_FINE_TUNED} --gin.predict.questions='who wrote it?' --gin.predict.explain=True",
+            f"{_FINE_TUNED} --gin.predict.questions='who wrote it?' --explain",
+            switches=("explain",),
         ),
         "serve": Job(
             "realm_jax.serve.server:serve",

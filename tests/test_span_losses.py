@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from realm_jax.losses import early_update_loss, span_marginal_loss
+from realm_jax.losses import contrastive_loss, early_update_loss, span_marginal_loss
 
 LOGITS = np.log([[[1.0, 2.0, 4.0], [3.0, 9.0, 1.0]], [[1.0, 1.0, 1.0], [2.0, 2.0, 2.0]]])
 SCORES = np.log([[2.0, 1.0], [1.0, 3.0]])
@@ -68,3 +68,49 @@ def test_early_update_raises_documents_with_the_answer():
         lambda s: early_update_loss(s, jnp.ones((1, 3), bool), jnp.array([[False, True, False]]))[0].total
     )(scores)
     assert gradient[0, 1] < 0 < gradient[0, 0] == gradient[0, 2]
+
+
+def contrasted(ids, mask=None, scores=None):
+    """Queries are unit vectors of a space whose axes are the documents' columns, so that scores are what we say."""
+    ids = np.asarray(ids)
+    scores = np.log(np.asarray(scores, np.float64)).reshape(len(ids), -1)  # [questions, columns]
+    documents = np.eye(scores.shape[1]).reshape(*ids.shape, -1)
+    there = np.asarray(mask if mask is not None else ids >= 0)
+    positive = (np.arange(ids.shape[1]) == 0) & there
+    floats = [jnp.asarray(value, jnp.float32) for value in (scores, documents)]
+    return contrastive_loss(*floats, jnp.asarray(ids, jnp.int32), jnp.asarray(there), jnp.asarray(positive))
+
+
+def test_contrastive_by_hand():
+    # documents 1, 2 of question 0 and 3, 4 of question 1; every question is scored against all four
+    loss, hits = contrasted([[1, 2], [3, 4]], scores=[[4.0, 1.0, 2.0, 1.0], [6.0, 1.0, 2.0, 1.0]])
+    assert float(loss.total) == pytest.approx(-np.log(4 / 8) - np.log(2 / 10), rel=1e-5)
+    assert float(loss.weight) == 2.0
+    assert hits.tolist() == [1.0, 0.0]
+
+
+def test_a_positive_is_not_its_own_negative():
+    # document 1 stands twice, as the positive of question 0 and a negative of question 1
+    loss, hits = contrasted([[1, 2], [3, 1]], scores=[[2.0, 1.0, 1.0, 9.0], [1.0, 1.0, 5.0, 3.0]])
+    assert float(loss.total) == pytest.approx(-np.log(2 / 4) - np.log(5 / 10), rel=1e-5)
+    assert hits.tolist() == [1.0, 1.0]
+
+
+def test_a_question_without_a_positive_teaches_nothing_but_lends_its_negatives():
+    loss, hits = contrasted([[-1, 2], [3, -1]], scores=[[9.0, 1.0, 1.0, 1.0], [8.0, 3.0, 1.0, 8.0]])
+    assert float(loss.total) == pytest.approx(
+        -np.log(1 / 4), rel=1e-5
+    )  # against document 2; what is not there counts 0
+    assert hits.tolist() == [0.0, 0.0]
+
+
+def test_the_positive_rises_and_negatives_fall():
+    ids = jnp.arange(6, dtype=jnp.int32).reshape(2, 3)
+    documents = jax.random.normal(jax.random.key(0), (2, 3, 5))
+    queries = jax.random.normal(jax.random.key(1), (2, 5))
+    there = jnp.ones((2, 3), bool)
+    positive = jnp.array([[True, False, False]] * 2)
+    grads = jax.grad(lambda d: contrastive_loss(queries, d, ids, there, positive)[0].total)(documents)
+    moved = jnp.einsum("qe,bke->qbk", queries, -grads)  # how each score changes downhill
+    own = moved[jnp.arange(2), jnp.arange(2)]
+    assert (own[:, 0] > 0).all() and (own[:, 1:] < 0).all()

@@ -7,9 +7,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int32, Int64
 
+from realm_jax.corpus.document_text import document_text
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.inputs import Inputs, SpecialIds, joint_inputs
-from realm_jax.evaluation.queries import document_text
 from realm_jax.text.tokenizer import Encoding, Tokenizer
 
 

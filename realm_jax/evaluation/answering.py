@@ -21,6 +21,7 @@ from realm_jax.tasks.open_qa import OpenQa
 from realm_jax.training.checkpoint import learners, load_params
 
 _QUESTIONS_AT_ONCE = 16
+_RECALLS = {f"answer_recall_at_{k}": f"R@{k}" for k in (1, 5, 20)}  # heads of columns: by contained answer
 
 Find = Callable[[Sequence[str], int], np.ndarray]
 Asked = Question | RetrievalQuery
@@ -155,7 +156,7 @@ def answer_queries(
     queries: Sequence[RetrievalQuery],
     *,
     step: int | None,
-    known: Mapping[str, Any],
+    retrieval: Mapping[str, Mapping[str, Any]],
     bm25: Bm25Index | None,
 ) -> dict[str, Any]:
     """`evaluate_answering` with a run's checkpoint, over the queries that have answers, written down and printed.
@@ -168,7 +169,8 @@ def answer_queries(
       index: that is served.
       queries: questions.
       step: of the checkpoint; None for the newest.
-      known: of the index, such as its version and search recall.
+      retrieval: by row, what is known of the documents that the reader gets: how often they hold an answer, the version of
+        the index and its search recall.
       bm25: index of the corpus's words, or None.
 
     Raises:
@@ -183,20 +185,36 @@ def answer_queries(
         {"question": q.text, "prediction": a.text, "answer": list(q.answers)}
         for q, a in zip(asked, answers, strict=True)
     ]
-    figures = {"name": name, "step": found, **known, "rows": rows}
+    for row, known in retrieval.items():
+        if row in rows:
+            rows[row] |= {
+                figure: known[figure] for figure in (*_RECALLS, "version", "search_recall") if figure in known
+            }
+    figures = {"name": name, "step": found, "rows": rows}
     write_json_atomically(run.evaluation(f"{name}-answers"), {**figures, "predictions": predictions})
-    print(answering_table(rows, known))
+    print(answering_table(rows))
     return figures
 
 
-def answering_table(rows: Mapping[str, Mapping[str, Any]], known: Mapping[str, Any]) -> str:
-    """The figures as aligned text, in per cent, and what is known of the index that they were made with."""
+def answering_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """The figures as aligned text, in per cent: answers, how often the documents found hold one, and the index searched.
+
+    A row that was searched exactly in documents embedded for the evaluation has no version.
+    """
     label = max(map(len, rows))
-    about = (
-        f"; index {known['version']}, search recall {100 * known['search_recall']:.1f}" if "version" in known else ""
-    )
-    lines = [f"{next(iter(rows.values()))['questions']} questions answered{about}", f"{'':{label}} |     EM     F1"]
+    lines = [
+        f"{next(iter(rows.values()))['questions']} questions answered",
+        f"{'':{label}} |     EM     F1 |{''.join(f'{head:>7}' for head in _RECALLS.values())} | index search recall",
+    ]
     for name, row in rows.items():
-        overlap = f"{'':>6}" if row["f1"] is None else f"{100 * row['f1']:6.1f}"
-        lines.append(f"{name:{label}} | {100 * row['exact_match']:6.1f} {overlap}".rstrip())
+        recalls = "".join(_percent(row.get(figure), 7) for figure in _RECALLS)
+        version = str(row["version"]) if "version" in row else ("none" if name == "open_qa" else "")
+        lines.append(
+            f"{name:{label}} | {_percent(row['exact_match'], 6)} {_percent(row['f1'], 6)} |{recalls} | {version:>5} "
+            f"{_percent(row.get('search_recall'), 13)}".rstrip()
+        )
     return "\n".join(lines)
+
+
+def _percent(value: float | None, width: int) -> str:
+    return " " * width if value is None else f"{100 * value:{width}.1f}"

@@ -19,6 +19,7 @@ def query_sets(
     name: str,
     max_queries: int | None,
     seed: int,
+    answers_are_regex: bool | None = None,
 ) -> dict[str, QuerySet]:
     """What is asked, by the name that its figures get.
 
@@ -39,7 +40,7 @@ def query_sets(
         files[set_name] = file
     if not files:
         raise ValueError("evaluate.questions holds no file")
-    return {set_name: _asked(file, knowledge, max_queries, seed) for set_name, file in files.items()}
+    return {set_name: _asked(file, knowledge, max_queries, seed, answers_are_regex) for set_name, file in files.items()}
 
 
 def short_name(source: str) -> str:
@@ -53,8 +54,10 @@ def short_name(source: str) -> str:
     return re.sub(r"(\.(jsonl|json|tsv|csv|txt))?(\.(gz|bz2|xz))?$", "", path.name)
 
 
-def _asked(source: str, knowledge: Corpus, max_queries: int | None, seed: int) -> QuerySet:
+def _asked(
+    source: str, knowledge: Corpus, max_queries: int | None, seed: int, answers_are_regex: bool | None
+) -> QuerySet:
     if source.startswith(TFDS_PREFIX) or (qrels := qrels_of(source)) is None:
-        return queries.questions(source, knowledge, knowledge.tokenizer, max_queries, seed)
+        return queries.questions(source, knowledge, knowledge.tokenizer, max_queries, seed, answers_are_regex)
     require_ir_measures()
     return beir_queries(qrels, knowledge, knowledge.tokenizer, max_queries, seed)

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from realm_jax.corpus.document_text import document_text
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.answer_patterns import nfd_contains_match
 from realm_jax.evaluation.answers import normalise_answer, normalised_contains
-from realm_jax.evaluation.queries import RetrievalQuery, document_text
+from realm_jax.evaluation.queries import RetrievalQuery
 from realm_jax.evaluation.ranking import first_occurrence, ndcg_at_k, recall_at_k, reciprocal_rank, relevance
 from realm_jax.retrieval.index import SearchResult
 

@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int32, Int64
 
 from realm_jax import losses
+from realm_jax.corpus.document_text import document_text
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.masked_lm import MaskedBatch, MaskedSentences
 from realm_jax.data.order import example_rng
-from realm_jax.evaluation.queries import document_text
 from realm_jax.retrieval.index import Index, SearchResult
 from realm_jax.tasks.realm import Realm, RealmBatch, RealmModel, embed_queries, read, retrieval_scores
 

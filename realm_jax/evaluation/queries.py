@@ -8,6 +8,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Int32
 
+from realm_jax.corpus.document_text import document_text
 from realm_jax.corpus.sources.tfds import PREFIX as TFDS_PREFIX
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.answer_patterns import contains_match
@@ -124,7 +125,12 @@ def known_items(corpus: Corpus, max_queries: int | None = None, seed: int = 0) -
 
 
 def questions(
-    source: str | Path, corpus: Corpus, tokenizer: Tokenizer, max_queries: int | None = None, seed: int = 0
+    source: str | Path,
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    max_queries: int | None = None,
+    seed: int = 0,
+    answers_are_regex: bool | None = None,
 ) -> QuerySet:
     """Questions from any source that `realm_jax.data.questions` reads.
 
@@ -143,7 +149,7 @@ def questions(
             f"{'a folder' if Path(source).is_dir() else 'not there'}; name one, or set evaluate.x_corpus to measure with "
             "sentences"
         )
-    asked = read_questions(source)
+    asked = read_questions(source, answers_are_regex=answers_are_regex)
     dropped = Counter(asked.dropped | asked.noted)
     found: list[RetrievalQuery] = []
     for question in drawn(asked.questions, max_queries, seed):
@@ -178,14 +184,6 @@ def window(pieces: Int32[np.ndarray, "length"], room: int, mask_id: int) -> Int3
     masks = np.flatnonzero(pieces == mask_id)
     start = max(0, min(int(masks[0]) - room // 2, len(pieces) - room)) if len(masks) else 0
     return pieces[start : start + room]
-
-
-def document_text(corpus: Corpus, document: int) -> tuple[str, str]:
-    """Title and text of a document: as it was read if the corpus kept its text, else decoded from its pieces."""
-    if corpus.info.has_blocks:
-        block = corpus.block(document)
-        return block.title, block.text
-    return corpus.tokenizer.decode(corpus.titles[document]), corpus.tokenizer.decode(corpus.bodies[document])
 
 
 def texts_for_search(corpus: Corpus) -> Iterator[str]:

@@ -46,6 +46,7 @@ def evaluate(
     retriever: RetrieverConfig | None = None,
     x_corpus: str | None = None,
     questions: str | tuple[str, ...] | None = None,
+    answers_are_regex: bool | None = None,
     name: str = "retrieval",
     step: int | None = None,
     index_version: int | None = None,
@@ -75,6 +76,7 @@ def evaluate(
       questions: a file in any format that `realm_jax.data.questions` reads, `tfds:NAME?split=…`, or a BEIR folder or one
         of its qrels files. Of several each gets a table; documents are embedded once. A BEIR split is scored with
         ir-measures too, the rankings written to RUN/evaluation/NAME-ROW.run.
+      answers_are_regex: whether the questions' answers are regular expressions; None believes the file.
       name: of the evaluation.
       step: which checkpoint or snapshot; None for the newest.
       index_version: which index version; None for the one that the run serves, or its newest.
@@ -112,7 +114,7 @@ def evaluate(
     if answering is not None:
         check_answering(run, retriever, answering, questions)
     knowledge = Corpus.open(corpus)
-    asked = query_sets(knowledge, x_corpus, questions, name, max_queries, seed)
+    asked = query_sets(knowledge, x_corpus, questions, name, max_queries, seed, answers_are_regex)
     queries = {set_name: check_any(query_set) for set_name, query_set in asked.items()}
     batches = BatchSettings(document_len=document_len, batch_size=batch_size, query_len=query_len)
     learned = None
@@ -155,16 +157,16 @@ def evaluate(
             write_qrels(run.judgements(set_name), query_set.judgements)
         print(table(rows[set_name], query_set))
         if answering is not None:
-            served = rows[set_name].get("served_index", {})
+            searched = "served_index" if "served_index" in rows[set_name] else "checkpoint"
             results[set_name]["answers"] = answer_queries(
                 run,
                 set_name,
                 answering,
                 knowledge,
-                indexes["served_index" if served else "checkpoint"],
+                indexes[searched],
                 queries[set_name],
                 step=step,
-                known={name: served[name] for name in ("version", "search_recall") if name in served},
+                retrieval={"open_qa": rows[set_name][searched], "bm25": rows[set_name].get("bm25", {})},
                 bm25=words,
             )
     if reading is not None:

@@ -8,6 +8,7 @@ and the probability of the spans that are an answer is raised, over all spans of
 
 import dataclasses
 import functools
+import logging
 from typing import Any, Literal
 
 import jax
@@ -16,12 +17,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int64
 
 from realm_jax import losses
+from realm_jax.corpus.document_text import document_text
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.answer_spans import AnswerFinder
 from realm_jax.data.inputs import Inputs, SpecialIds
 from realm_jax.data.open_qa import DocumentJoiner, OpenQaBatch, OpenQuestions, QuestionExamples
+from realm_jax.data.question_splits import hold_out, without
 from realm_jax.data.questions import Question, read_questions
-from realm_jax.evaluation.queries import document_text
 from realm_jax.losses import WeightedSum
 from realm_jax.models import Retriever, RetrieverConfig, SpanReader, SpanReaderConfig, forward_flops, span_bounds
 from realm_jax.retrieval.index import SearchResult
@@ -30,6 +32,8 @@ from realm_jax.tasks.realm import embed_queries
 from realm_jax.tasks.task import Metrics, Params, Retrieval, Task, fingerprints
 from realm_jax.training.rng import dropout_rngs
 from realm_jax.typed import check_fields
+
+logger = logging.getLogger(__name__)
 
 
 def span_mask(joint: Inputs, sep_id: int, max_span_width: int) -> Bool[Array, "*rows num_spans"]:
@@ -82,6 +86,8 @@ def open_qa_loss(
     if num_encoded:
         flat = Inputs(*(part.reshape(-1, document_len) for part in batch.documents))
         encoded = embed(flat, "embed_documents", 1).reshape(num_questions, num_encoded, -1)
+        if not train_documents:  # the document encoder of the index, as it was
+            encoded = jax.lax.stop_gradient(encoded)
     if train_documents:
         fresh = jnp.einsum("be,bke->bk", query_embeds, encoded[:, :num_read])
         retrieval_scores = jnp.concatenate([fresh, retrieval_scores[:, num_read:]], axis=1)
@@ -156,6 +162,9 @@ class OpenQa:
     document_len: int = 288
     train_documents: bool = False
     answers: Literal["all", "first"] = "all"  # which reference answers are looked for in documents
+    answers_are_regex: bool | None = None  # for files of patterns that do not say so; None believes the files
+    held_out: str | tuple[str, ...] = ()  # files of questions that are left out of training wherever they are asked
+    num_held_out: int = 0  # of each file, chosen by a hash of the question, left out too (ORQA's 361 and 133)
     gold_passages: bool = (
         False  # beyond the papers: a gold block that was not found is read in the place of the last one
     )
@@ -178,6 +187,8 @@ class OpenQa:
             )
         if self.joint_len <= self.query_len:
             raise ValueError(f"OpenQa.joint_len must exceed query_len={self.query_len}, got {self.joint_len}")
+        if self.num_held_out < 0:
+            raise ValueError(f"OpenQa.num_held_out must be 0 or more, got {self.num_held_out}")
         if self.num_hard_negatives < 0:
             raise ValueError(f"OpenQa.num_hard_negatives must be 0 or more, got {self.num_hard_negatives}")
 
@@ -221,7 +232,7 @@ class OpenQa:
             flops_per_example=self._flops_per_example(),
             can_accumulate=self.num_hard_negatives == 0,
             data=fingerprints(corpus),
-            frozen=() if self._num_encoded() else ("retriever/document_encoder",),
+            frozen=() if self.train_documents else ("retriever/document_encoder",),
             adopt=adopt,
             retrieval=Retrieval(
                 config=self.retriever,
@@ -238,15 +249,25 @@ class OpenQa:
         )
 
     def training_questions(self) -> tuple[Question, ...]:
-        """The questions of all files, those without an answer left out.
+        """The questions of all files, but for those held out and those without an answer; logs how many are left out, and why.
 
         Raises:
           ValueError: when none is left.
         """
-        sources = (self.questions,) if isinstance(self.questions, str) else self.questions
-        questions = [
-            question for source in sources for question in read_questions(source).questions if question.answers
-        ]
+        sources = _several(self.questions)
+        held_out = [read_questions(source) for source in _several(self.held_out)]
+        questions = []
+        for source in sources:
+            found = read_questions(source, answers_are_regex=self.answers_are_regex)
+            if self.num_held_out:
+                found = hold_out(found, self.num_held_out).train
+            for others in held_out:
+                found = without(found, others)
+            answered = [question for question in found.questions if question.answers]
+            causes = found.dropped | found.noted | {"no answer": len(found.questions) - len(answered)}
+            told = "; ".join(f"{cause}: {count}" for cause, count in causes.items() if count)
+            logger.info("%s: %d questions to train with%s", found.source, len(answered), f" ({told})" if told else "")
+            questions += answered
         if not questions:
             raise ValueError(f"OpenQa.questions: {', '.join(sources) or 'no file'} gives no question with an answer")
         if self.answers == "first":
@@ -263,6 +284,10 @@ class OpenQa:
             encoder, self.document_len
         )
         return 3.0 * (forward + self.num_read * forward_flops(self.reader.encoder, self.joint_len))
+
+
+def _several(sources: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (sources,) if isinstance(sources, str) else sources
 
 
 def select(

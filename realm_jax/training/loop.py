@@ -131,6 +131,7 @@ def train(
             status.finish("finished")
             return {}
         _warn_of_frozen(optimizer, num_steps)
+        _warn_of_stale(the_task, refresh)
 
         retrieval = the_task.retrieval
         evaluate = retrieval.evaluate if retrieval else None
@@ -276,6 +277,14 @@ def _only_trainer(run: RunDir) -> Iterator[None]:
         if refusal is not None:
             raise refusal
         yield
+
+
+def _warn_of_stale(task: Task, refresh: RefreshConfig) -> None:
+    if task.retrieval is not None and refresh.mode == "frozen" and not task.frozen:
+        logger.warning(
+            "the document encoder learns, but the index stays that of step 0 (RefreshConfig.mode='frozen', an ablation); "
+            "set mode='synchronous' or 'asynchronous' to refresh it"
+        )
 
 
 def _warn_of_frozen(optimizer: OptimizerConfig, num_steps: int) -> None:

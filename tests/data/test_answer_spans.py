@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
+from realm_jax.corpus.document_text import document_text
 from realm_jax.corpus.store import Corpus
 from realm_jax.corpus.writer import make_corpus
 from realm_jax.data.answer_spans import AnswerFinder, answer_pieces, answer_spans, occurrences
 from realm_jax.data.questions import Question
 from realm_jax.evaluation.answers import contains_answer
-from realm_jax.evaluation.queries import document_text
 from realm_jax.models import span_bounds
 from realm_jax.text.sentence_piece import train_sentencepiece
 from realm_jax.text.tokenizer import SPECIAL_PIECES

@@ -6,9 +6,13 @@ import shutil
 import numpy as np
 import pytest
 
+from realm_jax.answering.loading import load_answerer
+from realm_jax.corpus.store import Corpus
 from realm_jax.corpus.writer import make_corpus
-from realm_jax.data.questions import Question
+from realm_jax.data.questions import Question, read_questions
 from realm_jax.evaluation.answering import answering_table, score
+from realm_jax.evaluation.bm25 import Bm25Index
+from realm_jax.evaluation.queries import texts_for_search
 from realm_jax.evaluation.retrieval import evaluate
 from realm_jax.retrieval.embedder import Embedder
 from realm_jax.run_dir import RunDir
@@ -70,7 +74,8 @@ def test_the_job_scores_the_answers_it_writes(places, capsys):
     figures = run_job(places, name="dev", max_queries=12)["answers"]
     written = json.loads(RunDir.of(root / "run").evaluation("dev-answers").read_text())
     assert {name: written[name] for name in figures} == figures
-    assert figures["version"] == 0 and 0.9 <= figures["search_recall"] <= 1.0 and figures["step"] == 4
+    ours = figures["rows"]["open_qa"]
+    assert ours["version"] == 0 and 0.9 <= ours["search_recall"] <= 1.0 and figures["step"] == 4
     predictions = written["predictions"]
     assert len(predictions) == figures["rows"]["open_qa"]["questions"] == 12
     right = np.mean(
@@ -82,7 +87,33 @@ def test_the_job_scores_the_answers_it_writes(places, capsys):
     # every question asked is a training question here, so that it is its own nearest one
     assert figures["rows"]["nearest_question"]["exact_match"] == 1.0
     shown = capsys.readouterr().out
-    assert "12 questions answered; index 0, search recall" in shown and "nearest_question |  100.0  100.0" in shown
+    assert "12 questions answered" in shown and "nearest_question |  100.0  100.0" in shown
+    # how often the documents found hold an answer stands beside the answers: of the retriever's, and of BM25's
+    found = run_job(places, name="dev", max_queries=12)["rows"]
+    for row, searched in (("open_qa", "served_index"), ("bm25", "bm25")):
+        for figure in ("answer_recall_at_1", "answer_recall_at_5", "answer_recall_at_20"):
+            assert figures["rows"][row][figure] == found[searched][figure]
+
+
+def test_bm25s_row_is_the_reader_over_the_documents_of_bm25(places):
+    root, task = places
+    rows = run_job(places, name="dev")["answers"]["rows"]
+    corpus = Corpus.open(root / "corpus")
+    run = RunDir.of(root / "run")
+    answerer = load_answerer(run, task).answerer
+    questions = read_questions(root / "questions.jsonl").questions
+    words = Bm25Index(texts_for_search(corpus))
+    ids = words.search([question.text for question in questions], task.num_read).ids
+    right = []
+    for question, documents in zip(questions, ids, strict=True):
+        (answer,) = answerer.answer([question.text], lambda texts, num_read, documents=documents: documents[None])
+        assert {found.document for found in answer.documents} == {-1, *documents[documents >= 0].tolist()}
+        right.append(answer.text in question.answers)
+    assert rows["bm25"]["exact_match"] == pytest.approx(np.mean(right))
+    others = [answer.text in question.answers for question, answer in
+              zip(questions, answerer.answer([question.text for question in questions]), strict=True)]  # fmt: skip
+    assert rows["open_qa"]["exact_match"] == pytest.approx(np.mean(others))
+    assert right != others, "the two rows could be swapped unseen"
 
 
 def test_what_cannot_be_answered_with_is_refused_first(places):
@@ -113,9 +144,16 @@ def test_the_served_index_alone_needs_no_embedding(places, monkeypatch):
 
 
 def test_the_table_leaves_out_what_is_not_known():
-    rows = {"open_qa": {"questions": 2, "exact_match": 0.5, "f1": None}}
-    assert answering_table(rows, {}).splitlines() == [
+    known = {"answer_recall_at_1": 0.25, "answer_recall_at_5": 0.5, "answer_recall_at_20": 1.0}
+    rows = {
+        "open_qa": {"questions": 2, "exact_match": 0.5, "f1": None, **known, "version": 40, "search_recall": 0.97},
+        "closed_book": {"questions": 2, "exact_match": 0.0, "f1": 0.125},
+    }
+    assert answering_table(rows).splitlines() == [
         "2 questions answered",
-        "        |     EM     F1",
-        "open_qa |   50.0",
+        "            |     EM     F1 |    R@1    R@5   R@20 | index search recall",
+        "open_qa     |   50.0        |   25.0   50.0  100.0 |    40          97.0",
+        "closed_book |    0.0   12.5 |                      |",
     ]
+    of_no_index = {"open_qa": {"questions": 2, "exact_match": 0.5, "f1": 1.0, **known}}
+    assert answering_table(of_no_index).splitlines()[-1] == "open_qa |   50.0  100.0 |   25.0   50.0  100.0 |  none"

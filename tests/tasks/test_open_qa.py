@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import shutil
 
 import jax
@@ -25,8 +26,6 @@ from realm_jax.training.snapshots import load_snapshot
 from tests import tiny
 
 BATCH = 4
-# Question 0: answers among those read; 1: only beyond them; 2: none anywhere; 3: fewer found than asked for.
-FOUND = np.array([[3, 0, 11, 7], [20, 2, 6, 1], [5, 9, 8, 4], [3, -1, -1, -1]], np.int64)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +48,19 @@ def params(settings):
     return init_params(jax.random.key(0), retriever=settings.retriever, reader=settings.reader)
 
 
-def joined(settings, found=FOUND):
+@pytest.fixture(scope="module")
+def found(corpus, settings):
+    """Question 0: answers among those read; 1: only beyond them; 2: none anywhere; 3: fewer found than asked for."""
+    rows = []
+    for question in settings.build(seed=1).examples(0, BATCH, slice(None)).questions:
+        holds = [question.answers[0] in text_of(corpus, document) for document in range(40)]
+        yes, no = [d for d in range(40) if holds[d]], [d for d in range(40) if not holds[d]]
+        arranged = [[yes[0], no[0], no[1], yes[1]], [no[0], no[1], yes[0], yes[1]], no[:4], [yes[0], -1, -1, -1]]
+        rows.append(arranged[len(rows)])
+    return np.array(rows, np.int64)
+
+
+def joined(settings, found):
     task = settings.build(seed=1)
     examples = task.examples(0, BATCH, slice(None))
     embeds = np.random.default_rng(3).standard_normal((*found.shape, 16)).astype(np.float32)
@@ -64,20 +75,22 @@ def text_of(corpus, document):
     return corpus.tokenizer.decode(corpus.bodies[document]).split() if document >= 0 else []
 
 
-def test_the_batch_says_where_the_answers_stand(corpus, settings):
-    _, examples, batch = joined(settings)
+def test_the_batch_says_where_the_answers_stand(corpus, settings, found):
+    _, examples, batch = joined(settings, found)
     starts, ends = span_bounds(settings.joint_len, settings.reader.max_span_width)
     for row, question in enumerate(examples.questions):
         (answer,) = question.answers
-        for column, document in enumerate(FOUND[row]):
+        for column, document in enumerate(found[row]):
             assert bool(batch.has_answer[row, column]) == (answer in text_of(corpus, document))
             if column < 2:
                 spans = np.flatnonzero(batch.is_answer[row, column])
-                assert len(spans) == text_of(corpus, document).count(answer)
+                ids, segments = batch.joint.ids[row, column], batch.joint.segment_ids[row, column]
+                read = corpus.tokenizer.decode(ids[segments == 1]).split()  # as far as there is room
+                assert len(spans) == read.count(answer) and (len(read) > 10 or document < 0)
                 for span in spans:
                     pieces = batch.joint.ids[row, column, starts[span] : ends[span] + 1]
                     assert corpus.tokenizer.decode(pieces) == answer
-    assert batch.retrieved_mask.tolist() == (FOUND >= 0).tolist()
+    assert batch.retrieved_mask.tolist() == (found >= 0).tolist()
 
 
 def log_sum(values):
@@ -85,15 +98,15 @@ def log_sum(values):
 
 
 @pytest.mark.parametrize("train_documents", [False, True])
-def test_the_loss_is_the_papers(corpus, settings, params, train_documents):
+def test_the_loss_is_the_papers(corpus, settings, params, found, train_documents):
     settings = dataclasses.replace(settings, train_documents=train_documents)
-    task, _, batch = joined(settings)
+    task, _, batch = joined(settings, found)
     loss, metrics = jax.jit(lambda p, b: task.loss(p, b, None))(params, batch)
     retriever = {"params": params["retriever"]}
     embed = functools.partial(Retriever(settings.retriever).apply, retriever)
     query = np.asarray(embed(*batch.query, batch.query.ids != 0, method="embed_queries"), np.float64)
     starts, ends = span_bounds(settings.joint_len, settings.reader.max_span_width)
-    reader_loss = retriever_loss = 0.0
+    reader_loss = retriever_loss = entropy = best_right = 0.0
     for row in range(BATCH):
         documents = np.asarray(batch.retrieved_embeds[row], np.float64)
         if train_documents:  # what is read has today's embedding
@@ -118,28 +131,39 @@ def test_the_loss_is_the_papers(corpus, settings, params, train_documents):
                         right.append(score)
         if right:
             reader_loss += log_sum(all_spans) - log_sum(right)
+        best_right += bool(right) and max(right) == max(all_spans)
+        read = scores[:2][valid[:2]]
+        entropy -= (np.exp(read - log_sum(read)) * (read - log_sum(read))).sum()
     assert float(loss.total) == pytest.approx(reader_loss + retriever_loss, rel=1e-4)
     assert float(loss.weight) == BATCH
     assert float(metrics["reader_loss"].total) == pytest.approx(reader_loss, rel=1e-4)
-    assert 0 < float(metrics["answer_read"].total) < float(metrics["answer_retrieved"].total) + 1
+    has_answer = np.asarray(batch.has_answer)
+    assert float(metrics["early_update_loss"].total) == pytest.approx(retriever_loss, rel=1e-4)
+    assert float(metrics["answer_retrieved"].total) == has_answer.any(axis=1).sum() == 3
+    assert float(metrics["answer_first"].total) == has_answer[:, 0].sum()
+    assert float(metrics["answer_read"].total) == batch.is_answer.any(axis=(1, 2)).sum() == 2
+    assert float(metrics["best_span_right"].total) == best_right
+    assert float(metrics["retrieval_entropy"].total) == pytest.approx(entropy, rel=1e-4)
 
 
-def test_only_what_shall_learn_has_a_gradient(settings, params):
-    for changes in ({}, {"train_documents": True}, {"num_hard_negatives": 2}):
-        task, _, batch = joined(dataclasses.replace(settings, **changes))
+def test_only_what_shall_learn_has_a_gradient(settings, params, found):
+    trained = {"train_documents": True}
+    for changes in ({}, trained, {"num_hard_negatives": 2}, {**trained, "num_hard_negatives": 2}):
+        task, _, batch = joined(dataclasses.replace(settings, **changes), found)
         grads = jax.jit(jax.grad(lambda p, task=task, batch=batch: task.loss(p, batch, None)[0].total))(params)
         norms = {name: sum(float(jnp.abs(leaf).sum()) for leaf in jax.tree.leaves(grads["retriever"][name]))
                  for name in ("query_encoder", "document_encoder")}  # fmt: skip
-        assert norms["query_encoder"] > 0 and (norms["document_encoder"] > 0) == bool(changes)
-        assert task.frozen == (() if changes else ("retriever/document_encoder",))
+        learns = "train_documents" in changes  # hard negatives alone leave the documents as the index has them
+        assert norms["query_encoder"] > 0 and (norms["document_encoder"] > 0) == learns
+        assert task.frozen == (() if learns else ("retriever/document_encoder",))
 
 
-def test_hard_negatives_are_the_best_documents_without_an_answer(corpus, settings):
+def test_hard_negatives_are_the_best_documents_without_an_answer(corpus, settings, found):
     settings = dataclasses.replace(settings, num_hard_negatives=2)
-    _, examples, batch = joined(settings)
+    _, examples, batch = joined(settings, found)
     for row, question in enumerate(examples.questions):
         (gold,) = corpus.documents_of(question.gold_passage)
-        without = [d for d in FOUND[row] if d >= 0 and question.answers[0] not in text_of(corpus, d) and d != gold]
+        without = [d for d in found[row] if d >= 0 and question.answers[0] not in text_of(corpus, d) and d != gold]
         expected = [gold, *without[:2]]
         assert batch.contrasted_ids[row].tolist() == expected + [-1] * (3 - len(expected))
         assert batch.is_positive[row].tolist() == [True, False, False]
@@ -176,8 +200,67 @@ def test_without_a_gold_passage_nothing_takes_a_place(settings, tmp_path):
     (tmp_path / "q.jsonl").write_text('{"question": "ann lived in", "answer": ["oslo"]}\n')
     task = dataclasses.replace(settings, gold_passages=True, questions=str(tmp_path / "q.jsonl")).build(seed=1)
     examples = task.examples(0, 1, slice(None))
-    results = SearchResult(FOUND[:1], np.zeros((1, 4), np.float32))
-    assert task.retrieval.select(examples, results).tolist() == FOUND[:1].tolist()
+    results = SearchResult(np.array([[3, 0, 11, 7]]), np.zeros((1, 4), np.float32))
+    assert task.retrieval.select(examples, results).tolist() == [[3, 0, 11, 7]]
+
+
+def test_without_a_gold_passage_the_best_document_that_answers_is_the_positive(corpus, settings, tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"question": "ann lived in", "answer": ["oslo"]}\n')
+    answers = [d for d in range(40) if "oslo" in text_of(corpus, d)]
+    others = [d for d in range(40) if "oslo" not in text_of(corpus, d)]
+    found = np.array([[others[0], answers[0], answers[1], others[1]]], np.int64)
+    for changes, expected in (
+        ({}, [answers[0], others[0], others[1]]),
+        ({"num_hard_negatives": 1}, [answers[0], others[0]]),
+    ):
+        settings = dataclasses.replace(settings, num_hard_negatives=2, questions=str(tmp_path / "q.jsonl"))
+        task = dataclasses.replace(settings, **changes).build(seed=1)
+        examples = task.examples(0, 1, slice(None))
+        batch = task.retrieval.join_embedded(examples, found, np.zeros((1, 4, 16), np.float32))
+        assert batch.contrasted_ids.tolist() == [expected]
+    nothing = task.retrieval.join_embedded(examples, np.array([others[:4]], np.int64), np.zeros((1, 4, 16), np.float32))
+    assert nothing.contrasted_ids[0, 0] == -1 and not nothing.is_positive.any()
+
+
+def test_patterns_are_answers_in_training(corpus, settings, tmp_path):
+    """CuratedTREC: spans that a pattern matches are right, a broken one matches nothing."""
+    line = '{"question": "when", "answer": ["190[0-3]", "(broken"], "answer_is_regex": true}\n'
+    (tmp_path / "patterns.jsonl").write_text(line)
+    task = dataclasses.replace(settings, questions=str(tmp_path / "patterns.jsonl")).build(seed=1)
+    examples = task.examples(0, 1, slice(None))
+    years = {str(year) for year in range(1900, 1904)}
+    matching = [d for d in range(40) if years & set(text_of(corpus, d))]
+    others = [d for d in range(40) if not years & set(text_of(corpus, d))]
+    found = np.array([[others[0], matching[0], others[1], matching[1]]], np.int64)
+    batch = task.retrieval.join_embedded(examples, found, np.ones((1, 4, 16), np.float32))
+    assert batch.has_answer.tolist() == [[False, True, False, True]]
+    starts, ends = span_bounds(settings.joint_len, settings.reader.max_span_width)
+    spans = np.flatnonzero(batch.is_answer[0, 1])
+    assert len(spans) and not batch.is_answer[0, 0].any()
+    for span in spans:
+        assert corpus.tokenizer.decode(batch.joint.ids[0, 1, starts[span] : ends[span] + 1]) in years
+    params = init_params(jax.random.key(0), retriever=settings.retriever, reader=settings.reader)
+    loss, metrics = task.loss(params, jax.tree.map(jnp.asarray, batch), None)
+    assert np.isfinite(float(loss.total)) and float(metrics["answer_read"].total) == 1.0
+    literal = dataclasses.replace(
+        settings, questions=str(tmp_path / "patterns.jsonl"), answers_are_regex=False
+    ).training_questions()
+    assert [question.is_regex for question in literal] == [False]
+
+
+def test_held_out_questions_are_not_trained_on(settings, tmp_path, caplog):
+    lines = [json.dumps({"question": f"Where is {name}?", "answer": ["oslo"]}) for name in tiny.NAMES]
+    (tmp_path / "train.jsonl").write_text("\n".join([*lines, '{"question": "who", "answer": []}']))
+    (tmp_path / "dev.jsonl").write_text('{"question": "where is  ANN", "answer": ["rome"]}\n')
+    settings = dataclasses.replace(settings, questions=str(tmp_path / "train.jsonl"))
+    with caplog.at_level("INFO"):
+        left = dataclasses.replace(settings, held_out=str(tmp_path / "dev.jsonl")).training_questions()
+    assert [question.text for question in left] == [f"Where is {name}?" for name in tiny.NAMES[1:]]
+    assert "11 questions to train with (asked in the held-out questions too: 1; no answer: 1)" in caplog.text
+    drawn = dataclasses.replace(settings, num_held_out=3).training_questions()
+    assert len(drawn) in (9, 10)  # the question without an answer may be among those held out
+    with pytest.raises(ValueError, match="num_held_out must be 0 or more, got -1"):
+        dataclasses.replace(settings, num_held_out=-1)
 
 
 def test_pre_trained_learners_warm_start_both_encoders_and_the_reader(corpus, settings, params):
@@ -280,20 +363,45 @@ def test_the_index_of_another_run_with_the_same_documents_serves(corpus, questio
     assert shards and all((ours / path).samefile(theirs / path) for path in shards)
 
 
-def test_one_device_trains_as_eight(corpus, questions, whole, tmp_path, monkeypatch):
+DENSE = {"train_documents": True, "num_hard_negatives": 2}
+REFRESHED = RefreshConfig(mode="synchronous", embedder="in_trainer", snapshot_every_steps=2, timeout_secs=120.0)
+
+
+@pytest.fixture(scope="module")
+def dense(corpus, questions, tmp_path_factory):
+    """Both encoders trained, hard negatives, an index that follows."""
+    run_dir = tmp_path_factory.mktemp("dense")
+    fine_tune(run_dir, tiny.open_qa(corpus.directory, questions, **DENSE), refresh=REFRESHED)
+    return run_dir
+
+
+def test_a_trained_document_side_is_served_anew(dense):
+    assert [entry["index_version"] for entry in read_metrics(RunDir.of(dense))] == [0, 0, 2, 2, 4, 4]
+    run = RunDir.of(dense)
+    before, (_, after) = load_snapshot(run, 4), load_params(run)
+    same = jax.tree.map(lambda a, b: bool((np.asarray(a) == b).all()), before, after["retriever"])
+    assert not all(jax.tree.leaves(same["document_encoder"]))
+
+
+@pytest.mark.parametrize("which", ["whole", "dense"])
+def test_one_device_trains_as_eight(corpus, questions, which, tmp_path, monkeypatch, request):
+    """Of the dense run too: its negatives are those of the whole batch."""
+    expected, changes = request.getfixturevalue(which), DENSE if which == "dense" else {}
+    refresh = {"refresh": REFRESHED} if changes else {}
     monkeypatch.setattr(jax, "devices", lambda *_: jax.local_devices()[:1])
-    fine_tune(tmp_path, tiny.open_qa(corpus.directory, questions), mesh=MeshConfig())
+    fine_tune(tmp_path, tiny.open_qa(corpus.directory, questions, **changes), mesh=MeshConfig(), **refresh)
     monkeypatch.undo()
-    losses = [[entry["loss"] for entry in read_metrics(RunDir.of(place))] for place in (whole, tmp_path)]
-    np.testing.assert_allclose(*losses, rtol=1e-4)
+    for figure in ("loss", "in_batch_accuracy") if changes else ("loss",):
+        found = [[entry[figure] for entry in read_metrics(RunDir.of(place))] for place in (expected, tmp_path)]
+        np.testing.assert_allclose(*found, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
     "changes", [{}, {"train_documents": True, "num_hard_negatives": 2}], ids=["published", "dense"]
 )
-def test_it_learns_to_answer(settings, params, changes):
+def test_it_learns_to_answer(settings, params, found, changes):
     """Questions that it is trained on: their answers are chosen, and the documents that hold them rise."""
-    task, _, batch = joined(dataclasses.replace(settings, **changes))
+    task, _, batch = joined(dataclasses.replace(settings, **changes), found)
     optimizer = optax.adam(3e-3)
 
     def total(params):
