@@ -17,8 +17,11 @@ PIP_INSTALL = -m pip install -qq --disable-pip-version-check
 CONSTRAINTS = constraints/$$($(1)/bin/python -c 'import sys; print("py%d%d" % sys.version_info[:2])').txt
 BIN = $(VENV)/bin
 
+# A Chromium for the tests of the page, unless REALM_JAX_CHROMIUM names one.
+CHROMIUM = $(or $(REALM_JAX_CHROMIUM),$(shell command -v chromium || command -v chromium-browser || command -v google-chrome))
+
 .DEFAULT_GOAL := help
-.PHONY: help install check-corpus pretrain test slow tpu-compile parity check format format-check lint types bench constraints clean
+.PHONY: help install check-corpus check-browser pretrain test slow browser tpu-compile parity check format format-check lint types bench constraints clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.12] [VENV=.venv] [RUN_DIR=runs/pretrain] [CORPUS=documents/] [GIN='--gin.NAME.PARAM=VALUE ...']"
@@ -62,6 +65,14 @@ test: install ## all tests but the slow ones
 slow: install ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow $(PYTEST_ARGS)
 
+check-browser:  # before minutes of installing
+	@if [ -z '$(CHROMIUM)' ] || ! command -v '$(CHROMIUM)' >/dev/null; then \
+		echo "make browser needs Chromium, got '$(CHROMIUM)'; install it (Debian: apt-get install chromium)," \
+		"or name one: make browser REALM_JAX_CHROMIUM=/path/to/chromium" >&2; exit 1; fi
+
+browser: check-browser install ## the page in a real Chromium, which must be there; REALM_JAX_SCREENSHOT=docs/serve.png draws it
+	REALM_JAX_CHROMIUM='$(CHROMIUM)' $(BIN)/python -m pytest -q tests/serve/test_browser.py $(PYTEST_ARGS)
+
 tpu-compile: $(VENV)-tpu/.installed ## compile the steps at the paper's size for TPUs that are not there
 	$(VENV)-tpu/bin/python -m pytest -q -s -m tpu_compile tests/tpu_compile $(PYTEST_ARGS)
 
@@ -93,7 +104,7 @@ types: install ## mypy
 	$(BIN)/mypy
 
 bench: install ## the benchmarks, a table each; TEXT=path/to/text for the corpus job's
-	@for script in embed_throughput.py index_load_stall.py look_ahead.py answer_latency.py 'corpus_throughput.py $(TEXT)'; do \
+	@for script in encoder_throughput.py embed_throughput.py index_load_stall.py look_ahead.py answer_latency.py 'corpus_throughput.py $(TEXT)'; do \
 		echo "== $$script"; $(BIN)/python benchmarks/$$script || exit 1; done
 
 constraints: ## resolve the newest allowed versions for PYTHON and write its file; run the tests before keeping it

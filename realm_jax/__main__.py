@@ -1,5 +1,6 @@
 """The command line: `python -m realm_jax JOB --run_dir=DIR [--gin_file=FILE …] [--gin.NAME.PARAM=VALUE …]`.
 
+A job may have flags of its own, such as `predict --explain`; its help lists them.
 Exit status: 0 done, 1 failed, 2 not understood, 130 interrupted. A user's mistake is told in a line or two; only a bug
 of ours shows a traceback (`--debug` shows it always).
 """
@@ -60,6 +61,7 @@ def parse(arguments: Sequence[str], jobs: Mapping[str, Job] = JOBS) -> CommandLi
     if job not in jobs:
         what = "the job comes first" if job.startswith("-") else f"there is no job '{job}'"
         raise UsageError(f"{what}; jobs: {', '.join(jobs)}")
+    switches = [f"--{name}" for name in jobs[job].switches]
     run_dir, gin_files, bindings, debug = "", [], [], False
     while rest:
         flag, equals, value = rest.pop(0).partition("=")
@@ -68,10 +70,13 @@ def parse(arguments: Sequence[str], jobs: Mapping[str, Job] = JOBS) -> CommandLi
         if flag == "--debug" and not equals:
             debug = True
             continue
+        if flag in switches and not equals:
+            bindings.append(f"{job}.{flag.removeprefix('--')}=True")
+            continue
         if flag not in ("--run_dir", "--gin_file") and not flag.startswith("--gin."):
-            raise UsageError(
-                f"'{flag}' is not a flag of {job}; flags: --run_dir, --gin_file, --gin.NAME.PARAM, --debug, --help"
-            )
+            flags = ", ".join(["--run_dir", "--gin_file", "--gin.NAME.PARAM", *switches, "--debug", "--help"])
+            what = f"takes no value, got '{value}'" if flag in (*switches, "--debug") else f"is not a flag of {job}"
+            raise UsageError(f"'{flag}' {what}; flags: {flags}")
         if not equals:
             if not rest:
                 raise UsageError(f"{flag} needs a value: {flag}=VALUE")
@@ -103,7 +108,7 @@ def jobs_help(jobs: Mapping[str, Job] = JOBS) -> str:
             "  --gin.NAME.PARAM=VALUE    overrides a parameter; --gin.MACRO=VALUE a macro of a run file",
             "  --debug                   show a traceback for every failure",
             "",
-            "python -m realm_jax JOB --help shows a job's parameters.",
+            "python -m realm_jax JOB --help shows a job's parameters and its own flags.",
         ]
     )
 
@@ -121,12 +126,13 @@ def job_help(name: str, jobs: Mapping[str, Job] = JOBS) -> str:
     rows = []
     for parameter in parameters:
         default = "required" if parameter.default is inspect.Parameter.empty else f"= {parameter.default!r}"
+        default += f"  (--{parameter.name} for True)" if parameter.name in job.switches else ""
         row = f"{parameter.name}: {typed.describe(annotations.get(parameter.name, Any))}  {default}"
         rows.append(f"  {row if len(row) <= 116 else row[:112] + ' ...'}")
         rows += textwrap.wrap(meanings.get(parameter.name, ""), 116, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(
         [
-            f"usage: {USAGE.replace('JOB', name)}",
+            " ".join([f"usage: {USAGE.replace('JOB', name)}", *(f"[--{switch}]" for switch in job.switches)]),
             "",
             doc.split("\n\n")[0],
             "",

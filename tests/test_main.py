@@ -1,3 +1,4 @@
+import inspect
 import logging
 import os
 import subprocess
@@ -12,7 +13,9 @@ from realm_jax import config
 from realm_jax.jobs import JOBS, Job
 
 TABLE = {
-    "train": Job("tests.sample_jobs:teach", "trains nothing", "--run_dir=runs/tiny --gin.train.num_steps=10"),
+    "train": Job(
+        "tests.sample_jobs:teach", "trains nothing", "--run_dir=runs/tiny --gin.train.num_steps=10", ("verbose",)
+    ),
     "embed": Job("tests.sample_jobs:watch", "watches"),
     "absent": Job("realm_jax.no_such_module:job", "is never imported"),
 }
@@ -167,6 +170,12 @@ def test_a_run_dir_that_is_a_file(main, tmp_path):
         (["train", "--run_dir"], "--run_dir needs a value: --run_dir=VALUE"),
         (["train", "--rundir=x"], "'--rundir' is not a flag of train; flags: --run_dir, --gin_file, --gin.NAME.PARAM"),
         (["train", "x"], "'x' is not a flag of train"),
+        (
+            ["train", "--verb"],
+            "'--verb' is not a flag of train; flags: --run_dir, --gin_file, --gin.NAME.PARAM, --verbose",
+        ),
+        (["train", "--verbose=1"], "'--verbose' takes no value, got '1'; flags: "),
+        (["train", "--debug=1"], "'--debug' takes no value, got '1'; flags: "),
     ],
 )
 def test_a_command_line_not_understood_is_status_2(capsys, arguments, expected):
@@ -182,6 +191,34 @@ def test_flags_take_their_value_with_or_without_equals():
     command = command_line.parse(with_equals, TABLE)
     assert command == command_line.CommandLine("train", "a=b", ("x", "y"), ("A=1", "b.c=d=e"), debug=True)
     assert command_line.parse([*without, "--debug"], TABLE) == command
+
+
+def test_a_switch_sets_its_parameter_and_the_later_of_two_settings_counts(main, tmp_path):
+    for arguments, expected in (
+        ([], False),
+        (["--verbose"], True),
+        (["--gin.train.verbose=False", "--verbose"], True),
+        (["--verbose", "--gin.train.verbose=False"], False),
+    ):
+        assert main(*arguments)[0] == 0
+        saved = (tmp_path / "run" / "config-train.gin").read_text()
+        assert f"verbose = {expected}\n" in saved
+    with pytest.raises(command_line.UsageError, match="'--verbose' is not a flag of embed"):
+        command_line.parse(["embed", "--run_dir=x", "--verbose"], TABLE)
+
+
+@pytest.mark.parametrize("job", [name for name, job in JOBS.items() if job.switches])
+def test_switches_are_parameters_that_are_false_by_themselves(job):
+    parameters = inspect.signature(JOBS[job].function()).parameters
+    for switch in JOBS[job].switches:
+        assert (parameters[switch].annotation, parameters[switch].default) == (bool, False)
+        assert f"[--{switch}]" in command_line.job_help(job).splitlines()[0]
+        assert f"  {switch}: bool  = False  (--{switch} for True)\n" in command_line.job_help(job)
+
+
+def test_predict_explains_when_told_so_by_a_flag():
+    command = command_line.parse(["predict", "--run_dir=x", "--explain", "--gin.predict.questions=who?"])
+    assert command.bindings == ("predict.explain=True", "predict.questions=who?")
 
 
 def test_help_lists_every_job(capsys):
@@ -258,8 +295,6 @@ def test_reading_a_checkpoint_is_not_warned_of(main, caplog, tmp_path):
 
 @pytest.mark.parametrize("name", JOBS)
 def test_every_job_of_the_table_exists_and_takes_a_run_dir_first(name):
-    import inspect
-
     parameters = list(inspect.signature(JOBS[name].function()).parameters.values())
     assert parameters[0].name == "run_dir"
     assert all(parameter.annotation is not inspect.Parameter.empty for parameter in parameters)

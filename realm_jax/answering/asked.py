@@ -1,13 +1,16 @@
 """The questions of the predict job: a file of any format that the project reads, arguments, or standard input."""
 
+import codecs
 import json
 import logging
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from realm_jax.corpus.sources.article import NOT_UTF8
 from realm_jax.corpus.sources.tfds import PREFIX
 from realm_jax.data.question_formats.json_lines import question_of
 from realm_jax.data.question_formats.question import QuestionFilter
@@ -16,6 +19,10 @@ from realm_jax.data.questions import Question, read_questions
 logger = logging.getLogger(__name__)
 
 STANDARD_INPUT = "-"
+# How a question ends in Latin, Chinese and Japanese, Arabic, Greek (with either code point), Armenian and Ethiopic script;
+# and the full stops of scripts that put no spaces between words.
+_QUESTION_MARKS = ("?", "\uff1f", "\u061f", ";", "\u037e", "\u055e", "\u1367", "\u3002", "\uff61", "\u1362")
+_SUFFIXES = (".jsonl", ".json", ".gz", ".xz", ".bz2", ".csv", ".tsv", ".txt")
 
 
 class Asked(NamedTuple):
@@ -33,11 +40,11 @@ def asked(questions: str | tuple[str, ...]) -> Asked:
       questions: "-" for standard input; a file or `tfds:NAME?split=…`; else a question. Of a tuple each is a question.
 
     Raises:
-      FileNotFoundError: one word without a question mark, or the name of a data file, that is not there.
+      FileNotFoundError: what can only be the name of a file that is not there.
       ValueError: nothing to answer, or a file that holds no questions.
     """
     if questions == STANDARD_INPUT:
-        return Asked(_from_lines(sys.stdin), None, sys.stdin.isatty())
+        return Asked(_from_lines(_standard_input()), None, sys.stdin.isatty())
     if isinstance(questions, str) and _is_file(questions):
         found = read_questions(questions)
         for cause, count in found.dropped.items():
@@ -46,22 +53,41 @@ def asked(questions: str | tuple[str, ...]) -> Asked:
             raise ValueError(f"{questions} holds no question")
         return Asked(found.questions, Path(questions.removeprefix(PREFIX)).name.split(".")[0])
     texts = (questions,) if isinstance(questions, str) else questions
-    return Asked(list(_from_lines(texts, may_be_json=False, must_be_any=True)), None)
+    return Asked(list(_from_lines(enumerate(texts, 1), may_be_json=False, must_be_any=True)), None)
 
 
 def _is_file(text: str) -> bool:
-    if text.startswith(PREFIX) or (len(text) < 4096 and "\0" not in text and Path(text).is_file()):
+    """Whether a text names a file, which must be there, rather than asks a question. Many scripts write no spaces."""
+    if text.startswith(PREFIX) or os.path.isfile(text):  # noqa: PTH113 - a text too long for a path is no error to it
         return True
-    looks_like_a_file = text.endswith((".jsonl", ".json", ".gz", ".xz", ".bz2", ".csv", ".tsv", ".txt"))
-    if text.strip() and (looks_like_a_file or (len(text.split()) == 1 and not text.endswith(("?", "？")))):
+    if not text.strip() or text.rstrip().endswith(_QUESTION_MARKS):
+        return False
+    one_word = len(text.split()) == 1
+    if (
+        text.lower().endswith(_SUFFIXES)
+        or text.startswith(("/", "./", "../", "~/"))
+        or (one_word and (text.isascii() or "/" in text or os.sep in text))
+    ):
         raise FileNotFoundError(
-            f"no file of questions at {text}; a question has several words or a question mark, - reads standard input"
+            f"no file of questions at {text}; to ask this as a question end it with a question mark, "
+            f"{STANDARD_INPUT} reads standard input"
         )
     return False
 
 
-def _from_lines(lines: Iterable[str], may_be_json: bool = True, must_be_any: bool = False) -> Iterator[Question]:
-    """One question a line: plain text, or an object as in files of JSON lines."""
+def _standard_input() -> Iterator[tuple[int, str | None]]:
+    """Its lines as they come, numbered; None for one that is not UTF-8."""
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        try:
+            yield number, line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").decode("utf-8")
+        except UnicodeDecodeError:
+            yield number, None
+
+
+def _from_lines(
+    lines: Iterable[tuple[int, str | None]], may_be_json: bool = True, must_be_any: bool = False
+) -> Iterator[Question]:
+    """One question a numbered line: plain text, or an object as in files of JSON lines."""
     dropped: Counter[str] = Counter()
 
     def on_drop(cause: str) -> None:
@@ -69,21 +95,25 @@ def _from_lines(lines: Iterable[str], may_be_json: bool = True, must_be_any: boo
 
     keep = QuestionFilter(on_drop, lambda cause: None)
     kept = 0
-    for number, line in enumerate(lines, 1):
+    for number, line in lines:
+        if line is None:
+            on_drop(NOT_UTF8)
+            continue
         if may_be_json and not line.strip():
             continue
         raw = Question(line.strip(), id=str(number))
         if may_be_json and line.lstrip().startswith("{"):
             where = f"standard input, line {number}"
             try:
-                raw = question_of(json.loads(line), where, number)
-            except json.JSONDecodeError as error:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{where} is not JSON: {error}") from error
+            raw = question_of(record, where, number)
         question = keep.question(raw)
         if question is not None:
             kept += 1
             yield question
     for cause, count in dropped.items():
-        logger.warning("left out %d: %s", count, cause)
+        logger.warning("left out %d: %s; no answer is written for them", count, cause)
     if must_be_any and not kept:
         raise ValueError(f"predict.questions holds no question ({', '.join(dropped) or 'it is empty'})")

@@ -14,6 +14,7 @@ from realm_jax.corpus.info import read_info
 from realm_jax.corpus.sentences import sentence_spans
 from realm_jax.corpus.sources.article import clean_text
 from realm_jax.corpus.store import Corpus
+from realm_jax.data.question_formats.question import one_line
 from realm_jax.retrieval.index import Index
 
 ADDED = "added-"
@@ -48,26 +49,16 @@ class _State(NamedTuple):
     removed: frozenset[int]
 
 
-def one_line(text: str, what: str, most_chars: int) -> str:
-    """A question or title: one line without control characters.
-
-    >>> one_line(" who\\n wrote\\x00 it? ", "the question", 20)
-    'who wrote it?'
-
-    Raises:
-      NotUsable: too long, or no Unicode text.
+def _check(text: str, what: str, most_chars: int) -> None:
+    """Raises:
+    NotUsable: too long, or no Unicode text.
     """
-    return " ".join(_checked(text, what, most_chars).split())
-
-
-def _checked(text: str, what: str, most_chars: int) -> str:
     if len(text) > most_chars:
         raise NotUsable(f"{what} may have {most_chars} characters, got {len(text)}; shorten it")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise NotUsable(f"{what} is no Unicode text: it holds half a surrogate pair") from error
-    return clean_text(text)
 
 
 class Collection:
@@ -135,7 +126,8 @@ class Collection:
           NotUsable: an empty, over-long or undecodable question.
           CorpusChanged: the corpus was removed or built anew.
         """
-        question = one_line(question, "the question", self.max_question_chars)
+        _check(question, "the question", self.max_question_chars)
+        question = one_line(question)
         if not question:
             raise NotUsable("the question is empty; ask something")
         self.check_corpus()
@@ -147,8 +139,9 @@ class Collection:
         Raises:
           NotUsable: an empty, over-long or undecodable text, or too many of them.
         """
-        title = one_line(title, "the title", self.max_question_chars)
-        text = _checked(text, "the document", self.max_document_chars).strip()
+        _check(title, "the title", self.max_question_chars)
+        _check(text, "the document", self.max_document_chars)
+        title, text = one_line(title), clean_text(text).strip()
         if not text:
             raise NotUsable("the document is empty; give it some text")
         info, tokenizer = self.corpus.info, self.corpus.tokenizer

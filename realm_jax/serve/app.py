@@ -16,7 +16,7 @@ from realm_jax.answering.collection import CorpusChanged, NotUsable, UnknownDocu
 from realm_jax.serve.desk import Desk
 from realm_jax.serve.guard import Guard
 from realm_jax.serve.page import render
-from realm_jax.serve.requests import Refused, read_form, read_json
+from realm_jax.serve.requests import CHARACTER_BYTES, Bound, Refused, read_form, read_json
 from realm_jax.serve.service import Service
 
 _STATUS = {NotUsable: 400, UnknownDocument: 404, CorpusChanged: 503}
@@ -61,13 +61,16 @@ class _Handlers:
     def __init__(self, service: Service, max_waiting: int):
         self._service = service
         limits = service.collection
-        # a character takes 12 bytes at most: 4 of UTF-8, each as %XX in a form, as \uXXXX\uXXXX in JSON
-        self._question_bytes = 12 * limits.max_question_chars + 1024
-        self._document_bytes = 12 * (limits.max_document_chars + 2 * limits.max_question_chars) + 1024
+        chars, document_chars = limits.max_question_chars, limits.max_document_chars
+        self._question_bound = Bound(CHARACTER_BYTES * chars + 1024, f"a question of {chars} characters")
+        self._document_bound = Bound(
+            CHARACTER_BYTES * (document_chars + 2 * chars) + 1024,
+            f"a document of {document_chars} characters and a title of {chars}",
+        )
         self.desk: Desk
 
     async def answer(self, request: Request) -> Response:
-        (question,) = await read_json(request, self._question_bytes, question="")
+        (question,) = await read_json(request, self._question_bound, question="")
         return JSONResponse(await self.desk.do(lambda: self._service.answer(question)))
 
     async def status(self, request: Request) -> Response:
@@ -78,7 +81,7 @@ class _Handlers:
 
     async def add(self, request: Request) -> Response:
         self._check_editable()
-        title, text = await read_json(request, self._document_bytes, title="", text="")
+        title, text = await read_json(request, self._document_bound, title="", text="")
         return JSONResponse(await self.desk.do(lambda: self._service.add(title, text)), 201)
 
     async def remove(self, request: Request) -> Response:
@@ -106,7 +109,7 @@ class _Handlers:
 
     async def page_add(self, request: Request) -> Response:
         self._check_editable()
-        question, title, text = await read_form(request, self._document_bytes, "q", "title", "text")
+        question, title, text = await read_form(request, self._document_bound, "q", "title", "text")
         try:
             await self.desk.do(lambda: self._service.add(title, text))
         except NotUsable as error:
@@ -115,13 +118,13 @@ class _Handlers:
 
     async def page_remove(self, request: Request) -> Response:
         self._check_editable()
-        question, name = await read_form(request, self._question_bytes, "q", "id")
+        question, name = await read_form(request, self._question_bound, "q", "id")
         await self.desk.do(lambda: self._service.collection.remove(name))
         return _back(question)
 
     async def page_restore(self, request: Request) -> Response:
         self._check_editable()
-        question, name = await read_form(request, self._question_bytes, "q", "id")
+        question, name = await read_form(request, self._question_bound, "q", "id")
         await self.desk.do(lambda: self._service.collection.restore(name))
         return _back(question)
 

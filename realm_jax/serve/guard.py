@@ -46,8 +46,20 @@ class Guard:
         if self._hosts is not None and _name(host) not in self._hosts:
             return f"this page is served as {', '.join(sorted(self._hosts))}, not as {host[:80]!r}"
         origin = headers.get("origin")
-        if method not in ("GET", "HEAD") and origin is not None and urlsplit(origin).netloc != host:
+        if method not in ("GET", "HEAD") and origin is not None and _place(origin) != host:
             return f"changes come from this page alone, not from {origin[:80]!r}"
+        return None
+
+
+def _place(origin: str) -> str | None:
+    """Name and port in an Origin header; None of what is no origin.
+
+    >>> _place("http://127.0.0.1:8000"), _place("null"), _place("http://[::1")
+    ('127.0.0.1:8000', None, None)
+    """
+    try:
+        return urlsplit(origin).netloc or None
+    except ValueError:
         return None
 
 

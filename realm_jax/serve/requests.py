@@ -1,10 +1,13 @@
 """Requests read within bounds, and what is refused, with its status."""
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
 from starlette.requests import Request
+
+CHARACTER_BYTES = 12
+"""A character takes at most: 4 bytes of UTF-8, each as %XX in a form or an address; in JSON \\uXXXX\\uXXXX."""
 
 
 class Refused(Exception):  # noqa: N818 - it says what happened to the request
@@ -15,26 +18,40 @@ class Refused(Exception):  # noqa: N818 - it says what happened to the request
         self.status, self.message, self.headers = status, message, headers or {}
 
 
-async def read_body(request: Request, most_bytes: int) -> bytes:
-    """The body of a request; no more than that is ever read.
+class Bound(NamedTuple):
+    """How long a body may be: bytes, and what they are to hold, in the caller's words."""
+
+    num_bytes: int
+    content: str
+
+
+async def read_body(request: Request, bound: Bound) -> bytes:
+    """The body of a request; no more than the bound is ever read.
 
     Raises:
-      Refused: 413.
+      Refused: 413; 400 where its length is no number.
     """
-    too_large = Refused(413, f"a request may have {most_bytes} bytes; send less")
+
+    def too_large(got: str) -> Refused:
+        return Refused(413, f"a request may hold {bound.content} ({bound.num_bytes} bytes), got {got}; shorten it")
+
     announced = request.headers.get("content-length", "0")
-    if not announced.isascii() or not announced.isdigit() or int(announced) > most_bytes:
-        raise too_large
+    if not announced.isascii() or not announced.isdigit():
+        raise Refused(400, f"expected a number of bytes as Content-Length, got {announced[:40]!r}")
+    if len(announced) > 18:  # Python refuses to read very many digits
+        raise too_large(f"a Content-Length of {len(announced)} digits")
+    if int(announced) > bound.num_bytes:
+        raise too_large(f"{int(announced)} bytes")
     parts, size = [], 0
     async for part in request.stream():
         size += len(part)
-        if size > most_bytes:
-            raise too_large
+        if size > bound.num_bytes:
+            raise too_large("more")
         parts.append(part)
     return b"".join(parts)
 
 
-async def read_json(request: Request, most_bytes: int, **fields: str) -> list[str]:
+async def read_json(request: Request, bound: Bound, **fields: str) -> list[str]:
     """The strings of a JSON object, in the order of `fields`, which gives each a default; "" means it is required.
 
     Raises:
@@ -42,7 +59,7 @@ async def read_json(request: Request, most_bytes: int, **fields: str) -> list[st
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise Refused(415, "expected the header Content-Type: application/json")
-    body = await read_body(request, most_bytes)
+    body = await read_body(request, bound)
     example = "{" + ", ".join(f'"{name}": "…"' for name in fields) + "}"
     try:
         content: Any = json.loads(body)
@@ -60,7 +77,7 @@ async def read_json(request: Request, most_bytes: int, **fields: str) -> list[st
     return values
 
 
-async def read_form(request: Request, most_bytes: int, *names: str) -> list[str]:
+async def read_form(request: Request, bound: Bound, *names: str) -> list[str]:
     """Fields of a form of the page, "" where there is none.
 
     Raises:
@@ -69,7 +86,7 @@ async def read_form(request: Request, most_bytes: int, *names: str) -> list[str]
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/x-www-form-urlencoded":
         raise Refused(415, "expected a form of the page")
-    body = await read_body(request, most_bytes)
+    body = await read_body(request, bound)
     try:
         fields = parse_qs(body.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=8)
     except ValueError as error:

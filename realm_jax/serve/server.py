@@ -15,9 +15,6 @@ from realm_jax.tasks.open_qa import OpenQa
 logger = logging.getLogger(__name__)
 
 _NEEDED = ("starlette", "uvicorn")
-# A question of 10 000 words in an address is read, and refused by us with a reason.
-_ADDRESS_BYTES = 256 * 1024
-_CONNECTIONS = 256
 
 
 def serve(
@@ -68,10 +65,9 @@ def serve(
     ):
         if value < 1:
             raise ValueError(f"serve.{name} must be at least 1, got {value}")
-    import uvicorn
-
     from realm_jax.serve.app import make_app
     from realm_jax.serve.guard import LOOPBACK
+    from realm_jax.serve.http_server import http_server
     from realm_jax.serve.service import Service
 
     run = RunDir.of(run_dir)
@@ -94,20 +90,9 @@ def serve(
                 "listening on %s: whoever reaches this machine may ask%s", host, " and change documents" * editable
             )
         app = make_app(service, hosts=LOOPBACK | {host} if local else None, max_waiting=max_waiting)
-        settings = uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            limit_concurrency=_CONNECTIONS,
-            h11_max_incomplete_event_size=_ADDRESS_BYTES,
-            http="h11",
-            ws="none",
-            timeout_graceful_shutdown=5,
-        )
         print(f"ask at {address(listening)}  (Ctrl-C ends)", flush=True)
         with contextlib.suppress(KeyboardInterrupt):  # how it is meant to end
-            uvicorn.Server(settings).run(sockets=[listening])
+            http_server(app, max_question_chars).run(sockets=[listening])
 
 
 def is_loopback(host: str) -> bool:

@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+import time
 
 import pytest
 
@@ -41,6 +43,11 @@ def lines(text):
     return [json.loads(line) for line in text.splitlines()]
 
 
+def typed(monkeypatch, content):
+    """Puts bytes where standard input is read; Python's own decoding of it would end at the first bad byte."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content), "utf-8"))
+
+
 EXPECTED = [{"question": q, "prediction": a} for q, a in zip(QUESTIONS, ANSWERS, strict=True)]
 
 
@@ -61,8 +68,13 @@ def test_answers_by_id_as_squad_has_them(run, task, file, tmp_path):
     predict(run_dir=str(run.path), task=task, questions=str(file), form="squad", output=str(place))
     assert json.loads(place.read_text()) == {"q0": "Oslo", "q1": "Bern", "q2": "Lima"}
     (tmp_path / "same.jsonl").write_text('{"question": "a b", "id": "x"}\n{"question": "c d", "id": "x"}\n')
-    with pytest.raises(ValueError, match=r"by the ids of their questions \(repeated: x\); use the form 'jsonl'"):
+    with pytest.raises(ValueError, match=r"by the ids of their questions \(1 repeated: x\); use the form 'jsonl'"):
         predict(run_dir=str(run.path), task=task, questions=str(tmp_path / "same.jsonl"), form="squad")
+    asked_there = [{"question": "where is Oslo?", "answers": []}, {"question": "and Bern?", "id": "b", "answers": []}]
+    article = {"title": "T", "paragraphs": [{"context": "Oslo.", "qas": asked_there}]}
+    (tmp_path / "nameless.json").write_text(json.dumps({"data": [article]}))
+    with pytest.raises(ValueError, match=r"\(1 without one: 'where is Oslo\?'\); use the form 'jsonl'"):
+        predict(run_dir=str(run.path), task=task, questions=str(tmp_path / "nameless.json"), form="squad")
 
 
 def test_questions_as_arguments_and_from_standard_input(run, task, capsys, monkeypatch):
@@ -70,11 +82,11 @@ def test_questions_as_arguments_and_from_standard_input(run, task, capsys, monke
     assert lines(capsys.readouterr().out) == EXPECTED[:1]
     predict(run_dir=str(run.path), task=task, questions=tuple(QUESTIONS))
     assert lines(capsys.readouterr().out) == EXPECTED
-    typed = f"{QUESTIONS[0]}\r\n\n{json.dumps({'question': QUESTIONS[1], 'id': 'b'})}\n{QUESTIONS[2]}"
-    monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+    text = f"\ufeff{QUESTIONS[0]}\r\n\n{json.dumps({'question': QUESTIONS[1], 'id': 'b'})}\n{QUESTIONS[2]}"
+    typed(monkeypatch, text.encode())
     predict(run_dir=str(run.path), task=task, questions="-")
     assert lines(capsys.readouterr().out) == EXPECTED
-    monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+    typed(monkeypatch, text.encode())
     predict(run_dir=str(run.path), task=task, questions="-", form="squad")
     assert json.loads(capsys.readouterr().out) == {"1": "Oslo", "b": "Bern", "4": "Lima"}
 
@@ -86,14 +98,32 @@ def test_who_waits_at_a_terminal_is_answered_at_once(run, task, monkeypatch, cap
         def isatty(self):
             return True
 
-        def __iter__(self):
+        @property
+        def buffer(self):
             for question in QUESTIONS[:2]:
                 told.append(capsys.readouterr().out)
-                yield question + "\n"
+                yield f"{question}\n".encode()
 
     monkeypatch.setattr("sys.stdin", Terminal())
     predict(run_dir=str(run.path), task=task, questions="-")
     assert told[0] == "" and lines(told[1]) == EXPECTED[:1] and lines(capsys.readouterr().out) == EXPECTED[1:2]
+
+
+def test_what_is_not_utf8_costs_its_own_line_alone(run, task, monkeypatch, capsys, caplog):
+    typed(monkeypatch, f"{QUESTIONS[0]}\n".encode() + b"caf\xe9 de Oslo\n\xff\n" + f"{QUESTIONS[1]}\n".encode())
+    assert predict(run_dir=str(run.path), task=task, questions="-")["questions"] == 2
+    assert lines(capsys.readouterr().out) == EXPECTED[:2]
+    assert "left out 2: not UTF-8; no answer is written for them" in caplog.text
+
+
+def test_a_long_standard_input_with_repeated_ids_is_refused_at_once(monkeypatch, run, task):
+    """Seconds, not hours: every id is counted once."""
+    rows = [json.dumps({"question": f"where is {n}", "id": n // 2}) for n in range(40_000)]
+    typed(monkeypatch, "\n".join(rows).encode())
+    begin = time.monotonic()
+    with pytest.raises(ValueError, match=r"\(20000 repeated: 0, 1, 2\); use the form 'jsonl'"):
+        predict(run_dir=str(run.path), task=task, questions="-", form="squad")
+    assert time.monotonic() - begin < 20  # under 1 s; comparing each with each takes minutes
 
 
 def test_odd_questions_get_their_line(run, task, capsys, caplog):
@@ -110,13 +140,29 @@ def test_odd_questions_get_their_line(run, task, capsys, caplog):
     assert "left out 1: text that is no Unicode" in caplog.text
 
 
-def test_an_explanation_shows_documents_and_spans(run, task, capsys):
-    predict(run_dir=str(run.path), task=task, questions=QUESTIONS[0], explain=True)
-    text = capsys.readouterr().out.splitlines()
+def test_an_explanation_shows_documents_and_spans(run, task, file, capsys):
+    predict(run_dir=str(run.path), task=task, questions=str(file), explain=True, output=str(file.parent / "out.jsonl"))
+    text = capsys.readouterr().out.split("\n\n")[0].splitlines()
     assert text[0] == "question  Where was Ada Brook born?" and text[1].startswith("answer    Oslo  p 0.")
     assert text[3].startswith("* 0.") and "██" in text[3] and text[3].endswith("0  Ada Brook")
     assert text[4].endswith("She was born in [Oslo], the daughter of a joiner.") and "span p 0." in text[4]
-    assert sum(line.startswith(("* ", "  0.")) for line in text[3:]) == 4 and text[-2].endswith("null document")
+    assert sum(line.startswith(("* ", "  0.")) for line in text[3:]) == 4 and text[-1].endswith("null document")
+
+
+def test_explaining_takes_no_prediction_away(run, task, file, capsys, monkeypatch):
+    """Predictions go where they go without it; the explanations to standard output where that is free, else beside it."""
+    result = predict(run_dir=str(run.path), task=task, questions=str(file), explain=True)
+    assert result["output"] == str(run.predictions("dev.jsonl"))
+    assert lines(run.predictions("dev.jsonl").read_text()) == EXPECTED
+    assert capsys.readouterr().out.count("p(z|x)") == 3
+    for questions, output in ((tuple(QUESTIONS), None), ("-", None), (str(file), "-")):
+        typed(monkeypatch, "\n".join(QUESTIONS).encode())
+        predict(run_dir=str(run.path), task=task, questions=questions, output=output, explain=True)
+        told = capsys.readouterr()
+        assert lines(told.out) == EXPECTED and told.err.count("p(z|x)") == 3
+    predict(run_dir=str(run.path), task=task, questions=QUESTIONS[0], form="squad", explain=True)
+    told = capsys.readouterr()
+    assert json.loads(told.out) == {"1": "Oslo"} and told.err.count("p(z|x)") == 1
 
 
 def test_an_explanation_moves_no_cursor_and_shortens(answerer):
@@ -128,10 +174,50 @@ def test_an_explanation_moves_no_cursor_and_shortens(answerer):
     assert (before, span, after) == ("… ab ab ab ", "oslo", " cd cd cd …")
 
 
-@pytest.mark.parametrize("questions", ["my/dev.jsonl", "dev set.json.gz", "hamlet", "questions.txt"])
+@pytest.mark.parametrize(
+    "questions",
+    [
+        *("my/dev.jsonl", "dev set.json.gz", "hamlet", "questions.txt", "DEV.JSONL", "dev/questions", "données/dév"),
+        *("/my files/dev", "./dev set", "../where to", "données.jsonl"),
+    ],
+)
 def test_files_that_are_not_there_are_no_questions(questions):
-    with pytest.raises(FileNotFoundError, match=f"no file of questions at {questions}; a question has several words"):
+    told = f"no file of questions at {questions}; to ask this as a question end it with a question mark"
+    with pytest.raises(FileNotFoundError, match=re.escape(told)):
         asked(questions)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        *(
+            "東京はどこですか",
+            "谁写了哈姆雷特",
+            "东京在哪里。",
+            "東京はどこですか？",
+            "أين؟",
+            "أين",
+            "Ποιος\u037e",
+            "Ποιος",
+            "რატომ",
+        ),
+        *(
+            "ใครเขียนแฮมเล็ต",
+            "ለምን፧",
+            "Ինչո՞ւ",
+            "hamlet?",
+            "hamlet？",
+            "hamlet\u061f",
+            "hamlet\u037e",
+            "hamlet;",
+            "hamlet｡",
+        ),
+        *("dev.jsonl?", "what does and/or mean", "km/h?", "what is in/on a file", "a" * 300 + " b", "who " * 300),
+    ],
+)
+def test_questions_in_every_script_are_no_files(question):
+    (found,) = asked(question).questions
+    assert found.text == question.strip()
 
 
 @pytest.mark.parametrize("questions", ["", "  ", (), ("", "\ud800")])
@@ -141,9 +227,14 @@ def test_nothing_to_answer(questions):
 
 
 def test_lines_that_are_no_questions(monkeypatch, tmp_path):
-    monkeypatch.setattr("sys.stdin", io.StringIO('who\n{"question": \n'))
-    with pytest.raises(ValueError, match="standard input, line 2 is not JSON"):
-        list(asked("-").questions)
+    for text, message in (
+        ('who\n{"question": \n', "standard input, line 2 is not JSON"),
+        ('{"question": ' + "[" * 100_000, "standard input, line 1 is not JSON"),
+        ('{"query": "who"}', '^standard input, line 1: expected {"question": str, .*, got {'),
+    ):
+        typed(monkeypatch, text.encode())
+        with pytest.raises(ValueError, match=message):
+            list(asked("-").questions)
     (tmp_path / "empty.jsonl").write_text('{"question": ""}\n')
     with pytest.raises(ValueError, match=r"empty\.jsonl holds no question"):
         asked(str(tmp_path / "empty.jsonl"))
@@ -195,5 +286,8 @@ def test_the_command_with_the_configuration_that_training_saved(run, capsys):
     ]  # fmt: skip
     assert main(command) == 0
     assert lines(capsys.readouterr().out) == EXPECTED[:1]
+    assert main([*command, "--explain"]) == 0
+    told = capsys.readouterr()
+    assert lines(told.out) == EXPECTED[:1] and "p(z|x)" in told.err
     assert main([*command[:-1], "--gin.predict.questions=no_such.jsonl"]) == 1
     assert "realm_jax predict: no file of questions at no_such.jsonl" in capsys.readouterr().err

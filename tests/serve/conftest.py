@@ -14,10 +14,15 @@ from tests.answering.made_run import make_run
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory):
+def params():
+    return made_world.params()
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory, params):
     """A finished run; its corpus lies inside."""
     place = tmp_path_factory.mktemp("run") / "encyclopedia"
-    return make_run(place, made_world.params(), made_world.corpus(place / "corpus"))
+    return make_run(place, params, made_world.corpus(place / "corpus"))
 
 
 @pytest.fixture(scope="session")

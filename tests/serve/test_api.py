@@ -9,19 +9,19 @@ import threading
 import time
 
 import pytest
-
-pytest.importorskip("starlette")
-pytest.importorskip("httpx")
-
 from starlette.testclient import TestClient
 
 from realm_jax.answering.collection import Collection
+from realm_jax.answering.loading import load_answerer
+from realm_jax.corpus.store import Corpus
 from realm_jax.serve.app import make_app
 from realm_jax.serve.desk import Desk
 from realm_jax.serve.guard import LOOPBACK
-from tests.answering import made_run
+from realm_jax.serve.service import Service
+from tests.answering import made_run, made_world
 
 QUESTION = "Where was Ada Brook born?"
+FORM = "application/x-www-form-urlencoded"
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>&lt;'
 
 
@@ -86,6 +86,32 @@ def test_the_status(client):
     assert status["limits"] == {"question_chars": 1000, "document_chars": 100000}
 
 
+def test_over_scann_the_answer_changes_with_the_documents(params, tmp_path):
+    """ScaNN is what an index is unless told otherwise."""
+    run = made_run.make_run(tmp_path / "run", params, made_world.corpus(tmp_path / "corpus"), "scann")
+    loaded = load_answerer(run, made_world.task(tmp_path / "corpus"))
+    service = Service(run, loaded, Collection(loaded.answerer, Corpus.open(tmp_path / "corpus"), loaded.index))
+    with TestClient(make_app(service, hosts=LOOPBACK), base_url="http://127.0.0.1") as client:
+        assert client.get("/api/status").json()["index"]["backend"] == "scann"
+        assert ask(client)["answer"] == "Oslo"
+        add(client, "Ada Brook", "Ada Brook, born in Nice.")
+        assert (ask(client)["answer"], ask(client)["document"]) == ("Nice", "added-1")
+        for name in ("added-1", "0", "3"):
+            assert client.delete(f"/api/documents/{name}").status_code == 200
+        found = [document["id"] for document in ask(client)["documents"]]
+        assert len(found) == 4 and not {"added-1", "0", "3"} & set(found)
+        for number in (1, 2, 4, 5):  # two documents read where three are asked for
+            client.delete(f"/api/documents/{number}")
+        assert [document["id"] for document in ask(client)["documents"]] == ["6", None]
+        client.delete("/api/documents/6")
+        answer = ask(client)
+        assert (answer["answer"], answer["document"], len(answer["documents"])) == ("", None, 1)
+        text = shown(client, f"/?q={QUESTION}")[1]
+        assert "no answer" in text and "no document was found" in text and "could be read" not in text
+        client.post("/api/documents/0/restore")
+        assert ask(client)["answer"] == "Oslo"
+
+
 def test_the_answer_changes_with_the_documents(client):
     assert ask(client)["answer"] == "Oslo"
     made = add(client, "Ada Brook", "Ada Brook, born in Nice.")
@@ -119,7 +145,8 @@ def test_questions_that_are_refused(client, question, message):
     body = json.dumps({"question": question})  # \ud800 is legal JSON
     response = client.post("/api/answer", content=body, headers={"content-type": "application/json"})
     if len(question) > 50_000:  # refused before it is read
-        assert (response.status_code, response.json()) == (413, {"error": "a request may have 13024 bytes; send less"})
+        told = "a request may hold a question of 1000 characters (13024 bytes), got 60016 bytes; shorten it"
+        assert (response.status_code, response.json()) == (413, {"error": told})
         question = question[:1200]
         message = "the question may have 1000 characters, got 1200; shorten it"
         response = client.post("/api/answer", json={"question": question})
@@ -160,14 +187,28 @@ def test_bodies_are_read_no_further_than_they_may_be_long(client):
         for _ in range(14):
             yield b" " * 1000
 
-    for content in (chunks(), b" " * 14_000):
+    for content, got in ((chunks(), "more"), (b" " * 14_000, "14000 bytes")):
         response = client.post("/api/answer", content=content, headers={"content-type": "application/json"})
-        assert (response.status_code, response.json()) == (413, {"error": "a request may have 13024 bytes; send less"})
-    for length in ("-1", "x", "1" * 30):
-        response = client.post(
-            "/api/answer", content=b"{}", headers={"content-type": "application/json", "content-length": length}
-        )
-        assert response.status_code == 413
+        told = f"a request may hold a question of 1000 characters (13024 bytes), got {got}; shorten it"
+        assert (response.status_code, response.json()) == (413, {"error": told})
+    response = client.post("/add", content=b"a" * 1_300_000, headers={"content-type": FORM})
+    assert response.status_code == 413
+    assert "a document of 100000 characters and a title of 1000 (1225024 bytes), got 1300000 bytes" in response.text
+
+
+@pytest.mark.parametrize(
+    ("length", "status", "message"),
+    [
+        ("-1", 400, "expected a number of bytes as Content-Length, got '-1'"),
+        ("x", 400, "expected a number of bytes as Content-Length, got 'x'"),
+        ("\xb2", 400, "expected a number of bytes as Content-Length"),  # a digit to Python
+        ("1" * 5000, 413, "(13024 bytes), got a Content-Length of 5000 digits; shorten it"),
+    ],
+)
+def test_lengths_that_are_announced_wrongly(client, length, status, message):
+    headers = {"content-type": "application/json", "content-length": length.encode("latin-1")}
+    response = client.post("/api/answer", content=b"{}", headers=headers)
+    assert response.status_code == status and message in response.json()["error"]
 
 
 def test_what_is_not_there(client):
@@ -215,7 +256,7 @@ def test_documents_that_are_refused(client, title, text, message):
 def test_hostile_documents_are_shown_as_text(client):
     add(client, HOSTILE, f"{HOSTILE} Ada Brook, Ada Brook was born in Lima </mark><script>alert(3)</script>")
     response = client.get("/", params={"q": QUESTION})
-    assert '<p class="answer" id="answer">Lima</p>' in response.text
+    assert '<p class="answer" id="answer" dir="auto">Lima</p>' in response.text
     for tag in ("<script", "<img", "alert(1)</", "onerror=alert(2)>&"):
         assert tag not in response.text
     assert html.escape(HOSTILE, quote=False).replace('"', "&#34;") in response.text
@@ -223,24 +264,27 @@ def test_hostile_documents_are_shown_as_text(client):
     assert response.headers["x-content-type-options"] == "nosniff"
 
 
+def test_the_page_says_what_the_null_document_is(client):
+    """Its weight is of p(z|x) alone: who extracts answers cannot do so without a document."""
+    _, text = shown(client, f"/?q={QUESTION}")
+    assert "an empty document, scored like the others: with nothing in it to read, it never answers" in text
+
+
 def test_the_forms_of_the_page(client):
     page = client.post("/add", data={"q": QUESTION, "title": "Ada Brook", "text": "Ada Brook, born in Graz."})
     assert str(page.url).endswith("/?q=Where+was+Ada+Brook+born%3F") and "<mark>Graz</mark>" in page.text
     page = client.post("/remove", data={"q": QUESTION, "id": "added-1"})
-    assert '<p class="answer" id="answer">Oslo</p>' in page.text
+    assert '<p class="answer" id="answer" dir="auto">Oslo</p>' in page.text
     page = client.post("/remove", data={"q": QUESTION, "id": "0"})
-    assert "put back Ada Brook" in page.text and '<p class="answer" id="answer">Oslo</p>' not in page.text
+    assert "put back Ada Brook" in page.text and '<p class="answer" id="answer" dir="auto">Oslo</p>' not in page.text
     page = client.post("/restore", data={"q": QUESTION, "id": "0"})
-    assert '<p class="answer" id="answer">Oslo</p>' in page.text
+    assert '<p class="answer" id="answer" dir="auto">Oslo</p>' in page.text
     page = client.post("/add", data={"q": QUESTION, "title": "kept", "text": " "})
     assert page.status_code == 400 and "the document is empty; give it some text" in page.text
     assert 'value="kept"' in page.text  # what was typed is not lost
     for data, status in (({"id": "99"}, 404), ({"id": ""}, 404)):
         assert client.post("/remove", data=data).status_code == status
-    assert (
-        client.post("/add", content=b"\xff", headers={"content-type": "application/x-www-form-urlencoded"}).status_code
-        == 400
-    )
+    assert client.post("/add", content=b"\xff", headers={"content-type": FORM}).status_code == 400
     assert client.post("/add", json={}).status_code == 415
     assert client.get("/").status_code == 200 and 'id="answer"' not in client.get("/").text
 
@@ -248,10 +292,11 @@ def test_the_forms_of_the_page(client):
 def test_other_sites_are_refused(client):
     assert client.get("/", headers={"host": "evil.example"}).status_code == 403
     assert client.get("/", headers={"host": "localhost:8000"}).status_code == 200
-    for origin in ("http://evil.example", "null", "http://127.0.0.1:9"):
+    for origin in ("http://evil.example", "null", "", "http://127.0.0.1:9", "http://[::1", "http://[127.0.0.1]"):
         for path in ("/remove", "/api/documents/1/restore"):
             response = client.post(path, data={"id": "0"}, headers={"origin": origin})
             assert response.status_code == 403 and "changes come from this page alone" in response.json()["error"]
+            assert response.headers["content-security-policy"].startswith("default-src 'none'")
     assert client.post("/remove", data={"id": "0"}, headers={"origin": "http://127.0.0.1"}).status_code == 200
 
 

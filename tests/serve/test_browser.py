@@ -1,6 +1,6 @@
 """The page in a real browser: ask, read, add, ask again, remove, with the keyboard alone. Writes its picture when asked.
 
-REALM_JAX_SCREENSHOT=docs/serve.png writes the picture that the README shows. REALM_JAX_CHROMIUM names a browser.
+`make browser` runs it and fails without a Chromium; here alone is it skipped. CONTRIBUTING.md names its two variables.
 """
 
 import contextlib
@@ -12,16 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("starlette")
-pytest.importorskip("uvicorn")
-pytest.importorskip("playwright")
-
-import uvicorn
 from playwright.sync_api import sync_playwright
 
 from realm_jax.serve.app import make_app
 from realm_jax.serve.guard import LOOPBACK
+from realm_jax.serve.http_server import http_server
 from realm_jax.serve.server import address
 
 QUESTION = "Where was the painter Ada Brook born?"
@@ -31,7 +26,7 @@ QUESTION = "Where was the painter Ada Brook born?"
 def served(app):
     """Serves an app from a thread; gives its address."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", http="h11", ws="none"))
+        server = http_server(app, 1000)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:
@@ -49,7 +44,7 @@ def browser():
     found = os.environ.get("REALM_JAX_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     found = found or shutil.which("google-chrome")
     if found is None:
-        pytest.skip("no Chromium; set REALM_JAX_CHROMIUM to one")
+        pytest.skip("no Chromium; install one, or name one as REALM_JAX_CHROMIUM")
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])  # pages of ours alone
         yield browser
@@ -132,4 +127,20 @@ def test_hostile_text_stays_text(browser, make_service):
         assert page.query_selector("img") is None and page.query_selector("script") is None and not dialogs
         page.goto(place + "/?q=" + "word+" * 10_000)
         assert "the question may have 1000 characters, got 50000; shorten it" in page.inner_text("#error")
+        page.close()
+
+
+def test_text_runs_in_the_direction_of_its_script(browser, make_service):
+    with served(make_app(make_service(), hosts=LOOPBACK)) as place:
+        page = browser.new_page()
+        page.goto(place + "/?q=Ada+Brook")
+        assert page.evaluate("getComputedStyle(document.querySelector('#document')).direction") == "ltr"
+        page.fill("#title", "أدا بروك Ada Brook Ada Brook")
+        page.fill("#text", "ولدت Ada Brook في Nice")
+        page.click("#add")
+        page.wait_for_selector("ul.changes")
+        assert page.inner_text("#answer") == "Nice"
+        for place_of_text in ("#document", "#candidates .candidate .text", "#candidates .candidate b"):
+            element = page.query_selector(place_of_text)
+            assert element.evaluate("element => getComputedStyle(element).direction") == "rtl", place_of_text
         page.close()

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 
 import pytest
@@ -32,13 +33,11 @@ def start(run, **settings):
     ],
 )
 def test_what_is_refused_at_the_start(run, settings, message):
-    pytest.importorskip("uvicorn")
     with pytest.raises(ValueError, match=message):
         start(run, **settings)
 
 
 def test_a_port_that_is_taken(run):
-    pytest.importorskip("uvicorn")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"cannot listen on 127.0.0.1 port {port} .*choose another"):
@@ -53,7 +52,6 @@ def test_without_the_extra(run, monkeypatch):
 
 def test_a_whole_one(run):
     """From the configuration that training saved, until Ctrl-C."""
-    pytest.importorskip("uvicorn")
     command = [
         sys.executable, "-m", "realm_jax", "serve", f"--run_dir={run.path}", f"--gin_file={run.config_file('train')}",
         "--gin.serve.task=@open_qa.OpenQa()", "--gin.serve.port=0",
@@ -70,9 +68,15 @@ def test_a_whole_one(run):
             assert json.load(response)["answer"] == "Rome"
             assert "server" not in response.headers
         with urllib.request.urlopen(f"{place}/?q=Where+was+Cleo+Dahl+born", timeout=60) as response:
-            assert 'id="answer">Rome<' in response.read().decode()
-        with pytest.raises(urllib.error.HTTPError, match="400"):  # longer than an address may be, refused with a reason
-            urllib.request.urlopen(f"{place}/?q=" + "word+" * 10_000, timeout=60)
+            assert 'id="answer" dir="auto">Rome<' in response.read().decode()
+        for word in ("word", "कहाँ", "𞤀𞤣𞤤𞤢𞤥𞤣𞤤𞤢"):  # of up to 12 bytes a letter in an address
+            question = " ".join([word] * 10_000)
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(f"{place}/?q={urllib.parse.quote_plus(question)}", timeout=60)
+            assert refused.value.code == 400
+            told = f"the question may have 1000 characters, got {len(question)}; shorten it"
+            assert told in refused.value.read().decode()
+            assert refused.value.headers["content-security-policy"].startswith("default-src 'none'")
         process.send_signal(signal.SIGINT)
         out, errors = process.communicate(timeout=60)
         assert (process.returncode, out) == (0, ""), errors

@@ -27,16 +27,24 @@ class Passage(NamedTuple):
 class Question(NamedTuple):
     """A question and what answers it."""
 
-    text: str
+    text: str  # as models see it, once it has passed `QuestionFilter`
     answers: tuple[str, ...] = ()  # each is right; empty if unknown
     is_regex: bool = False  # the answers are regular expressions (CuratedTREC)
     gold_passage: str | None = None  # id of a passage that answers it, if the file names one
     id: str = ""  # the record's own, or its line or place in the file, from 1
     passage: Passage | None = None  # the passage itself, if the file holds it
+    original: str = ""  # the text as the source has it, where that is another
+
+    @property
+    def as_written(self) -> str:
+        """The text as the source has it: what scorers know a question by."""
+        return self.original or self.text
 
 
 class QuestionFilter:
     """Makes questions out of raw records, or counts why not: the checks that hold for every format.
+
+    The text of a question becomes one line, so that training, evaluation, `predict` and the page ask the same.
 
     Args:
       on_drop: called with the cause of each record left out.
@@ -48,14 +56,28 @@ class QuestionFilter:
 
     def question(self, question: Question) -> Question | None:
         """The question; None, once its cause has been reported, if it cannot be used."""
-        if not question.text.strip():
+        text = one_line(question.text)
+        if not text:
             return self._on_drop(EMPTY_QUESTION)
-        if not all(_is_encodable(text) for text in (question.text, question.id, *question.answers)):
+        if not all(_is_encodable(part) for part in (question.text, question.id, *question.answers)):
             return self._on_drop(NOT_ENCODABLE)
         answers = tuple(answer for answer in question.answers if answer.strip())
         for _ in range(len(question.answers) - len(answers)):
             self._on_note(EMPTY_ANSWER)
-        return question._replace(answers=answers)
+        original = "" if text == question.text else question.text
+        return question._replace(text=text, answers=answers, original=original)
+
+
+def one_line(text: str) -> str:
+    """A text on one line, without control characters, its words a space apart.
+
+    >>> one_line(" who\\n wrote\\x00  it? ")
+    'who wrote it?'
+    """
+    # not at the top: that package reads files in SQuAD's form by means of this one
+    from realm_jax.corpus.sources.article import clean_text
+
+    return " ".join(clean_text(text).split())
 
 
 def answers_of(value: Any) -> tuple[str, ...]:

@@ -62,6 +62,6 @@ def test_the_published_files(shared_data, name):
     found = read_questions(folder / "original" / f"{name}.tsv")
     rows = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
     assert found.questions == read_questions(folder / f"{name}.jsonl").questions and len(found.questions) > 400
-    assert [q.text for q in found.questions] == [row["question"] for row in rows]
+    assert [q.as_written for q in found.questions] == [row["question"] for row in rows]
     assert [list(q.answers) for q in found.questions] == [row["answer"] for row in rows]
     assert found.dropped == {} == found.noted

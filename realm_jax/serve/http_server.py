@@ -1,0 +1,43 @@
+"""The server that speaks HTTP for the page, within bounds."""
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from realm_jax.serve.requests import CHARACTER_BYTES
+
+_CONNECTIONS = 256
+# Addresses are read that hold 10 000 words of eight letters in any script: the page then says how long a question may be.
+# Of longer ones uvicorn closes the connection with a bare "Invalid HTTP request received.", status 400.
+_ADDRESS_CHARS = 10_000 * 9
+_OTHER_BYTES = 64 * 1024  # the rest of a request's head
+
+
+def http_server(app: ASGIApp, max_question_chars: int) -> uvicorn.Server:
+    """A server for the application, which says nothing but warnings.
+
+    Args:
+      app: what answers.
+      max_question_chars: characters of the longest question; the page sends it in an address.
+    """
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            limit_concurrency=_CONNECTIONS,
+            h11_max_incomplete_event_size=address_bytes(max_question_chars),
+            http="h11",
+            ws="none",
+            timeout_graceful_shutdown=5,
+        )
+    )
+
+
+def address_bytes(max_question_chars: int) -> int:
+    """Bytes of the longest head of a request that is read: a question of that many characters fits into its address.
+
+    >>> address_bytes(1_000), address_bytes(200_000)
+    (1145536, 2465536)
+    """
+    return CHARACTER_BYTES * max(_ADDRESS_CHARS, max_question_chars) + _OTHER_BYTES
