@@ -1,6 +1,6 @@
 """How long one question takes to answer, and where the time goes, against 150 ms on two cores.
 
-    python benchmarks/answer_latency.py [--documents=60000] [--block_len=128] [--questions=30] [--backend=scann]
+    python benchmarks/answer_latency.py [--documents=60000] [--block_len=128] [--dtype=float32] [--questions=30] [--backend=scann]
 
 Models of MiniLM's size with random weights (6 layers of 384, 12 heads; documents by mean pooling, at unit length), a corpus
 of random pieces whose blocks are all full, five of them read: no shorter question or document makes it faster. The time
@@ -100,12 +100,18 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=60_000)
     parser.add_argument("--block_len", type=int, default=128)
     parser.add_argument("--questions", type=int, default=30)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--backend", choices=("scann", "exact"), default="scann")
     options = parser.parse_args()
     joint_len = options.block_len + QUERY_LEN
 
     encoder = TransformerConfig(
-        vocab_size=VOCAB_SIZE, hidden_size=EMBED, num_layers=6, num_heads=12, intermediate_size=1536
+        vocab_size=VOCAB_SIZE,
+        hidden_size=EMBED,
+        num_layers=6,
+        num_heads=12,
+        intermediate_size=1536,
+        dtype=options.dtype,
     )
     retriever = RetrieverConfig(encoder, projection_size=None, tied=False, pooling="mean", normalize=True)
     reader = SpanReaderConfig(encoder)
@@ -152,7 +158,7 @@ def report(options: argparse.Namespace, taken: list[Stopwatch], plain: list[floa
     whole = [sum(watch.ms.values()) for watch in taken]
     cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
     print(
-        f"{options.documents} blocks of {options.block_len} pieces, {options.backend} index, {NUM_READ} read, "
+        f"{options.documents} blocks of {options.block_len} pieces, {options.backend} index, {NUM_READ} read, {options.dtype}, "
         f"{len(whole)} questions; {jax.default_backend()}, {cores} cores, load {load:.1f}"
     )
     print(f"{'':10}{'median ms':>12}{'of all':>9}")
