@@ -1,7 +1,10 @@
 """How the hosts of a run come to act at the same step: each says what it has, all read what every host said."""
 
 import json
+import threading
 import time
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -59,3 +62,55 @@ class CoordinationService:
 def for_this_run(timeout_secs: float) -> Agreement:
     """The agreement that fits the number of processes."""
     return SingleHost() if jax.process_count() == 1 else CoordinationService(timeout_secs)
+
+
+@runtime_checkable
+class Mail(Protocol):
+    """Letters between all hosts. Called by every host in the same order within a thread."""
+
+    @property
+    def num_hosts(self) -> int: ...
+
+    def exchange(self, letters: Sequence[bytes]) -> list[bytes]:
+        """Sends a letter to every host, and returns the one of every host to this one, both by process index."""
+        ...
+
+
+class CoordinationMail:
+    """Letters through the key-value store of `jax.distributed`: from any thread, beside whatever the devices do, bounded in time.
+
+    Threads are told apart by their names: those that exchange letters must have the same names on every host.
+    """
+
+    def __init__(self, timeout_secs: float):
+        self._timeout_secs = timeout_secs
+        self._client = ocp.multihost.get_jax_distributed_client()
+        self._process, self.num_hosts = jax.process_index(), jax.process_count()
+        self._rounds: Counter[str] = Counter()
+
+    def exchange(self, letters: Sequence[bytes]) -> list[bytes]:
+        """See `Mail`.
+
+        Raises:
+          TimeoutError: naming the first host that sent none in time.
+        """
+        assert len(letters) == self.num_hosts, f"a letter a host: expected {self.num_hosts}, got {len(letters)}"
+        thread = threading.current_thread().name
+        self._rounds[thread] += 1
+        place = f"realm_jax/mail/{thread}/{self._rounds[thread]}"
+        for receiver, letter in enumerate(letters):
+            self._client.key_value_set_bytes(f"{place}/{self._process}/{receiver}", letter)
+        deadline = time.monotonic() + self._timeout_secs
+        received = []
+        for sender in range(self.num_hosts):
+            left_ms = max(1, int((deadline - time.monotonic()) * 1000))
+            key = f"{place}/{sender}/{self._process}"
+            try:
+                received.append(self._client.blocking_key_value_get_bytes(key, left_ms))
+            except jax.errors.JaxRuntimeError as error:
+                raise TimeoutError(
+                    f"host {sender} of {self.num_hosts} did not search along within {self._timeout_secs:.0f} s; it has died or "
+                    "is stuck: look at its log, then start the run again (it resumes from its checkpoint)"
+                ) from error
+            self._client.key_value_delete(key)  # nobody else reads it
+        return received

@@ -13,8 +13,10 @@ from jax.sharding import Mesh
 
 from realm_jax.retrieval import agreement, versions
 from realm_jax.retrieval.adopt_version import SAMPLE_DOCUMENTS, adopt_version
+from realm_jax.retrieval.agreement import CoordinationMail
 from realm_jax.retrieval.build_version import DEFAULT_BATCHES, DEFAULT_INDEX, BatchSettings, BuildStopped, IndexSettings
 from realm_jax.retrieval.embedder import Embedder, embed_snapshot
+from realm_jax.retrieval.host_sharded import load_own_shards
 from realm_jax.retrieval.hot_swap import HotSwap, Swap, VersionSource, WaitStopped
 from realm_jax.retrieval.index import Index
 from realm_jax.run_dir import RunDir
@@ -47,6 +49,9 @@ class RefreshConfig:
     )
     snapshot_every_steps: int = 500
     swap_every_steps: int = 1  # a loaded version waits for the next multiple
+    index_hosts: Literal["replicated", "sharded"] = (
+        "replicated"  # sharded: each host holds its share, and all search together
+    )
     max_index_age_steps: int | None = None  # none: any age will do
     when_too_old: Literal["wait", "stop"] = "wait"
     timeout_secs: float = 3600.0  # for what a step cannot do without, and for other hosts
@@ -158,10 +163,18 @@ class Refresher:
             "num_documents": retrieval.corpus.num_documents,
         }
 
+        sharded = config.index_hosts == "sharded" and jax.process_count() > 1
+        mail = CoordinationMail(config.timeout_secs) if sharded else None
+
         def load(version: int) -> tuple[Index, float]:
             directory = run.index_version(version)
-            manifest = versions.verify(directory, **expected)
-            return versions.load_version(directory, manifest=manifest), manifest.built_at
+            if mail is None:
+                manifest = versions.verify(directory, **expected)
+                return versions.load_version(directory, manifest=manifest), manifest.built_at
+            host = jax.process_index()  # the other hosts verify what they load
+            own = versions.shards_of_host(versions.read_manifest(directory), host, mail.num_hosts)
+            manifest = versions.verify(directory, shards=own, **expected)
+            return load_own_shards(directory, manifest, mail, host), manifest.built_at
 
         self._hot_swap = HotSwap(
             VersionSource(self._list_versions, load),

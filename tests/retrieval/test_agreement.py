@@ -63,6 +63,21 @@ def test_a_host_that_loads_slowly_delays_the_swap_of_both_to_the_same_step(start
     assert step < 60
 
 
+def test_letters_reach_whom_they_are_for_from_several_threads(start_hosts):
+    first, second = (answer(host) for host in start_hosts("mail"))
+    assert first["first"] == ["0 to 0", "1 to 0"] and second["first"] == ["0 to 1", "1 to 1"]
+    for host in (first, second):
+        assert host["second"] == ["again", "again"]
+        assert host["beside"] == [[[0, turn], [1, turn]] for turn in range(3)]
+        assert host["large"] == [3_000_000, 3_000_000]
+
+
+@pytest.mark.faults
+def test_a_host_that_does_not_search_along_is_named(start_hosts):
+    waiting, _ = start_hosts("dead searcher")
+    assert answer(waiting)["message"].startswith("host 1 of 2 did not search along within 2 s; it has died or is stuck")
+
+
 @pytest.mark.faults
 def test_a_host_that_says_nothing_is_named_soon(start_hosts):
     waiting, _ = start_hosts("dead peer")

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from realm_jax.retrieval.versions import list_versions
+from realm_jax.retrieval.versions import list_versions, read_manifest
 from realm_jax.run_dir import RunDir, read_json
 from realm_jax.run_lock import exclusive
 from realm_jax.training.checkpoint import load_params
@@ -108,6 +108,22 @@ def test_two_processes_train_like_one(places, two, tmp_path):
     for process in (0, 1):
         status = read_json(run.trainer_status(process))
         assert (status["state"], status["step"], status["index_version"]) == ("finished", 6, 4)
+
+
+@pytest.mark.slow
+def test_hosts_that_share_the_index_train_like_hosts_that_hold_all_of_it(places, two, tmp_path):
+    """Exact shares give the same documents, so the run is the same to the bit, its held-out evaluation too."""
+    sharded = [
+        "--gin.refresh.RefreshConfig.index_hosts='sharded'",
+        f"--gin.build_version.IndexSettings.shard_bytes={4 * 16 * 12}",  # four shards of ten documents
+    ]
+    finish(start(tmp_path, places, 2, *sharded))
+    same(tmp_path, two, rtol=0, atol=0)
+    lines = [read_metrics(run) for run in (tmp_path, two)]
+    for one, other in zip(*lines, strict=True):
+        for name in ("loss", "heldout_recall_at_5"):
+            assert one.get(name) == other.get(name)
+    assert len(read_manifest(RunDir.of(tmp_path).index_version(4)).shards) == 4
 
 
 @pytest.mark.slow
