@@ -61,7 +61,8 @@ def test_ask_read_add_ask_again_remove(browser, make_service):
         page.on("request", lambda request: elsewhere.append(request.url) if not request.url.startswith(place) else None)
 
         page.goto(place)
-        page.keyboard.type(QUESTION)  # the question box has the focus
+        page.wait_for_function("document.activeElement.id === 'q'")  # the question box gets the focus by itself
+        page.keyboard.type(QUESTION)
         page.keyboard.press("Enter")
         page.wait_for_selector("#answer")
         assert page.inner_text("#answer") == "Oslo"
