@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from realm_jax.answering.loading import served_version
 from realm_jax.convert.block_index import index_blocks
 from realm_jax.convert.block_records import (
     RECORDS_FILE,
@@ -32,6 +33,7 @@ from realm_jax.retrieval.manifest import Backend
 from realm_jax.retrieval.shards import map_embeddings
 from realm_jax.retrieval.versions import list_versions, read_manifest, version_dir
 from realm_jax.run_dir import RunDir
+from realm_jax.tasks.open_qa import OpenQa
 from realm_jax.text.loading import load_tokenizer
 from realm_jax.text.word_piece import WordPieceTokenizer
 from realm_jax.training.checkpoint import load_params
@@ -271,20 +273,34 @@ def _collect(value: Any, configs: dict[str, Any]) -> None:
 
 
 def _with_blocks(run: RunDir, model: Model) -> tuple[Model, Iterator[str]]:
-    """The embeddings of the newest index version, and the texts of its documents."""
-    versions = list_versions(run.index)
-    if not versions:
+    """The embeddings of the index version that the run serves, its beams and lengths, and the texts of its documents."""
+    if not list_versions(run.index):
         raise ValueError(
             f"{run.index} has no version, and RealmForOpenQA holds its documents' embeddings; run the embed job"
         )
-    place = version_dir(run.index, versions[-1])
+    task = _task_of(run)
+    if not isinstance(task, OpenQa):
+        raise ValueError(
+            f"{run.path} was trained with the task {type(task).__name__}, and RealmForOpenQA answers questions; name a run that "
+            "was fine-tuned on them (task OpenQa)"
+        )
+    place = version_dir(run.index, served_version(run))
     manifest = read_manifest(place)
-    corpus = Corpus.open(_task_of(run).corpus)
+    corpus = Corpus.open(task.corpus)
     if corpus.fingerprint != manifest.corpus_fingerprint:
         raise ValueError(
             f"{place} was made of corpus {manifest.corpus_fingerprint[:12]}, the run reads {corpus.fingerprint[:12]}; build "
             "the index again"
         )
+    if not corpus.info.has_blocks:
+        raise ValueError(
+            f"{corpus.directory} was made without text, and RealmForOpenQA shows its documents; build it with the corpus job"
+        )
     rows = np.concatenate([map_embeddings(place, shard, manifest.embed_dim) for shard in manifest.shards])
     texts = (corpus.block(document).text for document in range(corpus.num_documents))
-    return dataclasses.replace(model, block_embeds=rows), texts
+    settings = {
+        "searcher_beam_size": task.num_retrieved,
+        "reader_beam_size": task.num_read,
+        "reader_seq_len": task.joint_len,
+    }
+    return dataclasses.replace(model, block_embeds=rows, settings=settings), texts

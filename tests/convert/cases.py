@@ -1,6 +1,7 @@
 """Cases that tests/parity/reference.py made with the Hugging Face classes, computed here from the same weights."""
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,11 +11,16 @@ import numpy as np
 import safetensors
 
 from realm_jax import losses
+from realm_jax.answering.answerer import Answer, Answerer
+from realm_jax.answering.documents import CorpusDocuments
 from realm_jax.convert import Model
 from realm_jax.convert.hugging_face import bert_knowledge_encoder_layout, bert_retriever_layout, realm_layout
 from realm_jax.convert.layout import Layout, spread
-from realm_jax.data.inputs import SpecialIds, pair_inputs
+from realm_jax.data.questions import Question
 from realm_jax.models import KnowledgeEncoder, Retriever, SpanReader, Transformer, span_bounds
+from realm_jax.retrieval.exact import ExactIndex
+from realm_jax.tasks.open_qa import open_qa_loss
+from tests.convert.retrieved import corpus_of, join
 
 OUTPUTS, GRADIENTS = 1e-5, 1e-4  # relative to the largest entry of an array, in float32
 
@@ -203,31 +209,6 @@ def _encoder(case: Case, model: Model) -> Computed:
     return Computed(outputs, gradients, {"relevance": of_scores})
 
 
-def _read(model: Model, params: Any, inputs: Any, in_block: Any, scores: Any, gold: Any, has_answer: Any) -> Any:
-    """Losses of the reader and the best span, as the port reports them.
-
-    Args: the documents read come first among those that `scores` and `has_answer` are of.
-    """
-    ids, segments, mask = inputs
-    rows, length = ids.shape
-    starts, ends = span_bounds(length, model.span_reader.max_span_width)
-    logits = SpanReader(model.span_reader).apply({"params": params["span_reader"]}, ids, segments, mask)
-    span_mask = in_block[:, starts] & in_block[:, ends]
-    read_loss, _ = losses.span_marginal_loss(logits[None], scores[None, :rows], span_mask[None], gold[None])
-    early, _ = losses.early_update_loss(scores[None], jnp.ones((1, len(scores)), bool), has_answer[None])
-    total = jnp.where(span_mask, logits, -jnp.inf) + scores[:rows, None]
-    best = total.max(axis=0).argmax()
-    outputs = {
-        "retriever_loss": early.total,
-        "reader_loss": read_loss.total,
-        "block_idx": total.max(axis=1).argmax(),
-        "candidate": best,
-        "start": jnp.asarray(starts)[best][None],
-        "end": jnp.asarray(ends)[best][None],
-    }
-    return early.total + read_loss.total, outputs
-
-
 def gold_spans(length: int, width: int, answers: list[set[tuple[int, int]]]) -> np.ndarray:
     """Which spans are among each row's answers, given as (first, last)."""
     starts, ends = span_bounds(length, width)
@@ -235,63 +216,97 @@ def gold_spans(length: int, width: int, answers: list[set[tuple[int, int]]]) -> 
 
 
 def _reader(case: Case, model: Model) -> Computed:
-    ids, mask, segments, in_block, relevance, starts, ends, has_answers = case.given(
+    """The documents read come first among those that are scored; where their answers stand is given."""
+    ids, mask, segments, in_block, relevance, first, last, has_answers = case.given(
         "input_ids", "attention_mask", "token_type_ids", "block_mask", "relevance", "starts", "ends", "has_answers"
     )
-    answers = [set(zip(s, e, strict=True)) for s, e in zip(starts.tolist(), ends.tolist(), strict=True)]
-    gold = jnp.asarray(gold_spans(ids.shape[1], model.span_reader.max_span_width, answers[: len(ids)]))
+    rows, length = ids.shape
+    starts, ends = span_bounds(length, model.span_reader.max_span_width)
+    answers = [set(zip(s, e, strict=True)) for s, e in zip(first.tolist(), last.tolist(), strict=True)]
+    gold = jnp.asarray(gold_spans(length, model.span_reader.max_span_width, answers[:rows]))
+    span_mask = in_block[:, starts] & in_block[:, ends]
 
     def loss(params, scores):
-        return _read(model, params, (ids, segments, mask > 0), in_block, scores, gold, has_answers)
+        logits = SpanReader(model.span_reader).apply({"params": params["span_reader"]}, ids, segments, mask > 0)
+        read_loss, _ = losses.span_marginal_loss(logits[None], scores[None, :rows], span_mask[None], gold[None])
+        early, _ = losses.early_update_loss(scores[None], jnp.ones((1, len(scores)), bool), has_answers[None])
+        total = jnp.where(span_mask, logits, -jnp.inf) + scores[:rows, None]
+        best = total.max(axis=0).argmax()
+        outputs = {
+            "retriever_loss": early.total,
+            "reader_loss": read_loss.total,
+            "block_idx": total.max(axis=1).argmax(),
+            "candidate": best,
+            "start": jnp.asarray(starts)[best][None],
+            "end": jnp.asarray(ends)[best][None],
+        }
+        return early.total + read_loss.total, outputs
 
     outputs, gradients, (of_scores,) = _differentiate(loss, model, layout_of(model), relevance)
     return Computed(outputs, gradients, {"relevance": of_scores})
 
 
 def _open_qa(case: Case, model: Model) -> Computed:
-    texts = case.metadata["texts"]
-    settings, tokenizer = model.settings, model.tokenizer
-    retrieved, read, length = (settings[n] for n in ("searcher_beam_size", "reader_beam_size", "reader_seq_len"))
-    ids, mask, segments = case.given("input_ids", "attention_mask", "token_type_ids")
-    retriever = Retriever(model.retriever)
-
-    def embed(params):
-        return retriever.apply({"params": params["retriever"]}, ids, segments, mask > 0, method="embed_queries")[0]
-
-    blocks = jnp.asarray(model.block_embeds)
-    found = np.asarray(jax.jit(lambda params: jax.lax.top_k(blocks @ embed(params), retrieved)[1])(model.params))
-    question, *pieces = (
-        e.ids for e in tokenizer.encode_batch([texts["question"], *(texts["blocks"][i] for i in found)])
+    """Nothing of its own: the answerer embeds, searches, reads and chooses; the joiner and the loss are fine-tuning's."""
+    texts, tokenizer = case.metadata["texts"], model.tokenizer
+    num_retrieved, num_read, joint_len = (
+        model.settings[name] for name in ("searcher_beam_size", "reader_beam_size", "reader_seq_len")
     )
-    wanted = [e.ids.tolist() for e in tokenizer.encode_batch(texts["answers"])]
-    joint = pair_inputs([question] * retrieved, pieces, length, SpecialIds.of(tokenizer))
-    width = int((joint.ids != 0).sum(axis=1).max())  # the port pads to the longest
-    joint = type(joint)(joint.ids[:, :width], joint.segment_ids[:, :width])
-    first = len(question) + 2
-    answers = [
-        {
-            (p, p + len(answer) - 1)
-            for answer in wanted
-            for p in range(first, width)
-            if row[p : p + len(answer)] == answer
-        }
-        for row in joint.ids.tolist()
-    ]
-    gold = jnp.asarray(gold_spans(width, model.span_reader.max_span_width, answers[:read]))
-    has_answer = jnp.asarray([bool(row) for row in answers])
-    in_block = jnp.asarray((joint.segment_ids == 1) & (joint.ids != tokenizer.sep_id))[:read]
+    question = Question(texts["question"], tuple(texts["answers"]))
+    query_len = case.arrays["in/input_ids"].shape[1]
+    index = ExactIndex(model.block_embeds)
+    with tempfile.TemporaryDirectory() as place:
+        corpus = corpus_of(Path(place), texts["blocks"], tokenizer)
+        answerer = Answerer(
+            CorpusDocuments(corpus),
+            index,
+            model.retriever,
+            model.span_reader,
+            model.params,
+            query_len=query_len,
+            joint_len=joint_len,
+            document_len=joint_len,
+            num_read=num_read,
+        )
+        (answer,) = answerer.answer([question.text])
+        found = index.search(answerer.embed([question.text]), num_retrieved).ids
+        batch = join(
+            corpus,
+            [question],
+            found,
+            index.embeddings(found),
+            query_len=query_len,
+            num_read=num_read,
+            joint_len=joint_len,
+            max_span_width=model.span_reader.max_span_width,
+        )
+    np.testing.assert_array_equal(batch.query.ids, case.arrays["in/input_ids"])
+    batch = jax.tree.map(jnp.asarray, batch)
 
     def loss(params):
-        scores = blocks[found] @ embed(params)
-        rows = (
-            jnp.asarray(joint.ids[:read]),
-            jnp.asarray(joint.segment_ids[:read]),
-            jnp.asarray(joint.ids[:read] != 0),
+        total, metrics = open_qa_loss(
+            params,
+            batch,
+            None,
+            retriever=model.retriever,
+            reader=model.span_reader,
+            sep_id=tokenizer.sep_id,
+            train_documents=False,
+            contrastive_weight=0.0,
         )
-        return _read(model, params, rows, in_block, scores, gold, has_answer)
+        parts = {"retriever_loss": metrics["early_update_loss"], "reader_loss": metrics["reader_loss"]}
+        return total.total / total.weight, {name: part.total for name, part in parts.items()}
 
     outputs, gradients, _ = _differentiate(loss, model, layout_of(model))
-    start, end, block = (int(np.asarray(outputs[name]).item()) for name in ("start", "end", "block_idx"))
-    del outputs["candidate"]
-    outputs["answer_ids"] = joint.ids[block, start : end + 1]
+    outputs |= {"answer_ids": tokenizer.encode(answer.text).ids, **_place_of(answer, found[0], tokenizer, query_len)}
     return Computed(outputs, gradients, {})
+
+
+def _place_of(answer: Answer, found: np.ndarray, tokenizer: Any, query_len: int) -> dict[str, Any]:
+    """Where an answer's characters stand, as the port says it: which document, and positions in what the reader read."""
+    document = answer.document
+    offsets = tokenizer.encode(document.text).offsets
+    (start,) = np.flatnonzero(offsets[:, 0] == document.best_span.start)
+    (end,) = np.flatnonzero(offsets[:, 1] == document.best_span.end)
+    (block,) = np.flatnonzero(found == document.document)
+    return {"block_idx": block, "start": query_len + start[None], "end": query_len + end[None]}

@@ -13,6 +13,7 @@ import safetensors.numpy
 
 from realm_jax.convert import load_hugging_face
 from realm_jax.convert.folder import find_folder, read_tokenizer
+from tests.convert.extras import needs_package
 from tests.convert.made import VOCAB, change, golden_folder
 
 EMBEDDER = "RealmEmbedder"
@@ -140,7 +141,9 @@ class Harm:
 
 
 def test_torch_files(tmp_path: Path):
-    torch = pytest.importorskip("torch")
+    needs_package("torch", "pip install 'realm_jax[torch]'")
+    import torch
+
     folder, case = golden_folder(EMBEDDER, tmp_path / "model")
     whole = load_hugging_face(folder)
     (folder / "model.safetensors").unlink()

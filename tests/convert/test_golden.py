@@ -4,6 +4,7 @@ The files under golden/ are written by `python tests/parity/reference.py golden 
 random weights); `make parity` compares more sizes and shapes.
 """
 
+import json
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ from realm_jax.convert import load_hugging_face, save_hugging_face
 from tests.convert.cases import check
 from tests.convert.made import GOLDEN as FOLDER
 from tests.convert.made import golden_folder
+from tests.convert.retrieved import check_retrieved
 
 GOLDEN = sorted(path.stem for path in FOLDER.glob("*.safetensors"))
 CLASSES = ["BertForMaskedLM", "BertForPreTraining", "BertModel", "RealmEmbedder", "RealmForOpenQA",
@@ -34,6 +36,11 @@ def test_every_class_has_a_golden_file():
 def test_outputs_losses_and_gradients(name: str, tmp_path: Path):
     model, case = load(name, tmp_path / "theirs")
     check(case, model)
+
+
+def test_the_documents_of_a_question_are_realm_retrievers(tmp_path: Path):
+    counts = check_retrieved(json.loads((FOLDER / "RealmRetriever.json").read_text()), tmp_path)
+    assert counts == {"documents": 20, "answers": 10, "inside_words": 2, "too_wide": 1, "cut": 13, "beyond_the_cut": 3}
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -10,6 +10,7 @@ import pytest
 
 from realm_jax.convert import load_hugging_face
 from realm_jax.convert.tensorflow import TENSORFLOW_CLASSES, hugging_face_name, is_checkpoint, load_tensorflow, renamed
+from tests.convert.extras import needs_package
 from tests.convert.made import golden_folder
 
 PREFIXES = {  # as the released checkpoints have them: google-research/bert, google-research/language (realm, orqa)
@@ -96,7 +97,9 @@ def test_without_tensorflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TensorFlow 2.20's own
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_a_checkpoint(architecture: str, tmp_path: Path):
-    tensorflow = pytest.importorskip("tensorflow")
+    needs_package("tensorflow", "pip install 'realm_jax[tensorflow]'")
+    import tensorflow
+
     folder, case = golden_folder(architecture, tmp_path / "model")
     variables = tensorflow_variables(architecture, case.named("model/"))
     with tensorflow.Graph().as_default(), tensorflow.compat.v1.Session() as session:

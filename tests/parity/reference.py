@@ -4,6 +4,7 @@ Runs where transformers 4.39.3 and torch are, without realm_jax (`make parity` m
 
     python tests/parity/reference.py models FOLDER          # cases of several sizes, one folder each
     python tests/parity/reference.py golden FOLDER          # one small file a class, kept in tests/convert/golden
+    python tests/parity/reference.py retriever ASKED.json OUT.json   # what RealmRetriever makes of questions and documents
     python tests/parity/reference.py tokenizers VOCAB TEXTS.json OUT.json
     python tests/parity/reference.py load FOLDER OUT.safetensors   # runs a folder that realm_jax wrote
 
@@ -232,6 +233,50 @@ def run_open_qa(config, shape, g, folder):
     return model.eval(), arrays, said
 
 
+# RealmRetriever alone: answers inside longer words, answers wider than a span, more than once, unknown, beyond the cut.
+RETRIEVED = {
+    "vocab": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "##s", "##er", "##ed", "(", ")", ",", "'", "?", "1066"],
+    "blocks": [
+        "The mills (old and new) of the town", "a miller, the king's, built a mill in 1066", "who built the new town hall",
+        "Stones of kings of the north river and the south river", "in the city of the old king of the new town was a stone bridge, built in 1066",
+        "the king", "", "a bridge built in 1066",
+    ],
+    "max_length": 16,
+    "max_span_width": 3,
+    "asked": [
+        {"question": "Who built the mill?", "answers": ["mill", "the king"], "documents": [0, 1, 4, 5]},
+        {"question": "what river", "answers": ["south river", "the north river"], "documents": [3, 0, 6, 2]},
+        {"question": "who built the old stone bridge", "answers": ["1066", "in 1066"], "documents": [4, 1, 3, 7]},
+        {"question": "what was built", "answers": ["the new town hall", "town", "stone"], "documents": [2, 3, 4, 1]},
+        {"question": "king of what", "answers": ["the city of mill"], "documents": [0, 1, 2, 3]},
+    ],
+}  # fmt: skip
+
+
+def retrieve(asked: dict, folder: Path) -> dict:
+    """Beside each question: its documents as the reader gets them, which hold an answer, and where."""
+    (folder / "vocab.txt").write_text("\n".join(asked["vocab"]) + "\n", encoding="utf-8")
+    tokenizer = models.realm.RealmTokenizer(str(folder / "vocab.txt"))
+    retriever = models.realm.RealmRetriever(
+        np.array([block.encode() for block in asked["blocks"]], dtype=object), tokenizer
+    )
+    found = []
+    for one in asked["asked"]:
+        answer_ids = tokenizer(one["answers"], add_special_tokens=False).input_ids
+        question_ids = tokenizer([one["question"]]).input_ids
+        has_answers, starts, ends, inputs = retriever(
+            np.array(one["documents"]), question_ids, answer_ids, max_length=asked["max_length"], return_tensors="np"
+        )
+        arrays = {"has_answers": has_answers, "starts": starts, "ends": ends,
+                  "input_ids": inputs.input_ids, "token_type_ids": inputs.token_type_ids}  # fmt: skip
+        found.append({**one, **{name: np.asarray(array).tolist() for name, array in arrays.items()}})
+    return {**asked, "asked": found}
+
+
+def write_retrieved(asked: Path, out: Path) -> None:
+    out.write_text(json.dumps(retrieve(json.loads(asked.read_text(encoding="utf-8")), out.parent)), encoding="utf-8")
+
+
 RUNNERS = {
     "BertModel": run_bert_model,
     "BertForMaskedLM": run_bert_lm(models.bert.BertForMaskedLM),
@@ -284,6 +329,8 @@ def write_golden(folder: Path) -> None:
         save_file(kept, folder / f"{name}.safetensors",
                   metadata={"texts": json.dumps(said), "config": model.config.to_json_string(use_diff=False),
                             "architecture": name.split("-")[0], "transformers": transformers.__version__})  # fmt: skip
+    retrieved = {**retrieve(RETRIEVED, scratch), "transformers": transformers.__version__}
+    (folder / "RealmRetriever.json").write_text(json.dumps(retrieved) + "\n", encoding="utf-8")
     for file in [*scratch.iterdir()]:
         file.unlink()
     scratch.rmdir()
@@ -320,6 +367,6 @@ def load(folder: Path, out: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     command, *places = sys.argv[1:]
-    {"models": write_models, "golden": write_golden, "tokenizers": write_tokenizers, "load": load}[command](
-        *map(Path, places)
-    )
+    commands = {"models": write_models, "golden": write_golden, "tokenizers": write_tokenizers,
+                "retriever": write_retrieved, "load": load}  # fmt: skip
+    commands[command](*map(Path, places))

@@ -1,53 +1,18 @@
 """WordPiece and encode_candidates against RealmTokenizer and RealmTokenizerFast, on thousands of real strings."""
 
-import collections
 import json
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from realm_jax.data.candidate_inputs import encode_candidates
-from realm_jax.text.tokenizer import SPECIAL_PIECES
 from realm_jax.text.word_piece import WordPieceTokenizer
-from tests.parity.conftest import run_reference
+from tests.parity.conftest import HARD, run_reference
 
 pytestmark = [pytest.mark.parity, pytest.mark.needs_data]
 
 MAX_LENGTH = 24
-HARD = ["", " ", "\t\n", "na\u00efve caf\u00e9 \u00c5ngstr\u00f6m", "e\u0301 combining", "\u65e5\u672c\u8a9e text", "\U0001f600!", "a\u200bb \u00adsoft", "\x00\x07 bell", "\ufffd",
-        "x" * 101, "\u0130stanbul \u1e9e", "\u03a3\u03c3\u03c2", "don't-stop...\u2014\u201cquoted\u201d", "\uac00\ub098\ub2e4 \u0e01\u0e33", "\u2028line\u2029", "\u00bd \u2163 \ufb01"]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def strings(shared_data: Path) -> list[str]:
-    """Questions, answers and sentences of every question file, some long passages, and odd ones."""
-    found = []
-    for path in sorted((shared_data / "openqa").glob("*.jsonl")):
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file):
-                if number == 400:
-                    break
-                record = json.loads(line)
-                found += [record["question"], *record.get("answer", []), record.get("passage", "")[:1500]]
-    kept = list(dict.fromkeys(text for text in found if isinstance(text, str)))
-    assert len(kept) > 3000
-    return [*HARD, *kept]
-
-
-@pytest.fixture(scope="module")
-def vocab(strings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Frequent words, pieces of words and characters of the strings: some words whole, some cut, some unknown."""
-    words = collections.Counter(re.findall(r"\w+|[^\w\s]", " ".join(strings).lower()))
-    frequent = [word for word, _ in words.most_common(3000)]
-    endings = collections.Counter(word[-n:] for word in frequent for n in (1, 2, 3) if len(word) > n)
-    letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
-    continuing = [f"##{ending}" for ending, _ in endings.most_common(800)]
-    pieces = dict.fromkeys([*SPECIAL_PIECES, *letters, *frequent, *continuing, *(f"##{letter}" for letter in letters)])
-    place = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
-    place.write_text("\n".join(pieces) + "\n", encoding="utf-8")
-    return place
 
 
 @pytest.fixture(scope="module")
