@@ -16,8 +16,10 @@ import numpy as np
 
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.inputs import SpecialIds
+from realm_jax.retrieval.ball_tree import BallTreeIndex, BallTreeSettings
 from realm_jax.retrieval.embed_documents import EmbedBatch, embed_in_batches
-from realm_jax.retrieval.index import check_embeddings
+from realm_jax.retrieval.exact import ExactIndex, ExactSettings, brute_force
+from realm_jax.retrieval.index import check_embeddings, merge_results
 from realm_jax.retrieval.length_batches import (
     LengthBatch,
     choose_lengths,
@@ -26,7 +28,13 @@ from realm_jax.retrieval.length_batches import (
     length_histogram,
 )
 from realm_jax.retrieval.manifest import Backend, IndexRefused, Manifest, Shard
-from realm_jax.retrieval.recall import embed_sentences, random_sentences, recall_of_shards, sample_documents
+from realm_jax.retrieval.recall import (
+    embed_sentences,
+    random_sentences,
+    recall_of_shards,
+    sample_documents,
+    search_recall,
+)
 from realm_jax.retrieval.scann_index import ScannSettings, build_shard, save_shard
 from realm_jax.retrieval.shards import (
     EMBEDDINGS,
@@ -45,6 +53,9 @@ from realm_jax.typed import check_fields
 
 logger = logging.getLogger(__name__)
 
+WORTH_A_TREE = 0.95
+"""Share of documents that a ball tree must prune to be faster than a product of matrices (docs/results/index_backends.md)."""
+
 
 class BuildStopped(Exception):  # noqa: N818 - nothing went wrong
     """The build was asked to stop; finished shards are kept for the next one."""
@@ -55,8 +66,11 @@ class IndexSettings:
     """What an index version is made of.
 
     Attributes:
-      backend: "scann" (host CPU), or "exact" (on device), which stores the embeddings alone.
+      backend: "scann" (host CPU), "exact" (on device), or "ball_tree" (host CPU, exact, for few dimensions). The last two
+        store the embeddings alone.
       scann: settings of every shard; None to choose them from its document count.
+      exact: how the exact index keeps its rows on the devices, and searches them.
+      ball_tree: how the tree is made, whenever the version is loaded.
       shard_bytes: most bytes of embeddings in a shard. Loading a shard holds the GIL, so small shards keep the
         training thread running: docs/index_life_cycle.md has figures.
       recall_queries: how many sampled queries search_recall is measured with.
@@ -65,6 +79,8 @@ class IndexSettings:
 
     backend: Backend = "scann"
     scann: ScannSettings | None = None
+    exact: ExactSettings = ExactSettings()
+    ball_tree: BallTreeSettings = BallTreeSettings()
     shard_bytes: int = 10 << 20  # 20 480 documents of 128: the smallest shard that has a tree
     recall_queries: int = 256
     recall_results: int = 10
@@ -207,8 +223,11 @@ class _Build:
         total = corpus.num_documents
         self.num_shards = -(-total // max(1, settings.shard_bytes // (4 * embed_dim)))
         self.bounds = [total * number // self.num_shards for number in range(self.num_shards + 1)]
-        chosen = settings.scann or ScannSettings.for_documents(-(-total // self.num_shards))
-        self.parameters = dataclasses.asdict(chosen) if settings.backend == "scann" else {}
+        self.parameters = {
+            "scann": dataclasses.asdict(settings.scann or ScannSettings.for_documents(-(-total // self.num_shards))),
+            "exact": dataclasses.asdict(settings.exact),
+            "ball_tree": dataclasses.asdict(settings.ball_tree),
+        }[settings.backend]
         self.done = 0
 
     def run(self, embed_queries: EmbedBatch | None) -> Manifest:
@@ -219,12 +238,7 @@ class _Build:
             if leftover.name not in names:
                 _remove(leftover)
         shards = [self._shard(number, name) for number, name in enumerate(names)]
-        recall = 1.0
-        if self.settings.backend == "scann":
-            queries = self._recall_queries(shards, embed_queries)
-            searchers = (load_scann_shard(self.directory, shard, self.embed_dim, self.parameters) for shard in shards)
-            rows = (map_embeddings(self.directory, shard, self.embed_dim) for shard in shards)
-            recall = recall_of_shards(queries, searchers, rows, self.settings.recall_results)
+        recall = self._search_recall(shards, embed_queries)
         manifest = Manifest(
             version=self.version,
             snapshot_step=self.version,
@@ -259,7 +273,7 @@ class _Build:
             "embed_dim": self.embed_dim,
             "document_len": self.batches.document_len,
             "backend": self.settings.backend,
-            "parameters": self.parameters,
+            "parameters": self.parameters if self.settings.backend == "scann" else {},  # no other's shape its files
         }
         shard = finished_shard(self.directory, name, made_from)
         if shard is not None:
@@ -310,6 +324,30 @@ class _Build:
             if self.should_stop():
                 raise BuildStopped(f"stopped while building index version {self.version}; finished shards are kept")
             yield batch
+
+    def _search_recall(self, shards: Sequence[Shard], embed_queries: EmbedBatch | None) -> float:
+        """Of the version as it will be served. Scores that a tree leaves out cannot matter: it reports how many there are."""
+        settings = self.settings
+        if settings.backend == "exact" and (settings.exact.dtype, settings.exact.recall_target) == ("float32", 1.0):
+            return 1.0
+        queries = self._recall_queries(shards, embed_queries)
+        rows = [map_embeddings(self.directory, shard, self.embed_dim) for shard in shards]
+        if settings.backend == "scann":
+            searchers = (load_scann_shard(self.directory, shard, self.embed_dim, self.parameters) for shard in shards)
+            return recall_of_shards(queries, searchers, rows, settings.recall_results)
+        if settings.backend == "ball_tree":
+            pruned = BallTreeIndex(rows, **self.parameters).pruned_share(queries, settings.recall_results)
+            logger.info(
+                "ball tree: %.1f %% of the documents are pruned for the %d sampled queries%s",
+                100 * pruned, len(queries),
+                "" if pruned > WORTH_A_TREE else "; the backend 'exact' will search this index faster",
+            )  # fmt: skip
+            return 1.0
+        count = settings.recall_results
+        found = ExactIndex(rows, **self.parameters).search(queries, count)
+        parts = zip(shards, rows, strict=True)
+        expected = [brute_force(queries, np.asarray(part), count, shard.first_document) for shard, part in parts]
+        return search_recall(found, merge_results(expected, count))
 
     def _recall_queries(self, shards: Sequence[Shard], embed_queries: EmbedBatch | None) -> np.ndarray:
         documents = sample_documents(self.corpus.num_documents, self.settings.recall_queries)

@@ -248,10 +248,7 @@ class HotSwap:
             try:
                 wanted = self._next_version()
                 if wanted is not None:
-                    loaded = self._load(wanted)
-                    with self._changed:
-                        if loaded is not None and loaded.version > self.version:
-                            self._pending = loaded
+                    self._prepare(wanted)
             except OSError as error:  # a shared file system that stumbles: the old version goes on serving
                 logger.error("looking for a new index version failed, trying again: %s", error)
             except BaseException as error:
@@ -260,6 +257,15 @@ class HotSwap:
             with self._changed:
                 if not self._stopping:
                     self._changed.wait(self._poll_secs)
+
+    def _prepare(self, version: int) -> None:
+        """Loads a version to be swapped in. One that still waits is let go first: two indexes fit in memory, three may not."""
+        with self._changed:
+            self._pending = None
+        loaded = self._load(version)
+        with self._changed:
+            if loaded is not None and loaded.version > self.version:
+                self._pending = loaded
 
     def _next_version(self) -> int | None:
         """The version to load now: the newest for host 0 (and not while one waits to be agreed on), the target for others."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from realm_jax.typed import check_fields
 
-Backend = Literal["scann", "exact"]
+Backend = Literal["scann", "exact", "ball_tree"]
 
 REBUILD = "remove the version's directory and let the embed job build a new one"
 """The remedy for a damaged version."""
@@ -62,7 +62,7 @@ class Manifest:
       embed_dim: width of an embedding.
       dtype: of the stored embeddings.
       backend: what `load_version` makes of it unless told otherwise.
-      parameters: of the backend, those that every shard was built with.
+      parameters: of the backend: ScannSettings, which every shard was built with, ExactSettings or BallTreeSettings.
       shards: in the order of their documents, together all of them.
       search_recall: share of exact search's best documents that this version finds, on a sample.
       built_at: when it was published, in seconds since 1970.

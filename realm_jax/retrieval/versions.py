@@ -17,10 +17,14 @@ import re
 import shutil
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from jax.sharding import Mesh
 
+from realm_jax.retrieval.ball_tree import BallTreeIndex, BallTreeSettings
+from realm_jax.retrieval.device_rows import SpareRows
 from realm_jax.retrieval.embedding_rows import EmbeddingRows
+from realm_jax.retrieval.exact import ExactIndex, ExactSettings
 from realm_jax.retrieval.index import Index
 from realm_jax.retrieval.manifest import REBUILD, Backend, IndexRefused, Manifest, check_content, check_size
 from realm_jax.retrieval.shards import flush, load_scann_shard, map_embeddings
@@ -29,6 +33,8 @@ from realm_jax.run_dir import write_json_atomically
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
+
+SettingsT = TypeVar("SettingsT", BallTreeSettings, ExactSettings)
 
 __all__ = [
     "Backend",
@@ -162,6 +168,8 @@ def load_version(
     manifest: Manifest | None = None,
     on_shard: Callable[[int, int], None] | None = None,
     num_threads: int | None = None,
+    exact: ExactSettings | None = None,
+    spare: SpareRows | None = None,
 ) -> Index:
     """Loads a version shard by shard; beside what has been loaded there is never more than one shard in memory.
 
@@ -170,13 +178,17 @@ def load_version(
 
     Args:
       version_dir: RUN/index/VERSION.
-      backend: "scann" or "exact"; None for the one that it was built for. "exact" works for every version.
+      backend: "scann", "exact" or "ball_tree"; None for the one that it was built for. The last two work for every
+        version.
       shards: numbers of the shards to load, in order; None for all.
       mesh: devices that the exact index is sharded over.
       manifest: what `verify` returned; without it the version is verified here.
-      on_shard: called after each shard (exact: each chunk) with how many are loaded and how many there are. Raise in
-        it to give up, sleep in it to go slowly.
+      on_shard: called after each shard (exact: each chunk; ball tree: each level too) with how many are loaded and how
+        many there are. Raise in it to give up, sleep in it to go slowly.
       num_threads: of ScaNN's search, see `ScannIndex`.
+      exact: settings of the exact index; None for those that the version was built for, else the default ones.
+      spare: whoever serves one version after the other keeps it, and gives it to every load: the exact index is written
+        into the buffers of one that has ended.
 
     Raises:
       IndexRefused: for a version that cannot be served.
@@ -184,8 +196,17 @@ def load_version(
     manifest = manifest or verify(version_dir, shards=shards)
     backend = backend or manifest.backend
     numbers = _shard_numbers(manifest, shards)
-    if backend == "exact":
-        return _load_exact(Path(version_dir), manifest, numbers, mesh, on_shard)
+    if backend != "scann":
+        if not _are_consecutive(numbers):
+            raise ValueError(f"backend {backend!r} needs consecutive shards, got {list(numbers)}")
+        blocks = [map_embeddings(Path(version_dir), manifest.shards[number], manifest.embed_dim) for number in numbers]
+        first = manifest.shards[numbers[0]].first_document
+        if backend == "ball_tree":
+            tree = _built_for(Path(version_dir), manifest, "ball_tree", BallTreeSettings)
+            return BallTreeIndex(blocks, leaf_size=tree.leaf_size, first_document=first, on_block=on_shard)
+        chosen = exact or _built_for(Path(version_dir), manifest, "exact", ExactSettings)
+        settings = dataclasses.asdict(chosen)
+        return ExactIndex(blocks, mesh=mesh, first_document=first, spare=spare, on_block=on_shard, **settings)
     if manifest.backend != "scann":
         raise IndexRefused(
             f"{version_dir} was built for the backend {manifest.backend!r} and holds no ScaNN assets; "
@@ -213,20 +234,12 @@ def _rows(version_dir: Path, manifest: Manifest, numbers: Sequence[int]) -> Embe
     return EmbeddingRows(blocks, manifest.shards[numbers[0]].first_document)
 
 
-def _load_exact(
-    version_dir: Path,
-    manifest: Manifest,
-    numbers: Sequence[int],
-    mesh: Mesh | None,
-    on_chunk: Callable[[int, int], None] | None,
-) -> Index:
-    from realm_jax.retrieval.exact import ExactIndex
-
-    if not _are_consecutive(numbers):
-        raise ValueError(f"an exact index needs consecutive shards, got {list(numbers)}")
-    blocks = [map_embeddings(version_dir, manifest.shards[number], manifest.embed_dim) for number in numbers]
-    first = manifest.shards[numbers[0]].first_document
-    return ExactIndex(blocks, mesh=mesh, first_document=first, on_block=on_chunk)
+def _built_for(version_dir: Path, manifest: Manifest, backend: Backend, kind: type[SettingsT]) -> SettingsT:
+    """The settings that a version was built for, or the default ones if it was built for another backend."""
+    try:
+        return kind(**manifest.parameters) if manifest.backend == backend else kind()
+    except (TypeError, ValueError) as error:
+        raise IndexRefused(f"{version_dir / MANIFEST}: parameters of {backend!r}: {error}; {REBUILD}") from error
 
 
 def publish(index_dir: str | os.PathLike[str], manifest: Manifest) -> Path:

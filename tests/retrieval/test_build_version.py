@@ -1,5 +1,6 @@
 """Building a version: right rows, few shapes, finished shards kept, refusals, and kills at any instant."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from realm_jax.corpus.store import Corpus
 from realm_jax.data.inputs import SpecialIds, document_inputs
 from realm_jax.retrieval import build_version as module
 from realm_jax.retrieval.build_version import BatchSettings, BuildStopped, IndexSettings, build_version
+from realm_jax.retrieval.exact import ExactSettings
 from realm_jax.retrieval.recall import embed_sentences, random_sentences, sample_documents
 from realm_jax.retrieval.versions import list_versions, verify
 from tests.retrieval.made_index import BATCHES, EMBED, CountingEmbed, make_corpus, make_version
@@ -94,6 +96,65 @@ def test_recall_of_a_bad_index_is_low(tmp_path):
     good = IndexSettings(scann=ScannSettings(num_leaves=40, leaves_to_search=40))
     assert _build(tmp_path / "poor", corpus, CountingEmbed(), settings=poor).search_recall < 0.8
     assert _build(tmp_path / "good", corpus, CountingEmbed(), settings=good).search_recall > 0.95
+
+
+def test_recall_is_that_of_the_rows_that_are_searched(tmp_path):
+    """In int8 without more candidates than results, some are the wrong ones, and the manifest says so."""
+    corpus = make_corpus(tmp_path / "corpus", 400)
+    recalls = {}
+    for name, exact in (
+        ("float32", ExactSettings()),
+        ("coarse", ExactSettings("int8", oversample=1)),
+        ("enough", ExactSettings("int8", oversample=8)),
+    ):
+        settings = IndexSettings(backend="exact", exact=exact, shard_bytes=100 * 4 * EMBED, recall_queries=100)
+        recalls[name] = _build(tmp_path / name, corpus, CountingEmbed(), settings=settings).search_recall
+    assert recalls["float32"] == recalls["enough"] == 1.0 and 0.8 < recalls["coarse"] < 1.0
+
+
+def test_backends_are_chosen_in_gin(tmp_path):
+    from realm_jax import config
+
+    (tmp_path / "run.gin").write_text("""
+from __gin__ import dynamic_registration
+include 'runs/realm_tiny.gin'
+from realm_jax.retrieval import ball_tree
+from realm_jax.retrieval import build_version
+from realm_jax.retrieval import embed
+from realm_jax.retrieval import exact
+embed.embed.index = @build_version.IndexSettings()
+build_version.IndexSettings.backend = 'exact'
+build_version.IndexSettings.exact = @exact.ExactSettings()
+build_version.IndexSettings.ball_tree = @ball_tree.BallTreeSettings()
+exact.ExactSettings:
+  dtype = 'int8'
+  recall_target = 0.95
+ball_tree.BallTreeSettings.leaf_size = 16
+""")
+    macros = [f"{name}={tmp_path}" for name in ("CORPUS", "X_CORPUS", "HELDOUT")]
+    index = config.bind("embed", [str(tmp_path / "run.gin")], macros)["index"]
+    assert (index.backend, index.exact) == ("exact", ExactSettings("int8", recall_target=0.95))
+    assert index.ball_tree.leaf_size == 16
+
+
+def test_a_ball_tree_says_what_it_prunes(tmp_path, caplog):
+    corpus = make_corpus(tmp_path / "corpus", 100)
+    with caplog.at_level(logging.INFO):
+        manifest = _build(tmp_path / "index", corpus, CountingEmbed(), settings=IndexSettings(backend="ball_tree"))
+    assert (manifest.backend, manifest.parameters, manifest.search_recall) == ("ball_tree", {"leaf_size": 32}, 1.0)
+    # sums of many pieces differ in length most of all: some are pruned, but not enough
+    assert "% of the documents are pruned for the 100 sampled queries; the backend 'exact' will search" in caplog.text
+
+
+def test_shards_do_not_depend_on_how_the_devices_keep_them(index_dir, corpus):
+    """A build that was interrupted goes on when nothing but the dtype of the exact index was changed meanwhile."""
+    first = IndexSettings(backend="exact", shard_bytes=SHARDS.shard_bytes)
+    _build(index_dir, corpus, CountingEmbed(), settings=first)
+    (index_dir / "00000300" / "manifest.json").unlink()
+    again = CountingEmbed()
+    second = IndexSettings(backend="exact", shard_bytes=SHARDS.shard_bytes, exact=ExactSettings("int8"))
+    manifest = _build(index_dir, corpus, again, settings=second)
+    assert again.calls == 0 and manifest.parameters["dtype"] == "int8"
 
 
 def test_progress_counts_documents(index_dir, corpus):

@@ -1,4 +1,4 @@
-"""Exact search against numpy, on one device and on eight."""
+"""Exact search against numpy, on one device and on eight, with rows of every dtype."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from realm_jax.retrieval.exact import ExactIndex, brute_force, search_chunks, search_sharded_chunks
+from realm_jax.retrieval.exact import ExactIndex, ExactSettings, brute_force, search_chunks, search_sharded_chunks
 
 
 def _mesh(devices: int, axes: tuple[str, ...] = ("data",)) -> jax.sharding.Mesh:
@@ -63,12 +63,103 @@ def test_blocks_first_document_and_odd_batches():
         assert np.array_equal(found.ids, _expected(queries[:batch], rows, 4) + 1000)
 
 
-def test_bfloat16_rows_keep_float32_scores():
-    queries, rows = _data(50)
-    found = ExactIndex(rows, chunk=16, dtype=jnp.bfloat16).search(queries, 3)
-    # small integers are exact in bfloat16; their sums are accumulated in float32
-    assert np.array_equal(found.ids, _expected(queries, rows, 3))
-    assert found.scores.dtype == np.float32
+def _reference(queries: np.ndarray, rows: np.ndarray, num_results: int) -> tuple[np.ndarray, np.ndarray]:
+    """Inner products rounded once, to float32; equal ones by document."""
+    scores = (queries.astype(np.float64) @ rows.T.astype(np.float64)).astype(np.float32)
+    ids = np.argsort(-scores, axis=1, kind="stable")[:, :num_results]
+    return ids, np.take_along_axis(scores, ids, 1)
+
+
+def _drawn(kind: str, documents: int, queries: int, embed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(7)
+    if kind == "random":
+        points = rng.standard_normal((documents + queries, embed))
+    else:  # tight: within a cluster, scores differ by less than the rounding of a row
+        centres = rng.standard_normal((12, embed)) * rng.uniform(0.1, 10, (12, 1))
+        points = centres[rng.integers(12, size=documents + queries)]
+        points = points + 0.01 * rng.standard_normal(points.shape)
+    return points[:queries].astype(np.float32), points[queries:].astype(np.float32)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("mesh", [None, (8, ("data",)), (8, ("data", "fsdp"))])
+@pytest.mark.parametrize(("kind", "least_proved", "least_recall"), [("random", 1.0, 1.0), ("clustered", 0.0, 0.8)])
+def test_rows_of_fewer_bits_choose_what_float32_scores(dtype, mesh, kind, least_proved, least_recall):
+    queries, rows = _drawn(kind, 1200, 40, 32)
+    index = ExactIndex(rows, chunk=64, mesh=mesh and _mesh(*mesh), dtype=dtype, oversample=8)
+    found = index.search_proved(queries, 5)
+    ids, scores = _reference(queries, rows, 5)
+    # whatever is found has its exact score
+    own = np.einsum("be,bke->bk", queries.astype(np.float64), rows[found.ids].astype(np.float64)).astype(np.float32)
+    assert np.array_equal(found.scores, own) and found.scores.dtype == np.float32
+    # what is proved is brute force's answer, to the last id
+    assert np.array_equal(found.ids[found.proved], ids[found.proved])
+    assert np.array_equal(found.scores[found.proved], scores[found.proved])
+    assert found.proved.mean() >= least_proved
+    assert (found.ids[:, :, None] == ids[:, None, :]).any(2).mean() >= least_recall
+    # with all documents as candidates everything is proved
+    everything = ExactIndex(rows, chunk=64, mesh=mesh and _mesh(*mesh), dtype=dtype, oversample=240)
+    found = everything.search_proved(queries, 5)
+    assert found.proved.all() and np.array_equal(found.ids, ids) and np.array_equal(found.scores, scores)
+    assert np.array_equal(everything.embeddings(np.array([3, -1, 1199])), np.stack([rows[3], 0 * rows[0], rows[1199]]))
+
+
+def test_a_document_that_rounding_hides_is_found_among_more_candidates():
+    # in int8 all rows are (127, 0) but the last: what tells the first two apart is lost
+    rows = np.array([[127, 0.3], [127, 0.4], [127, -100]], np.float32)
+    query = np.array([[0, 1]], np.float32)
+    few, more, all_three = (ExactIndex(rows, dtype="int8", oversample=n).search_proved(query, 1) for n in (1, 2, 3))
+    assert (few.ids.tolist(), few.proved.tolist()) == ([[0]], [False])
+    assert few.scores.tolist() == [[np.float32(0.3)]]
+    assert (more.ids.tolist(), more.proved.tolist()) == ([[1]], [False])  # right, but the bound cannot tell
+    assert (all_three.ids.tolist(), all_three.proved.tolist()) == ([[1]], [True])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_equal_scores_are_ordered_by_document(dtype):
+    queries, rows = _data(60)
+    rows = np.repeat(rows, 3, axis=0)[np.random.default_rng(0).permutation(180)]
+    found = ExactIndex(rows, chunk=16, mesh=_mesh(8), dtype=dtype, oversample=18).search(queries, 10)
+    assert np.array_equal(found.ids, _expected(queries, rows, 10))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_results_beyond_the_last_document_and_padding(dtype):
+    rows = -np.ones((19, 4), np.float32)
+    found = ExactIndex(rows, chunk=4, mesh=_mesh(8), dtype=dtype, first_document=100).search_proved(rows[:3] * -1, 50)
+    assert found.ids[:, :19].tolist() == [list(range(100, 119))] * 3 and found.proved.all()
+    assert (found.ids[:, 19:] == -1).all() and np.isneginf(found.scores[:, 19:]).all()
+    nothing = ExactIndex(rows, dtype=dtype).search_proved(np.zeros((0, 4), np.float32), 2)
+    assert nothing.ids.shape == (0, 2) and nothing.proved.shape == (0,)
+
+
+def test_approximate_search_proves_nothing():
+    queries, rows = _drawn("random", 300, 4, 16)
+    for dtype in ("float32", "bfloat16"):
+        found = ExactIndex(rows, dtype=dtype, recall_target=0.95, oversample=8).search_proved(queries, 5)
+        assert not found.proved.any() and np.array_equal(found.ids, _reference(queries, rows, 5)[0])  # exact on CPU
+
+
+def test_candidates_are_scored_in_portions(monkeypatch):
+    queries, rows = _drawn("random", 300, 13, 16)
+    index = ExactIndex(rows, dtype="int8")
+    whole = index.search(queries, 5)
+    monkeypatch.setattr("realm_jax.retrieval.exact.NUMBERS_AT_ONCE", 3 * 20 * 16)
+    for one, other in zip(whole, index.search(queries, 5), strict=True):
+        assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"oversample": 0}, r"ExactSettings.oversample must be at least 1, got 0"),
+        ({"chunk": 0}, r"ExactSettings.chunk must be at least 1, got 0"),
+        ({"recall_target": 0.0}, r"ExactSettings.recall_target must be above 0 and at most 1, got 0.0"),
+    ],
+)
+def test_settings_are_checked(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ExactSettings(**settings)
 
 
 def test_approximate_search_is_exact_on_cpu():
@@ -118,6 +209,11 @@ def test_lives_inside_a_jitted_step_and_lowers_for_accelerators():
     for recall_target in (1.0, 0.95):
         local = jax.jit(lambda q, c, r=recall_target: search_chunks(q, c, 1000, 5, r))
         assert set(jax.export.export(local, platforms=["tpu", "cuda"])(*shapes).platforms) == {"tpu", "cuda"}
+    # the rows of an index are arguments of such a program
+    held = ExactIndex(rows, chunk=16, dtype="int8")
+    chunks, scales = held.device_rows
+    found = jax.jit(lambda q, c, s: search_chunks(q, c, 64, 3, scales=s).ids)(queries, chunks, scales)
+    assert np.array_equal(found, held.search(queries, 3).ids)
     mesh = _mesh(8)
     sharded = jax.jit(lambda q, c: search_sharded_chunks(q, c, 1000, 5, mesh))
     assert jax.export.export(sharded, platforms=["tpu", "cuda"])(*shapes).nr_devices == 8

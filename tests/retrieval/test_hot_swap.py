@@ -4,10 +4,13 @@ import logging
 import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 
 from realm_jax.retrieval.agreement import SingleHost
+from realm_jax.retrieval.device_rows import SpareRows
+from realm_jax.retrieval.exact import ExactIndex, brute_force
 from realm_jax.retrieval.hot_swap import NO_VERSION, HotSwap, VersionSource, WaitStopped
 from realm_jax.retrieval.index import SearchResult
 
@@ -190,6 +193,53 @@ def test_a_version_that_appears_while_another_waits(closing):
     assert hot_swap.begin_step(21).version == 20
     time.sleep(0.05)
     assert hot_swap.begin_step(22) is None and hot_swap.version == 20
+
+
+def test_no_more_than_two_indexes_lie_on_the_devices(closing):
+    """Also when a version that waits for its step is overtaken by a newer one; and all lie in the same two places."""
+    rows = {
+        version: np.random.default_rng(version).standard_normal((421, 6)).astype(np.float32) for version in range(5)
+    }
+    queries, spare = rows[0][:3], SpareRows()
+    published, places, held = [0], [], []
+
+    def load(version):
+        def count(done, total):
+            held.append(sum(array.shape == (5, 85, 6) for array in jax.live_arrays()))
+
+        index = ExactIndex(rows[version], chunk=100, spare=spare, on_block=count)
+        places.append(index.device_rows.chunks.unsafe_buffer_pointer())
+        return index, 0.0
+
+    hot_swap = HotSwap(
+        VersionSource(lambda: list(published), load), SingleHost(), swap_every_steps=1, timeout_secs=5.0, poll_secs=0.01
+    )
+    closing(hot_swap)
+    hot_swap.serve(None)
+    hot_swap.watch()
+    for step, arriving in ((1, [1]), (2, [2, 3]), (3, [4])):
+        for version in arriving:  # 2 is loaded, waits, and is overtaken by 3
+            published.append(version)
+            loaded(hot_swap, version)
+        assert hot_swap.begin_step(step).version == arriving[-1]
+        expected = brute_force(queries, rows[arriving[-1]], 4)
+        assert np.array_equal(hot_swap.index.search(queries, 4).ids, expected.ids)
+    assert len(places) == 5 and len(set(places)) == 2
+    assert len(held) == 25 and max(held) == 2
+
+
+def test_a_version_that_waits_comes_back_when_the_newer_one_is_damaged(closing):
+    store = Store(0)
+    hot_swap = make(store, closing)
+    hot_swap.serve(None)
+    hot_swap.watch()
+    store.versions.append(10)
+    loaded(hot_swap, 10)
+    store.damaged.add(20)
+    store.versions.append(20)
+    wait_until(lambda: 20 in store.loads)
+    loaded(hot_swap, 10)
+    assert hot_swap.begin_step(21).version == 10
 
 
 def test_what_is_about_to_be_loaded_is_told_first(closing):

@@ -10,7 +10,9 @@ import pytest
 
 from realm_jax.corpus.store import Corpus
 from realm_jax.retrieval import versions
-from realm_jax.retrieval.exact import ExactIndex, brute_force
+from realm_jax.retrieval.ball_tree import BallTreeIndex, BallTreeSettings
+from realm_jax.retrieval.device_rows import SpareRows
+from realm_jax.retrieval.exact import ExactIndex, ExactSettings, brute_force
 from realm_jax.retrieval.manifest import Manifest
 from realm_jax.retrieval.scann_index import ScannIndex, ScannSettings
 from realm_jax.retrieval.versions import IndexRefused, list_versions, load_version, read_manifest, retire, verify
@@ -56,7 +58,14 @@ def test_manifest_holds_what_the_readme_of_a_run_promises(index_dir, corpus):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"scann": ScannSettings(2, 2), "shard_bytes": 20 * 4 * EMBED}, {"backend": "exact"}]
+    "settings",
+    [
+        {},
+        {"scann": ScannSettings(2, 2), "shard_bytes": 20 * 4 * EMBED},
+        {"backend": "exact"},
+        {"backend": "exact", "exact": ExactSettings("int8", oversample=30)},
+        {"backend": "ball_tree", "ball_tree": BallTreeSettings(leaf_size=4)},
+    ],
 )
 def test_a_loaded_version_answers_like_brute_force(index_dir, corpus, settings):
     manifest = make_version(index_dir, corpus, **settings)
@@ -66,18 +75,57 @@ def test_a_loaded_version_answers_like_brute_force(index_dir, corpus, settings):
     expected = brute_force(queries, rows, 50)
     seen = []
     index = load_version(directory, on_shard=lambda done, total: seen.append((done, total)))
-    assert isinstance(index, ExactIndex if settings.get("backend") == "exact" else ScannIndex)
-    total = 1 if settings.get("backend") == "exact" else len(manifest.shards)
+    backend = settings.get("backend", "scann")
+    assert isinstance(index, {"exact": ExactIndex, "ball_tree": BallTreeIndex, "scann": ScannIndex}[backend])
+    # chunks of the only device; shards, for the tree with its levels
+    total = {"exact": 1, "ball_tree": len(manifest.shards) + 5, "scann": len(manifest.shards)}[backend]
     assert seen == [(done + 1, total) for done in range(total)]
     found = index.search(queries, 50)
     assert (index.num_documents, index.embed_dim) == (37, EMBED)
     assert np.array_equal(found.ids, expected.ids)
     np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-4, atol=1e-3)
-    exact = load_version(directory, backend="exact")
-    assert np.array_equal(exact.search(queries, 5).ids, expected.ids[:, :5])
+    for other in ("exact", "ball_tree"):  # of any version
+        assert np.array_equal(load_version(directory, backend=other).search(queries, 5).ids, expected.ids[:, :5])
+    assert np.array_equal(index.embeddings(np.array([[36, -1]])), np.stack([rows[36], 0 * rows[0]])[None])
 
 
-@pytest.mark.parametrize("backend", ["scann", "exact"])
+def test_a_version_says_how_its_exact_index_is_kept(index_dir, corpus):
+    settings = ExactSettings("bfloat16", oversample=7, recall_target=0.9, chunk=5)
+    make_version(index_dir, corpus, 10, backend="exact", exact=settings)
+    make_version(index_dir, corpus, 20)
+    directory = index_dir / "00000010"
+    content = json.loads((directory / "manifest.json").read_text())
+    assert content["parameters"] == dataclasses.asdict(settings) and content["dtype"] == "float32"
+    index = load_version(directory)
+    assert isinstance(index, ExactIndex) and index.settings == settings
+    assert index.device_rows.chunks.shape == (8, 5, EMBED) and index.device_rows.chunks.dtype == "uint16"  # bits
+    assert load_version(directory, backend="exact").settings == settings
+    assert load_version(directory, exact=ExactSettings("int8")).settings == ExactSettings("int8")
+    # one that was built for another backend says nothing of it; neither does one of before these settings
+    assert load_version(index_dir / "00000020", backend="exact").settings == ExactSettings()
+    content["parameters"] = {}
+    (directory / "manifest.json").write_text(json.dumps(content))
+    assert load_version(directory).settings == ExactSettings()
+    content["parameters"] = {"dtype": "int8", "oversample": 0}
+    (directory / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(IndexRefused, match=r"manifest.json: parameters of 'exact': ExactSettings.oversample must be"):
+        load_version(directory)
+
+
+def test_versions_follow_each_other_in_the_same_buffers(index_dir, corpus):
+    for version in (10, 20, 30):
+        make_version(index_dir, corpus, version, seed=version, backend="exact", exact=ExactSettings("int8"))
+    spare, places = SpareRows(), []
+    for version in (10, 20, 30):
+        index = load_version(index_dir / f"{version:08d}", spare=spare)
+        rows = _embeddings(index_dir / f"{version:08d}", read_manifest(index_dir / f"{version:08d}"))
+        assert np.array_equal(index.search(rows[:3], 1).ids, brute_force(rows[:3], rows, 1).ids)
+        places.append(index.device_rows.chunks.unsafe_buffer_pointer())
+        del index
+    assert places == places[:1] * 3
+
+
+@pytest.mark.parametrize("backend", ["scann", "exact", "ball_tree"])
 def test_hosts_share_a_version(index_dir, corpus, backend):
     from realm_jax.retrieval import merge_results
 
@@ -86,6 +134,12 @@ def test_hosts_share_a_version(index_dir, corpus, backend):
     queries = np.random.default_rng(3).standard_normal((6, EMBED)).astype(np.float32)
     shares = [versions.shards_of_host(manifest, host, 3) for host in range(3)]
     assert shares == [[0], [1], [2, 3]]
+    if backend != "scann":
+        with pytest.raises(ValueError, match=rf"backend '{backend}' needs consecutive shards, got \[0, 2\]"):
+            load_version(directory, backend=backend, shards=[0, 2])
+    if backend != "scann":
+        with pytest.raises(ValueError, match=rf"backend '{backend}' needs consecutive shards, got \[0, 2\]"):
+            load_version(directory, backend=backend, shards=[0, 2])
     hosts = [load_version(directory, backend=backend, shards=share) for share in shares]
     assert [host.num_documents for host in hosts] == [9, 9, 19]
     merged = merge_results([host.search(queries, 5) for host in hosts], 5)
@@ -248,10 +302,11 @@ def test_other_threads_run_between_shards(index_dir, corpus):
     assert seen == [main] * 4
 
 
-def test_exact_versions_hold_no_scann_assets(index_dir, corpus):
-    manifest = make_version(index_dir, corpus, backend="exact")
+@pytest.mark.parametrize("backend", ["exact", "ball_tree"])
+def test_exact_versions_hold_no_scann_assets(index_dir, corpus, backend):
+    manifest = make_version(index_dir, corpus, backend=backend)
     assert [file.path for file in manifest.shards[0].files] == ["shard-00000-of-00004/embeddings.npy"]
-    with pytest.raises(IndexRefused, match=r"built for the backend 'exact' and holds no ScaNN assets"):
+    with pytest.raises(IndexRefused, match=rf"built for the backend '{backend}' and holds no ScaNN assets"):
         load_version(index_dir / "00000300", backend="scann")
 
 
