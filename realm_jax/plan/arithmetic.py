@@ -1,0 +1,164 @@
+"""What a step and a refresh cost, by the shapes of their arrays: FLOPs, bytes of memory, bytes between devices.
+
+The compiler's own count is of no use here: it takes the body of a scan once, whatever its length.
+"""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from realm_jax.models import TransformerConfig, forward_flops
+from realm_jax.plan.planned_run import MeshSizes
+from realm_jax.retrieval.build_version import IndexSettings
+from realm_jax.retrieval.scann_index import ScannSettings
+from realm_jax.tasks.task import EncoderPass, Program
+from realm_jax.training.sharding import spec_of
+
+FLOAT32 = 4
+
+
+class StepFlops(NamedTuple):
+    """FLOPs of one step of all devices."""
+
+    model: float  # forward and backward: what mfu counts
+    recomputed: float  # forward once more, where activations are made again in the backward pass
+
+
+class StepBytes(NamedTuple):
+    """Bytes that one device reads and writes in its memory in one step."""
+
+    weights: float
+    optimizer: float
+    activations: float
+    logits: float
+
+
+def step_flops(program: Program, batch_size: int) -> StepFlops:
+    """Of the global batch."""
+    again = sum(one.forward_flops for one in program.passes if one.encoder.remat)
+    return StepFlops(batch_size * program.flops_per_example, batch_size * again)
+
+
+def step_bytes(
+    program: Program, batch_size: int, sizes: MeshSizes, accumulation_steps: int, trained_bytes: int
+) -> StepBytes:
+    """The least that a step moves: every matrix product reads its two arrays and writes one, all else is fused into them.
+
+    Args:
+      program: of the task.
+      batch_size: of the global batch.
+      sizes: of the mesh.
+      accumulation_steps: micro-batches, each of which reads the weights anew.
+      trained_bytes: of the parameters with moments that lie on one device.
+    """
+    weights = activations = 0.0
+    for one in program.passes:
+        again = int(one.encoder.remat)
+        # forward, again, two products backward; the gradient is read and written once a pass
+        weights += (3 + again + 2) * layer_bytes(one.encoder) / sizes.tensor
+        rows = batch_size * one.rows / sizes.num_devices
+        activations += (3 + again) * rows * pass_bytes(one.encoder, one.length)
+    logits = program.logits
+    rows = batch_size * logits.rows / sizes.rows
+    return StepBytes(
+        weights=accumulation_steps * weights,
+        optimizer=8 * trained_bytes,  # reads parameter, gradient (twice: its norm), two moments; writes three
+        activations=activations,
+        # written and read forward, written and read backward, and the table in three products
+        logits=FLOAT32 * (4 * rows * logits.vocab_size + 3 * logits.hidden_size * logits.vocab_size),
+    )
+
+
+def layer_bytes(config: TransformerConfig) -> float:
+    """Of the matrices of all layers, in float32."""
+    hidden, wide = config.hidden_size, config.intermediate_size
+    return FLOAT32 * config.num_layers * (4.0 * hidden * hidden + 2.0 * hidden * wide)
+
+
+def pass_bytes(config: TransformerConfig, length: int) -> float:
+    """What the matrix products of a forward pass over one row read and write of activations, all layers."""
+    hidden, wide, size = config.hidden_size, config.intermediate_size, jnp.dtype(config.dtype).itemsize
+    # query, key, value, out: 8 hidden; attention's two products: 4 hidden; feed-forward: 2 hidden, 2 wide
+    of_tokens = (14.0 * hidden + 2 * wide) * size
+    of_pairs = 2 * config.num_heads * length * FLOAT32  # logits, in float32
+    return config.num_layers * length * (of_tokens + of_pairs)
+
+
+def kept_bytes(passes: Iterable[EncoderPass]) -> float:
+    """What an example's passes keep for the backward pass, at least: each layer's input, or what its products give."""
+    total = 0.0
+    for one in passes:
+        config, size = one.encoder, jnp.dtype(one.encoder.dtype).itemsize
+        of_token = config.hidden_size * size
+        if not config.remat:
+            of_token = (6 * config.hidden_size + config.intermediate_size) * size
+            of_token += config.num_heads * one.length * FLOAT32
+        total += one.rows * one.length * config.num_layers * of_token
+    return total
+
+
+def device_bytes(tree: Any, sizes: MeshSizes) -> int:
+    """Of the part of parameters, or of anything with their paths, that lies on one device."""
+    axes = sizes._asdict()
+    total = 0
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        size, spec = leaf.size, spec_of(path)
+        for side, axis in zip(leaf.shape, spec, strict=False):
+            if axis is not None and side % axes[axis] == 0 and len(leaf.shape) >= len(spec):
+                size //= axes[axis]
+        total += size * leaf.dtype.itemsize
+    return total
+
+
+def whole_bytes(tree: Any) -> int:
+    """Of all arrays."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def expected_sent_bytes(
+    program: Program, batch_size: int, sizes: MeshSizes, accumulation_steps: int, gradient_bytes: int
+) -> float:
+    """What one device sends in a step, by rings: sums of gradients, parameters gathered over fsdp, sums over tensor.
+
+    Args:
+      program: of the task.
+      batch_size: of the global batch.
+      sizes: of the mesh.
+      accumulation_steps: micro-batches, each of which gathers anew.
+      gradient_bytes: of the trained parameters that lie on one device.
+    """
+    # summed within fsdp and scattered, then summed over data
+    sent = (sizes.fsdp - 1) * gradient_bytes + 2 * (sizes.data - 1) / sizes.data * gradient_bytes
+    for one in program.passes:
+        gathered = (sizes.fsdp - 1) / sizes.fsdp * layer_bytes(one.encoder) / sizes.tensor
+        sent += 2 * accumulation_steps * gathered  # forward, and again backward
+        config = one.encoder
+        hidden = batch_size * one.rows / sizes.rows * one.length * config.hidden_size
+        sums = (4 + 2 * config.remat) * config.num_layers  # two a layer, forward, again, backward
+        sent += sums * 2 * (sizes.tensor - 1) / sizes.tensor * hidden * jnp.dtype(config.dtype).itemsize
+    return sent
+
+
+def corpus_flops(encoder: TransformerConfig, num_documents: int, mean_document_len: int) -> float:
+    """Of embedding every document once."""
+    return num_documents * forward_flops(encoder, mean_document_len)
+
+
+class IndexBytes(NamedTuple):
+    """What one version of the index takes of memory."""
+
+    rows: int  # embeddings
+    codes: int  # ScaNN's hash codes, of 4 bits
+
+
+def index_bytes(settings: IndexSettings, num_documents: int, embed_dim: int) -> IndexBytes:
+    """Of all documents, in float32 with ScaNN's codes where shards have a tree."""
+    rows = num_documents * embed_dim * FLOAT32
+    if settings.backend != "scann":
+        return IndexBytes(rows, 0)
+    num_shards = -(-num_documents // max(1, settings.shard_bytes // (FLOAT32 * embed_dim)))
+    scann = settings.scann or ScannSettings.for_documents(-(-num_documents // num_shards))
+    blocks = -(-embed_dim // scann.dims_per_block)
+    return IndexBytes(rows, num_documents * -(-blocks // 2) if scann.num_leaves else 0)

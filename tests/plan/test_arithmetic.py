@@ -1,0 +1,110 @@
+"""FLOPs and bytes of a tiny model, worked by hand."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from realm_jax.data.inputs import SpecialIds
+from realm_jax.models import RetrieverConfig, TransformerConfig
+from realm_jax.plan import arithmetic
+from realm_jax.plan.planned_run import MeshSizes
+from realm_jax.plan.programs import abstract_state, without_data
+from realm_jax.retrieval.build_version import IndexSettings
+from realm_jax.retrieval.scann_index import ScannSettings
+from realm_jax.tasks.ict import Ict
+from realm_jax.tasks.realm import Realm
+from realm_jax.tasks.task import EncoderPass
+from realm_jax.training.optimizer import OptimizerConfig
+from realm_jax.training.sharding import MeshConfig, state_shardings
+from tests import tiny
+
+SPECIAL = SpecialIds(2, 3, 4)
+ENCODER = TransformerConfig(vocab_size=10, hidden_size=4, num_layers=2, num_heads=2, intermediate_size=8, max_length=16)
+
+
+def ict(**changes):
+    encoder = TransformerConfig(**(vars(ENCODER) | changes))
+    return Ict("nowhere", RetrieverConfig(encoder, projection_size=2), query_len=3, document_len=5).program(SPECIAL)
+
+
+def test_flops_of_a_step():
+    # a layer's matrices hold 4 · 4 · 4 + 2 · 4 · 8 = 128 numbers; attention takes 4 · length² · 4
+    query, document = 2 * (2 * 3 * 128 + 4 * 9 * 4), 2 * (2 * 5 * 128 + 4 * 25 * 4)
+    assert (query, document) == (1824, 3360)
+    assert arithmetic.step_flops(ict(), 8) == (8 * 3 * (1824 + 3360), 0)
+    assert arithmetic.step_flops(ict(remat=True), 8) == (8 * 3 * (1824 + 3360), 8 * (1824 + 3360))
+    assert arithmetic.corpus_flops(ENCODER, 1000, 5) == 3_360_000
+
+
+def test_flops_of_logits_are_counted_with_the_passes():
+    retriever = RetrieverConfig(ENCODER, projection_size=2)
+    settings = Realm("nowhere", retriever, ENCODER, num_candidates=3, query_len=3, document_len=5, joint_len=6)
+    program = settings.program(SPECIAL)
+    of = {length: 2.0 * (2 * length * 128 + 16 * length * length) for length in (3, 4, 5, 6)}
+    # two documents and the null document, which is the query read once more with one piece more; ten masks
+    assert program.logits.forward_flops == 2 * 3 * 10 * 4 * 10
+    assert program.flops_per_example == 3 * (of[3] + 2 * of[5] + 2 * of[6] + of[4] + 2400)
+
+
+def test_bytes_that_products_read_and_write():
+    assert arithmetic.layer_bytes(ENCODER) == 4 * 2 * 128
+    # of a piece 14 · 4 + 2 · 8 numbers of 4 bytes; of each pair of pieces a logit of two heads, written and read
+    assert arithmetic.pass_bytes(ENCODER, 3) == 2 * 3 * (72 * 4 + 2 * 2 * 3 * 4)
+    assert arithmetic.pass_bytes(TransformerConfig(**(vars(ENCODER) | {"dtype": "bfloat16"})), 3) == 2 * 3 * (144 + 48)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_bytes_of_a_step_on_one_device(remat):
+    found = arithmetic.step_bytes(ict(remat=remat), 8, MeshSizes(2, 2, 1), 1, trained_bytes=100)
+    assert found.weights == (6 if remat else 5) * 2 * 1024  # two passes over one encoder
+    assert found.activations == (4 if remat else 3) * 2 * (2016 + 3680)  # two of eight examples
+    assert found.optimizer == 800 and found.logits == 0
+    halves = arithmetic.step_bytes(ict(remat=remat), 8, MeshSizes(2, 2, 1), 2, trained_bytes=100)
+    assert halves == found._replace(weights=2 * found.weights)
+
+
+def test_bytes_kept_for_the_backward_pass():
+    assert arithmetic.kept_bytes([EncoderPass(ENCODER, 1, 3)]) == 2 * 3 * ((6 * 4 + 8) * 4 + 2 * 3 * 4)
+    again = TransformerConfig(**(vars(ENCODER) | {"remat": True, "dtype": "bfloat16"}))
+    assert arithmetic.kept_bytes([EncoderPass(again, 7, 3)]) == 7 * 2 * 3 * 4 * 2
+
+
+def test_bytes_sent_to_other_devices():
+    def sent(remat=False, accumulation=1, gradients=0, **sizes):
+        sizes = MeshSizes(**({"data": 1, "fsdp": 1, "tensor": 1} | sizes))
+        return arithmetic.expected_sent_bytes(ict(remat=remat), 8, sizes, accumulation, gradients)
+
+    assert sent(gradients=100) == 0
+    assert sent(data=4, gradients=100) == 150  # a ring of four sends 2 · 3/4 of the gradients
+    # within two devices half of each parameter is gathered, forward and backward, for two passes; gradients are
+    # scattered within the two, then summed over two
+    assert sent(data=2, fsdp=2, gradients=100) == 100 + 100 + 2 * 2 * 512
+    assert sent(fsdp=2, gradients=100, accumulation=3) == 100 + 3 * 2 * 2 * 512
+    # hidden states of 8 × 3 and 8 × 5 pieces, 4 numbers each, summed over two devices twice a layer and direction
+    assert sent(tensor=2) == 2 * 4 * (8 * 3 * 16 + 8 * 5 * 16)
+    assert sent(tensor=2, remat=True) == 2 * 6 * (8 * 3 * 16 + 8 * 5 * 16)
+
+
+@pytest.mark.parametrize(("data", "fsdp", "tensor"), [(8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 8, 1), (1, 1, 8)])
+def test_bytes_on_a_device_are_those_of_the_shardings(data, fsdp, tensor):
+    program = tiny.realm("nowhere").program(SPECIAL)
+    state = abstract_state(without_data(program), OptimizerConfig(), 100)
+    shardings = state_shardings(MeshConfig(data, fsdp, tensor).build(), state)
+    for part, placed in ((state.params, shardings.params), (state.opt_state, shardings.opt_state)):
+        leaves = zip(jax.tree.leaves(part), jax.tree.leaves(placed), strict=True)
+        expected = sum(
+            leaf.dtype.itemsize * jnp.zeros(sharding.shard_shape(leaf.shape)).size for leaf, sharding in leaves
+        )
+        assert arithmetic.device_bytes(part, MeshSizes(data, fsdp, tensor)) == expected
+    whole = arithmetic.whole_bytes(state.params)
+    assert arithmetic.device_bytes(state.params, MeshSizes(1, 1, 1)) == whole
+    assert (arithmetic.device_bytes(state.params, MeshSizes(data, fsdp, tensor)) < whole) == (fsdp * tensor > 1)
+
+
+def test_bytes_of_the_index():
+    rows = 13_353_718 * 128 * 4
+    # two dimensions a code of four bits: 32 bytes a document
+    assert arithmetic.index_bytes(IndexSettings(), 13_353_718, 128) == (rows, 13_353_718 * 32)
+    assert arithmetic.index_bytes(IndexSettings(scann=ScannSettings(100, 10, 3)), 1000, 128) == (512_000, 1000 * 22)
+    assert arithmetic.index_bytes(IndexSettings(), 1000, 128) == (512_000, 0)  # one shard, searched by brute force
+    assert arithmetic.index_bytes(IndexSettings(backend="exact"), 1000, 128) == (512_000, 0)

@@ -1,0 +1,121 @@
+"""The run that a run file would train, read without its corpus, and what cannot be planned."""
+
+import dataclasses
+
+import pytest
+
+from realm_jax import config
+from realm_jax.plan import planned_run
+from realm_jax.plan.bound_jobs import LEFT_OPEN, arguments_of
+from realm_jax.plan.planned_run import MeshSizes, PlannedRun, mesh_sizes, run_of_the_file
+from realm_jax.retrieval.build_version import DEFAULT_BATCHES
+from realm_jax.tasks.task import Task
+from realm_jax.training.optimizer import OptimizerConfig
+from realm_jax.training.sharding import MeshConfig
+from tests import tiny
+from tests.test_gin_files import RUNS
+
+SLICE = "plan.topology=v4:4x4x4"
+
+
+def bind(name, *bindings):
+    return config.bind("plan", [name], [SLICE, *bindings])
+
+
+def test_the_paper_s_run_without_its_corpus():
+    kwargs = bind("runs/realm_paper.gin", "FSDP=8", "train.batch_size=256")
+    assert kwargs["topology"] == "v4:4x4x4" and kwargs["analytical"] is False and kwargs["num_documents"] == 13_353_718
+    run = run_of_the_file()
+    assert run.task.corpus == LEFT_OPEN and run.task.num_candidates == 8
+    assert (run.num_steps, run.batch_size, run.mesh) == (200_000, 256, MeshConfig(fsdp=8))
+    assert run.refresh.snapshot_every_steps == 500
+    assert (run.batches.document_len, run.batches.batch_size) == (288, 512)  # the embed job's
+    assert run.program().name == "realm"
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if "loop.train:" in (config.find_gin_file(name)).read_text()])
+def test_any_run_file_of_training_can_be_planned(name):
+    bind(name)
+    run = run_of_the_file()
+    program = run.program()
+    assert program.flops_per_example > 0
+    assert mesh_sizes(run.mesh, 1, run.batch_size, "v5e:1x1") == (1, 1, 1)
+
+
+def test_what_is_left_open_stays_open_for_others():
+    bind("runs/realm_paper.gin")
+    run_of_the_file()
+    again = arguments_of("train")
+    assert again["task"].corpus == LEFT_OPEN
+    with pytest.raises(config.ConfigError, match="CORPUS is required"):
+        config.bind("train", ["runs/realm_paper.gin"])
+
+
+def test_an_embedder_in_the_trainer_has_its_own_batches():
+    bind("runs/open_qa_paper.gin")
+    run = run_of_the_file()
+    assert run.refresh.embedder == "in_trainer" and run.batches.batch_size == 512
+    bind("runs/ict_paper.gin")  # no index at all
+    assert run_of_the_file().batches == DEFAULT_BATCHES
+
+
+def test_a_file_that_trains_nothing_is_refused(tmp_path):
+    config.bind("plan", ["data/documents.gin"], [SLICE, "SOURCE=x"])
+    with pytest.raises(
+        ValueError, match=r"configures the train job, got one without train.task, .*name one with --gin_file=FILE"
+    ):
+        run_of_the_file()
+    assert arguments_of("embed") == {}
+
+
+def test_mistakes_in_the_train_job_s_part_are_told():
+    with pytest.raises(config.ConfigError, match="has no parameter 'batchsize'; did you mean batch_size"):
+        bind("runs/realm_paper.gin", "train.batchsize=3")
+    bind("runs/realm_paper.gin", "train.batch_size='many'")
+    with pytest.raises(ValueError, match=r"train.batch_size must be int, got 'many' \(str\)"):
+        run_of_the_file()
+    bind("runs/realm_paper.gin", "realm.Realm.joint_len=3")
+    with pytest.raises(ValueError, match=r"Realm\.joint_len must exceed query_len=96, got 3"):
+        run_of_the_file()
+
+
+@dataclasses.dataclass(frozen=True)
+class Unplanned:
+    def build(self, seed: int) -> Task:
+        raise AssertionError
+
+
+def planned(task, **changes):
+    return PlannedRun(task=task, optimizer=OptimizerConfig(), num_steps=10, batch_size=8, **changes)
+
+
+def test_a_task_that_does_not_know_its_shapes_is_refused():
+    with pytest.raises(
+        ValueError, match=r"knows its shapes without a corpus, got Unplanned; give it a method `program\("
+    ):
+        planned(Unplanned()).program()
+
+
+def test_a_batch_that_the_loop_would_refuse_is_refused():
+    ict = tiny.ict("nowhere")
+    with pytest.raises(ValueError, match="batch_size=8 does not divide into accumulation_steps=3 parts"):
+        planned(ict, accumulation_steps=3).program()
+    with pytest.raises(ValueError, match="task ict takes its negatives from the whole batch, so it cannot accumulate"):
+        planned(ict, accumulation_steps=2).program()
+    assert planned(tiny.realm("nowhere"), accumulation_steps=2).program().can_accumulate
+
+
+def test_the_mesh_covers_the_slice():
+    assert mesh_sizes(MeshConfig(), 64, 512, "v4:4x4x4") == (64, 1, 1)
+    assert mesh_sizes(MeshConfig(fsdp=8, tensor=2), 64, 512, "v4:4x4x4") == (4, 8, 2)
+    assert mesh_sizes(MeshConfig(data=2, fsdp=-1), 64, 512, "v4:4x4x4") == (2, 32, 1)
+    for wrong in (MeshConfig(data=3), MeshConfig(fsdp=7), MeshConfig(data=-1, fsdp=-1), MeshConfig(fsdp=0)):
+        with pytest.raises(ValueError, match=r"does not cover the 64 devices of v4:4x4x4; set one axis to -1"):
+            mesh_sizes(wrong, 64, 512, "v4:4x4x4")
+    with pytest.raises(ValueError, match=r"batch_size=100 does not divide over the 32 devices .*use a multiple of 32"):
+        mesh_sizes(MeshConfig(tensor=2), 64, 100, "v4:4x4x4")
+    assert str(MeshSizes(8, 4, 2)) == "data 8 × fsdp 4 × tensor 2" and MeshSizes(8, 4, 2).num_devices == 64
+
+
+def test_special_pieces_are_only_numbers():
+    assert planned_run.SPECIAL == (101, 102, 103)
