@@ -1,10 +1,12 @@
 """How long one question takes to answer, and where the time goes, against 150 ms on two cores.
 
     python benchmarks/answer_latency.py [--documents=60000] [--block_len=128] [--dtype=float32] [--questions=30] [--backend=scann]
+    python benchmarks/answer_latency.py --corpus=runs/minilm/corpus --block_len=288 --dtype=bfloat16
 
 Models of MiniLM's size with random weights (6 layers of 384, 12 heads; documents by mean pooling, at unit length), a corpus
-of random pieces whose blocks are all full, five of them read: no shorter question or document makes it faster. The time
-of a question does not depend on what the weights have learned.
+of random pieces, five of its blocks read. The time of a question does not depend on what the weights have learned. All blocks
+are full, so that no shorter document makes it faster, or with `--corpus` as long as those of that corpus directory: blocks end
+with a sentence, and articles with what is left.
 
 The peer reads the same five documents as a plain jitted forward pass does, in one batch padded to `joint_len`. Prints a
 line for each stage, the whole with its spread, and the ratio.
@@ -58,18 +60,28 @@ class RandomDocuments:
         return trimmed(text, offsets, first, last)
 
 
-def make_corpus(folder: Path, num_documents: int, block_len: int) -> Corpus:
-    """Blocks of `block_len` random words, a piece each."""
+def make_corpus(folder: Path, lengths: np.ndarray, block_len: int) -> Corpus:
+    """Blocks of so many random words, a piece each."""
     words = [f"w{number:05d}" for number in range(VOCAB_SIZE - len(SPECIAL_PIECES))]
     rng = np.random.default_rng(0)
-    lengths, none = np.full(num_documents, block_len, np.int64), np.zeros(num_documents, np.int64)
+    num_documents = len(lengths)
+    none = np.zeros(num_documents, np.int64)
     with CorpusWriter(folder, WordPieceTokenizer([*SPECIAL_PIECES, *words]), block_len) as writer:
-        bodies = rng.integers(len(SPECIAL_PIECES), VOCAB_SIZE, num_documents * block_len).astype(np.int32)
-        ends = np.full(num_documents, block_len, np.int32)
+        bodies = rng.integers(len(SPECIAL_PIECES), VOCAB_SIZE, lengths.sum()).astype(np.int32)
+        ends = lengths.astype(np.int32)
         rows = PieceRows(np.zeros(0, np.int32), none, bodies, lengths, ends, none + 1, np.zeros((0, 2), np.int32), none)
         writer.add(rows, [str(number) for number in range(num_documents)])
         writer.finish(source="made")
     return Corpus.open(folder)
+
+
+def block_lengths(options: argparse.Namespace) -> np.ndarray:
+    """Pieces of each block."""
+    if options.corpus is None:
+        return np.full(options.documents, options.block_len, np.int64)
+    bodies = Corpus.open(options.corpus).bodies
+    lengths = np.array([len(bodies[document]) for document in range(min(options.documents, len(bodies)))], np.int64)
+    return np.clip(np.resize(lengths, options.documents), 1, options.block_len)
 
 
 def make_index(backend: str, num_documents: int) -> Index:
@@ -99,6 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=int, default=60_000)
     parser.add_argument("--block_len", type=int, default=128)
+    parser.add_argument("--corpus", help="a corpus directory: blocks are as long as its, up to block_len")
     parser.add_argument("--questions", type=int, default=30)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--backend", choices=("scann", "exact"), default="scann")
@@ -117,7 +130,7 @@ def main() -> None:
     reader = SpanReaderConfig(encoder)
     params = jax.device_get(init_params(jax.random.key(0), retriever=retriever, reader=reader))
     with tempfile.TemporaryDirectory() as folder:
-        corpus = make_corpus(Path(folder), options.documents, options.block_len)
+        corpus = make_corpus(Path(folder), block_lengths(options), options.block_len)
         answerer = Answerer(
             RandomDocuments(corpus), make_index(options.backend, options.documents), retriever, reader, params,
             query_len=QUERY_LEN, joint_len=joint_len, document_len=options.block_len + 3, num_read=NUM_READ,
@@ -127,10 +140,12 @@ def main() -> None:
             corpus.tokenizer.decode(rng.integers(len(SPECIAL_PIECES), VOCAB_SIZE, QUESTION_WORDS)) + " ?"
             for _ in range(options.questions)
         ]
-        answerer.answer(questions[:1])  # compiles
+        for question in questions:  # compiles for all lengths
+            answerer.answer([question])
         taken = [ask(answerer, question) for question in questions]
         plain = peer(reader, params["span_reader"], corpus, questions, joint_len)
-    report(options, taken, plain)
+        mean_len = corpus.info.num_pieces / corpus.num_documents
+    report(options, mean_len, taken, plain)
 
 
 def ask(answerer: Answerer, question: str) -> Stopwatch:
@@ -154,11 +169,11 @@ def peer(reader: SpanReaderConfig, params: dict, corpus: Corpus, questions: list
     return taken[1:]  # the first one compiles
 
 
-def report(options: argparse.Namespace, taken: list[Stopwatch], plain: list[float]) -> None:
+def report(options: argparse.Namespace, mean_len: float, taken: list[Stopwatch], plain: list[float]) -> None:
     whole = [sum(watch.ms.values()) for watch in taken]
     cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
     print(
-        f"{options.documents} blocks of {options.block_len} pieces, {options.backend} index, {NUM_READ} read, {options.dtype}, "
+        f"{options.documents} blocks of {mean_len:.0f} pieces, {options.backend} index, {NUM_READ} read, {options.dtype}, "
         f"{len(whole)} questions; {jax.default_backend()}, {cores} cores, load {load:.1f}"
     )
     print(f"{'':10}{'median ms':>12}{'of all':>9}")

@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,8 +19,9 @@ from realm_jax.training.snapshots import flatten_params
 
 # Inputs are padded to multiples of this: few programs, little padding.
 _STEP = 16
-# Rows read at once. A CPU reads them as fast one by one, which a question's few documents are; many fill an accelerator.
-_ROWS_AT_ONCE = (64, 8, 1)
+# Rows read at once: many fill an accelerator. Of a question's few documents two or three do: one alone takes a CPU with two
+# cores up to twice as long a row, and more would be padded to a wider one.
+_MANY_ROWS = (64, 8)
 _EMBEDDED_AT_ONCE = 32
 
 Find = Callable[[Sequence[str], int], Int64[np.ndarray, "batch num_read"]]
@@ -194,13 +195,14 @@ class Answerer:
         on_stage("search")
         joint = self.documents.joint(query.ids, ids, self._joint_len, self._special)
         on_stage("gather")
-        logits = self._span_logits(joint, ids >= 0)
+        logits, widths = self._span_logits(joint, ids >= 0)
         on_stage("read")
         null_scores = embeds @ self._null_embed
         answers = []
         for row, question in enumerate(questions):
             inputs = Inputs(joint.ids[row], joint.segment_ids[row])
-            answer = self._choose(question, ids[row], scores[row], float(null_scores[row]), inputs, logits[row])
+            read = (inputs, logits[row], widths[row].tolist())
+            answer = self._choose(question, ids[row], scores[row], float(null_scores[row]), *read)
             answers.append(answer._replace(pieces_left_out=max(0, len(pieces[row]) + 2 - self._query_len)))
         on_stage("choose")
         return answers
@@ -221,28 +223,30 @@ class Answerer:
         padded = _padded(_narrowed(query), rows, self._special.cls)
         return np.asarray(self._embedder.embed_queries(*padded))[: len(query.ids)]
 
-    def _span_logits(self, joint: Inputs, present: np.ndarray) -> list[list[np.ndarray]]:
-        """Of each question and document the logits of the spans of its own width; none of a document that is not there.
+    def _span_logits(self, joint: Inputs, present: np.ndarray) -> tuple[list[list[np.ndarray]], np.ndarray]:
+        """Of each question and document the logits of all spans of the width at which it was read, and these widths; none,
+        and 0, of a document that is not there.
 
-        A document is read at its own length: what is computed for padding is computed for nothing.
+        Documents of about one length are read together: what is computed for padding is computed for nothing.
         """
         batch, num_read, length = joint.ids.shape
         ids, segment_ids = (part.reshape(batch * num_read, length) for part in joint)
         used = (ids != 0).sum(axis=1)
-        widths = np.minimum(-(-used // _STEP) * _STEP, length)
+        rows = np.flatnonzero(present.reshape(-1))
+        rows = rows[np.argsort(-used[rows], kind="stable")]
+        widths = np.zeros(len(ids), np.int64)
         started = []
-        for width in np.unique(widths[present.reshape(-1)]).tolist():
-            rows = np.flatnonzero((widths == width) & present.reshape(-1))
-            for size in _ROWS_AT_ONCE:
-                while len(rows) >= size:
-                    now, rows = rows[:size], rows[size:]
-                    found = self._read(self._reader_params, ids[now, :width], segment_ids[now, :width])
-                    started.append((now, found))
+        for count in _row_counts(len(rows)):
+            now, rows = rows[:count], rows[count:]
+            width = widths[now] = min(-(-used[now[0]] // _STEP) * _STEP, length)
+            started.append((now, self._read(self._reader_params, ids[now, :width], segment_ids[now, :width])))
         logits = [np.zeros(0, np.float32) for _ in range(len(ids))]
         for now, found in started:
             for row, row_logits in zip(now.tolist(), np.asarray(found), strict=True):
                 logits[row] = row_logits
-        return [logits[first : first + num_read] for first in range(0, len(logits), num_read)]
+        return [logits[first : first + num_read] for first in range(0, len(logits), num_read)], widths.reshape(
+            batch, -1
+        )
 
     def _choose(
         self,
@@ -252,11 +256,14 @@ class Answerer:
         null_score: float,
         joint: Inputs,
         logits: list[np.ndarray],
+        widths: list[int],
     ) -> Answer:
         """The answer, from what was found and read for one question."""
         found = np.flatnonzero(ids >= 0)
-        ranked = {row: self._usable_scores(joint.ids[row], joint.segment_ids[row], logits[row]) + scores[row]
-                  for row in found.tolist()}  # fmt: skip
+        ranked = {
+            row: self._usable_scores(joint.ids[row], joint.segment_ids[row], logits[row], widths[row]) + scores[row]
+            for row in found.tolist()
+        }
         every = np.concatenate([np.zeros(0), *ranked.values()]).astype(np.float64)
         total = np.logaddexp.reduce(every) if np.isfinite(every).any() else 0.0
         with_null = np.append(scores, null_score).astype(np.float64)
@@ -267,7 +274,7 @@ class Answerer:
             span = None
             if len(span_scores) and np.isfinite(span_scores.max()):
                 best = int(span_scores.argmax())
-                starts, ends = span_bounds(_width(joint.ids[row], self._joint_len), self._max_span_width)
+                starts, ends = span_bounds(widths[row], self._max_span_width)
                 body = int(joint.segment_ids[row].argmax())  # position of the document's first piece
                 start, end = self.documents.characters(document, int(starts[best]) - body, int(ends[best]) - body)
                 score = float(span_scores[best])
@@ -281,10 +288,9 @@ class Answerer:
         return answer if best_span is None else answer._replace(text=best_span.text, prob=best_span.prob)
 
     def _usable_scores(
-        self, ids: Int32[np.ndarray, "length"], segment_ids: Int32[np.ndarray, "length"], logits: np.ndarray
+        self, ids: Int32[np.ndarray, "length"], segment_ids: Int32[np.ndarray, "length"], logits: np.ndarray, width: int
     ) -> np.ndarray:
         """The logits, -inf where a span does not lie in the document's text."""
-        width = _width(ids, self._joint_len)
         starts, ends = span_bounds(width, self._max_span_width)
         inside = ((segment_ids == 1) & (ids != self._special.sep))[:width]
         return np.where(inside[starts] & inside[ends], logits, -np.inf)
@@ -294,10 +300,16 @@ def _power_of_two(count: int) -> int:
     return 1 << max(count - 1, 0).bit_length()
 
 
-def _width(ids: Int32[np.ndarray, "length"], length: int) -> int:
-    """The width at which a row is read."""
-    used = int((ids != 0).sum())
-    return min(-(-used // _STEP) * _STEP, length)
+def _row_counts(num_rows: int) -> Iterator[int]:
+    """How many rows are read at once, again and again, until all are: few shapes, and no row alone if there are two."""
+    for count in _MANY_ROWS:
+        while num_rows >= count:
+            yield count
+            num_rows -= count
+    while num_rows:
+        count = 3 if num_rows == 3 else min(2, num_rows)
+        yield count
+        num_rows -= count
 
 
 def _narrowed(inputs: Inputs) -> Inputs:

@@ -25,7 +25,12 @@ from realm_jax.convert.run_files import (
     read_run,
     write_run,
 )
-from realm_jax.convert.starting_point import with_document_encoder, with_projection, with_span_reader
+from realm_jax.convert.starting_point import (
+    with_document_encoder,
+    with_masked_lm,
+    with_projection,
+    with_span_reader,
+)
 from realm_jax.convert.tensorflow import is_checkpoint, load_tensorflow
 from realm_jax.corpus.store import Corpus
 from realm_jax.models import RetrieverConfig, SpanReaderConfig, TransformerConfig
@@ -57,6 +62,7 @@ def convert(
     pooling: Literal["cls", "pooler", "mean"] = "cls",
     projection_size: int | None = None,
     score_scale: float | None = None,
+    masked_lm: bool = False,
     span_reader: bool = False,
     seed: int = 0,
     step: int | None = None,
@@ -87,6 +93,8 @@ def convert(
       pooling: of BERT as a retriever: "cls", "mean", or "pooler" (BERT's own).
       projection_size: adds a projection of this width, at random, to a retriever without: how ICT starts from BERT.
       score_scale: of the retriever; by default 1, and 20 for embeddings of unit length, whose scores are cosines.
+      masked_lm: adds a masked-LM head, its inner layer at random, to the BERT of a retriever that has none (MiniLM): what REALM
+        reads with, once task masked_lm has taught it.
       span_reader: adds a span reader that starts from BERT, its scorer at random.
       seed: of what is added.
       step: which checkpoint goes out; the newest by default.
@@ -134,6 +142,8 @@ def convert(
         check_block_records(records, len(model.block_embeds))
     if projection_size is not None:
         model = with_projection(model, projection_size, seed)
+    if masked_lm:
+        model = with_masked_lm(model, seed)
     if span_reader:
         model = with_span_reader(model, seed)
     if model.retriever is not None:

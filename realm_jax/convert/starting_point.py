@@ -1,7 +1,8 @@
-"""Gives a model what it lacks: a projection or a span scorer at random, or an encoder of documents beside the questions'."""
+"""Gives a model what it lacks: a projection, a masked-LM head or a span scorer to be taught, or an encoder of documents beside
+the questions'."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from realm_jax.convert.hugging_face import Model
-from realm_jax.models import Retriever, RetrieverConfig, SpanReader, SpanReaderConfig
+from realm_jax.models import KnowledgeEncoder, Retriever, RetrieverConfig, SpanReader, SpanReaderConfig
 from realm_jax.training.snapshots import flatten_params, nest_params
 
 
@@ -26,8 +27,26 @@ def with_projection(model: Model, projection_size: int, seed: int = 0) -> Model:
             f"projection_size={projection_size} adds a projection to a retriever without; the source has {has}"
         )
     config = dataclasses.replace(config, projection_size=projection_size)
-    params = _laid_over(_initial(Retriever(config), seed), model.params["retriever"])
+    params = _laid_over(_initial(Retriever(config).init, seed), model.params["retriever"])
     return dataclasses.replace(model, retriever=config, params={**model.params, "retriever": params})
+
+
+def with_masked_lm(model: Model, seed: int = 0) -> Model:
+    """Adds a knowledge encoder that starts from the retriever's BERT: its vocabulary matrix is the token embedding, the layer
+    before it is at random. A sentence encoder such as MiniLM has lost its own head, and must be taught to predict pieces again
+    (task masked_lm) before REALM reads with it.
+
+    Raises:
+      ValueError: it has a knowledge encoder already, or no BERT to start from.
+    """
+    if model.knowledge_encoder is not None:
+        raise ValueError("masked_lm=True adds a masked-LM head to a model without; the source has one")
+    if model.retriever is None or not model.retriever.tied:
+        raise ValueError("masked_lm=True needs a tied retriever's BERT to start from; the source has none")
+    config, weights = model.retriever.encoder, model.params["retriever"]["shared_encoder"]["encoder"]
+    initial = _initial(lambda rng, *inputs: KnowledgeEncoder(config).init(rng, *inputs, inputs[0][:, :1]), seed)
+    params = {**model.params, "knowledge_encoder": _laid_over(initial, {"encoder": weights})}
+    return dataclasses.replace(model, knowledge_encoder=config, params=params)
 
 
 def with_span_reader(model: Model, seed: int = 0) -> Model:
@@ -45,7 +64,7 @@ def with_span_reader(model: Model, seed: int = 0) -> Model:
     else:
         raise ValueError("span_reader=True needs a BERT to start from; the source has none")
     config = SpanReaderConfig(encoder)
-    params = _laid_over(_initial(SpanReader(config), seed), {"encoder": weights})
+    params = _laid_over(_initial(SpanReader(config).init, seed), {"encoder": weights})
     return dataclasses.replace(model, span_reader=config, params={**model.params, "span_reader": params})
 
 
@@ -104,9 +123,9 @@ def _check_same_retriever(config: RetrieverConfig, documents: Model) -> None:
         )
 
 
-def _initial(module: Retriever | SpanReader, seed: int) -> dict[str, np.ndarray]:
+def _initial(init: Callable[..., Any], seed: int) -> dict[str, np.ndarray]:
     ids = jnp.ones((1, 4), jnp.int32)
-    return flatten_params(jax.device_get(jax.jit(module.init)(jax.random.key(seed), ids, ids * 0, ids > 0)["params"]))
+    return flatten_params(jax.device_get(jax.jit(init)(jax.random.key(seed), ids, ids * 0, ids > 0)["params"]))
 
 
 def _laid_over(initial: dict[str, np.ndarray], params: Mapping[str, Any]) -> dict[str, Any]:

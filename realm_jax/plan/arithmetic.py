@@ -37,7 +37,7 @@ class StepBytes(NamedTuple):
 
 def step_flops(program: Program, batch_size: int) -> StepFlops:
     """Of the global batch."""
-    again = sum(one.forward_flops for one in program.passes if one.encoder.remat)
+    again = sum(one.forward_flops for one in program.passes if one.trained and one.encoder.remat)
     return StepFlops(batch_size * program.flops_per_example, batch_size * again)
 
 
@@ -55,11 +55,11 @@ def step_bytes(
     """
     weights = activations = 0.0
     for one in program.passes:
-        again = int(one.encoder.remat)
         # forward, again, two products backward; the gradient is read and written once a pass
-        weights += (3 + again + 2) * layer_bytes(one.encoder) / sizes.tensor
+        products = 3 + int(one.encoder.remat) if one.trained else 1
+        weights += (products + 2 * one.trained) * layer_bytes(one.encoder) / sizes.tensor
         rows = batch_size * one.rows / sizes.num_devices
-        activations += (3 + again) * rows * pass_bytes(one.encoder, one.length)
+        activations += products * rows * pass_bytes(one.encoder, one.length)
     logits = program.logits
     rows = batch_size * logits.rows / sizes.rows
     return StepBytes(
@@ -89,7 +89,7 @@ def pass_bytes(config: TransformerConfig, length: int) -> float:
 def kept_bytes(passes: Iterable[EncoderPass]) -> float:
     """What an example's passes keep for the backward pass, at least: each layer's input, or what its products give."""
     total = 0.0
-    for one in passes:
+    for one in (one for one in passes if one.trained):
         config, size = one.encoder, jnp.dtype(one.encoder.dtype).itemsize
         of_token = config.hidden_size * size
         if not config.remat:
@@ -133,10 +133,12 @@ def expected_sent_bytes(
     sent = (sizes.fsdp - 1) * gradient_bytes + 2 * (sizes.data - 1) / sizes.data * gradient_bytes
     for one in program.passes:
         gathered = (sizes.fsdp - 1) / sizes.fsdp * layer_bytes(one.encoder) / sizes.tensor
-        sent += 2 * accumulation_steps * gathered  # forward, and again backward
+        sent += (1 + one.trained) * accumulation_steps * gathered  # forward, and again backward
         config = one.encoder
         hidden = batch_size * one.rows / sizes.rows * one.length * config.hidden_size
-        sums = (4 + 2 * config.remat) * config.num_layers  # two a layer, forward, again, backward
+        sums = (
+            (4 + 2 * config.remat) if one.trained else 2
+        ) * config.num_layers  # two a layer, forward, again, backward
         sent += sums * 2 * (sizes.tensor - 1) / sizes.tensor * hidden * jnp.dtype(config.dtype).itemsize
     return sent
 

@@ -29,7 +29,7 @@ from realm_jax.models import Retriever, RetrieverConfig, SpanReader, SpanReaderC
 from realm_jax.retrieval.index import SearchResult
 from realm_jax.tasks.ict import check_vocabulary
 from realm_jax.tasks.realm import embed_queries
-from realm_jax.tasks.task import Metrics, Params, Retrieval, Task, fingerprints
+from realm_jax.tasks.task import Metrics, Params, Retrieval, Task, fingerprints, untied
 from realm_jax.training.rng import dropout_rngs
 from realm_jax.typed import check_fields
 
@@ -324,10 +324,7 @@ def init_params(rng: jax.Array, *, retriever: RetrieverConfig, reader: SpanReade
 def adopt(found: Params) -> Params:
     """Another run's learners as those of open QA: a tied retriever becomes both encoders, and where there is no span reader
     the pre-trained knowledge-augmented encoder becomes the reader's (REALM, section 4.3)."""
-    adopted = dict(found)
-    if "shared_encoder" in found.get("retriever", {}):
-        shared = found["retriever"]["shared_encoder"]
-        adopted["retriever"] = {"query_encoder": shared, "document_encoder": shared}
+    adopted = untied(found)
     if "span_reader" not in found and "knowledge_encoder" in found:
         adopted["span_reader"] = {"encoder": found["knowledge_encoder"]["encoder"]}
     return adopted

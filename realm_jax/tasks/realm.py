@@ -36,6 +36,7 @@ from realm_jax.tasks.task import (
     array_shape,
     fingerprints,
     input_shapes,
+    untied,
 )
 from realm_jax.training.rng import dropout_rngs
 from realm_jax.typed import check_fields
@@ -62,6 +63,7 @@ class RealmModel(NamedTuple):
     reader: TransformerConfig
     null_document: bool
     special: SpecialIds
+    train_documents: bool = True
 
 
 def retrieval_scores(
@@ -86,10 +88,14 @@ def retrieval_scores(
         "embed_documents",
         1,
     ).reshape(batch_size, num_documents, -1)
+    if not model.train_documents:
+        document_embeds = jax.lax.stop_gradient(document_embeds)
     scores = jnp.einsum("be,bke->bk", query_embeds, document_embeds)
     if model.null_document:
         null_ids = jnp.array([[model.special.cls, model.special.sep, model.special.sep]], jnp.int32)
         null_embed = embed(null_ids, jnp.array([[0, 0, 1]], jnp.int32), "embed_documents", 2)[0]
+        if not model.train_documents:
+            null_embed = jax.lax.stop_gradient(null_embed)
         scores = jnp.concatenate([jnp.einsum("be,e->b", query_embeds, null_embed)[:, None], scores], axis=1)
     return scores
 
@@ -164,7 +170,11 @@ def realm_loss(
 
 @dataclasses.dataclass(frozen=True)
 class Realm:
-    """Settings of REALM pre-training; the defaults are the paper's."""
+    """Settings of REALM pre-training; the defaults are the paper's.
+
+    With `train_documents=False` the document encoder stays as it is and one index serves the whole run
+    (`RefreshConfig.mode="frozen"`), as in RAG (arXiv:2005.11401): for corpora that take too long to embed again.
+    """
 
     corpus: str  # Z, the knowledge corpus
     retriever: RetrieverConfig
@@ -172,6 +182,7 @@ class Realm:
     x_corpus: str | None = None  # X, the sentences to mask; none: X = Z
     num_candidates: int = 8  # the null document included
     null_document: bool = True
+    train_documents: bool = True  # beyond the paper: False trains the query encoder and the reader alone
     marginal: Literal["per_token", "per_span"] = "per_token"
     masking: MaskingConfig = MaskingConfig()
     query_len: int = 96
@@ -186,6 +197,11 @@ class Realm:
         if self.num_candidates < 2:
             raise ValueError(
                 f"Realm.num_candidates must be at least 2 (null document included), got {self.num_candidates}"
+            )
+        if self.retriever.tied and not self.train_documents:
+            raise ValueError(
+                "Realm.train_documents=False trains the query encoder alone, so the retriever needs tied=False; a tied "
+                "checkpoint warm-starts both encoders"
             )
         if self.joint_len <= self.query_len:
             raise ValueError(f"Realm.joint_len must exceed query_len={self.query_len}, got {self.joint_len}")
@@ -215,6 +231,7 @@ class Realm:
             sentences.batch,
             _refuse_without_candidates,
             data=fingerprints(corpus, x_corpus),
+            adopt=dict if self.retriever.tied else untied,
             retrieval=Retrieval(
                 config=self.retriever,
                 corpus=corpus,
@@ -231,10 +248,10 @@ class Realm:
 
     def program(self, special: SpecialIds) -> Program:
         """What is compiled of it: query, documents and joint inputs; the null document is the query read once more."""
-        model = RealmModel(self.retriever, self.reader, self.null_document, special)
+        model = self._model(special)
         passes = [
             EncoderPass(self.retriever.encoder, 1, self.query_len),
-            EncoderPass(self.retriever.encoder, self._num_documents, self.document_len),
+            EncoderPass(self.retriever.encoder, self._num_documents, self.document_len, self.train_documents),
             EncoderPass(self.reader, self._num_documents, self.joint_len),
         ]
         if self.null_document:  # its embedding is one row for the whole batch
@@ -249,6 +266,7 @@ class Realm:
             logits=Logits(num_logits, self.reader.hidden_size, self.reader.vocab_size),
             tokens_per_example=self.query_len + self.num_candidates * (self.document_len + self.joint_len),
             can_accumulate=True,
+            frozen=() if self.train_documents else ("retriever/document_encoder",),
             retriever=self.retriever,
             query_len=self.query_len,
             document_len=self.document_len,
@@ -276,7 +294,10 @@ class Realm:
         return dataclasses.replace(self.masking, kind="salient", spans_per_sentence=1)
 
     def model(self, corpus: Corpus) -> RealmModel:
-        return RealmModel(self.retriever, self.reader, self.null_document, SpecialIds.of(corpus.tokenizer))
+        return self._model(SpecialIds.of(corpus.tokenizer))
+
+    def _model(self, special: SpecialIds) -> RealmModel:
+        return RealmModel(self.retriever, self.reader, self.null_document, special, self.train_documents)
 
     def select(
         self, examples: MaskedBatch, results: SearchResult, *, corpus: Corpus

@@ -56,15 +56,20 @@ class Task(NamedTuple):
 
 
 class EncoderPass(NamedTuple):
-    """What an encoder reads for one example, forward and backward: so many rows of one length."""
+    """What an encoder reads for one example, forward and, if it is trained, backward: so many rows of one length."""
 
     encoder: TransformerConfig
     rows: int
     length: int
+    trained: bool = True
 
     @property
     def forward_flops(self) -> float:
         return self.rows * forward_flops(self.encoder, self.length)
+
+    @property
+    def flops(self) -> float:
+        return self.forward_flops * (3.0 if self.trained else 1.0)
 
 
 class Logits(NamedTuple):
@@ -101,7 +106,7 @@ class Program(NamedTuple):
     @property
     def flops_per_example(self) -> float:
         """Of forward and backward, by the models' shapes, without rematerialisation."""
-        return 3.0 * (sum(one.forward_flops for one in self.passes) + self.logits.forward_flops)
+        return sum(one.flops for one in self.passes) + 3.0 * self.logits.forward_flops
 
     def task(self, examples: Callable[[int, int, slice], Any], batch: Callable[[Any], Batch], **rest: Any) -> Task:
         """The method with its data: `examples`, `batch` and what else a `Task` has that is not in here."""
@@ -117,6 +122,14 @@ class Program(NamedTuple):
             frozen=self.frozen,
             **rest,
         )
+
+
+def untied(found: Params) -> Params:
+    """Another run's learners, a tied retriever's one encoder as both."""
+    if "shared_encoder" not in found.get("retriever", {}):
+        return dict(found)
+    shared = found["retriever"]["shared_encoder"]
+    return {**found, "retriever": {"query_encoder": shared, "document_encoder": shared}}
 
 
 def array_shape(dtype: Any, *shape: int) -> Any:

@@ -106,6 +106,26 @@ def test_ict_starts_from_bert_with_a_new_projection(tmp_path: Path):
         train(run_dir=str(tmp_path / "refused"), task=other_task, warm_start=(str(run.path),), **settings)
 
 
+def test_a_retriever_without_a_masked_lm_head_gets_one_to_be_taught(tmp_path: Path):
+    source, _ = golden_folder("BertModel", tmp_path / "theirs", VOCAB)
+    run = RunDir.of(tmp_path / "run")
+    convert(run_dir=str(run.path), source=str(source), masked_lm=True, span_reader=True, seed=3)
+    _, params = load_params(run)
+    assert set(params) == {"retriever", "knowledge_encoder", "span_reader"}
+    for learner in ("knowledge_encoder", "span_reader"):
+        same(params[learner]["encoder"], params["retriever"]["shared_encoder"]["encoder"])
+    assert params["knowledge_encoder"]["transform"]["kernel"].std() > 0.01
+    bound = config.bind("train", ["runs/reader_documents.gin", str(run.weights / "reader.gin")], ["CORPUS=nowhere"])
+    expected = load_hugging_face(source).retriever.encoder
+    assert dataclasses.replace(bound["task"].reader, unroll_layers=1) == expected
+    with pytest.raises(ValueError, match="masked_lm=True adds a masked-LM head to a model without; the source has one"):
+        convert(
+            run_dir=str(tmp_path / "again"),
+            source=str(golden_folder("BertForMaskedLM", tmp_path / "lm", VOCAB)[0]),
+            masked_lm=True,
+        )
+
+
 def test_a_trained_run_goes_out(tmp_path: Path):
     """Trained with gin, so that the run knows its own configuration."""
     corpus = tiny.corpus(tmp_path / "corpus")
@@ -156,6 +176,10 @@ def test_refusals(tmp_path: Path):
         ValueError, match="projection_size=4 adds a projection to a retriever without; the source has no"
     ):
         convert(run_dir=run, source=str(folder), tokenizer=str(tmp_path / "vocab.txt"), projection_size=4)
+    with pytest.raises(
+        ValueError, match="masked_lm=True needs a tied retriever's BERT to start from; the source has none"
+    ):
+        convert(run_dir=run, source=str(folder), tokenizer=str(tmp_path / "vocab.txt"), masked_lm=True)
     with pytest.raises(ValueError, match="span_reader=True adds a span reader to a model without; the source has one"):
         convert(run_dir=run, source=str(folder), tokenizer=str(tmp_path / "vocab.txt"), span_reader=True)
     assert not Path(run).exists()

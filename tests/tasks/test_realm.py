@@ -1,5 +1,6 @@
 """The REALM loss against one written candidate by candidate, and what its gradient does to the retriever."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,8 +11,15 @@ import pytest
 from realm_jax.corpus.store import Corpus
 from realm_jax.corpus.writer import make_corpus
 from realm_jax.data.inputs import NO_CANDIDATE, NULL_DOCUMENT, Inputs
+from realm_jax.retrieval.build_version import IndexSettings
 from realm_jax.retrieval.index import SearchResult
+from realm_jax.retrieval.versions import list_versions
+from realm_jax.run_dir import RunDir
 from realm_jax.tasks.realm import check_same_tokenizer, init_params, realm_loss
+from realm_jax.training.checkpoint import load_params
+from realm_jax.training.loop import train
+from realm_jax.training.optimizer import OptimizerConfig
+from realm_jax.training.refresh import RefreshConfig
 from tests import tiny
 from tests.models.test_transformer import bert
 
@@ -177,6 +185,48 @@ def test_a_document_that_predicts_better_than_average_gains_score(settings, corp
     assert after[best] > log_p_z[best] + 1e-5
 
 
+def test_a_document_side_that_is_not_trained_has_no_gradient(corpus, examples):
+    """The loss is the same to the bit; the document encoder gets nothing, the query encoder and the reader what they got."""
+    retriever = dataclasses.replace(tiny.retriever(), tied=False)
+    found = {}
+    for train_documents in (True, False):
+        settings = tiny.realm(corpus.directory, retriever=retriever, train_documents=train_documents)
+        model = settings.model(corpus)
+        params = jax.jit(functools.partial(init_params, model=model))(jax.random.key(0))
+        step = program(model, "per_token", gradient=True)
+        found[train_documents] = step(params, join(settings, corpus, examples, CANDIDATES))
+    (loss, _), trained = found[True]
+    (same, _), kept = found[False]
+    assert float(loss) == float(same)
+    largest = functools.partial(jax.tree.reduce, lambda most, leaf: max(most, float(jnp.abs(leaf).max())))
+    assert largest(trained["retriever"]["document_encoder"], 0.0) > 1e-3
+    assert largest(kept["retriever"]["document_encoder"], 0.0) == 0.0
+    for path in (("retriever", "query_encoder"), ("knowledge_encoder",)):
+        expected, got = (functools.reduce(lambda tree, name: tree[name], path, grads) for grads in (trained, kept))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got, expected)
+
+
+def test_a_document_side_that_is_not_trained_keeps_its_index(corpus, tmp_path):
+    """Trained over the index of the tied run that it starts from: the document encoder and every embedding stay, all else moves."""
+    ict = tiny.ict(corpus.directory)
+    settings = {"optimizer": OptimizerConfig(learning_rate=1e-2, warmup_steps=0), "batch_size": 8}
+    train(run_dir=str(tmp_path / "ict"), task=ict, num_steps=1, **settings)
+    realm = tiny.realm(
+        corpus.directory, retriever=dataclasses.replace(tiny.retriever(), tied=False), train_documents=False
+    )
+    refresh = RefreshConfig(mode="frozen", embedder="in_trainer", index=IndexSettings(backend="exact"))
+    train(
+        run_dir=str(tmp_path / "realm"), task=realm, num_steps=2, refresh=refresh, warm_start=(str(tmp_path / "ict"),),
+        **settings,
+    )  # fmt: skip
+    started = load_params(RunDir.of(tmp_path / "ict"))[1]["retriever"]["shared_encoder"]
+    trained = load_params(RunDir.of(tmp_path / "realm"))[1]["retriever"]
+    jax.tree.map(np.testing.assert_array_equal, trained["document_encoder"], started)
+    moved = jax.tree.map(lambda new, old: float(np.abs(new - old).max()), trained["query_encoder"], started)
+    assert max(jax.tree.leaves(moved)) > 1e-3
+    assert list_versions(RunDir.of(tmp_path / "realm").index) == [0]
+
+
 def test_selection_leaves_out_the_source_and_is_told_by_the_settings(settings, corpus, examples):
     ids = np.stack([np.array([source, 3, 11, 20, 30, 31, 32, 33]) for source in examples.source_documents])
     results = SearchResult(ids.astype(np.int64), np.zeros(ids.shape, np.float32))
@@ -202,6 +252,8 @@ def test_gold_is_measured_where_it_is_known(corpus, tmp_path_factory):
 
 
 def test_settings_that_do_not_fit(corpus, tmp_path):
+    with pytest.raises(ValueError, match=r"train_documents=False trains the query encoder alone.*needs tied=False"):
+        tiny.realm(corpus.directory, train_documents=False)
     with pytest.raises(ValueError, match=r"num_candidates must be at least 2 .* got 1"):
         tiny.realm(corpus.directory, num_candidates=1)
     with pytest.raises(ValueError, match=r"joint_len must exceed query_len=16, got 16"):
