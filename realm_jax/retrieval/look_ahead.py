@@ -18,7 +18,7 @@ class Prepared(NamedTuple):
 
     step: int
     batch: Any
-    candidate_ids: np.ndarray | None  # this process's rows; None for tasks without retrieval
+    candidate_ids: np.ndarray | None  # this process's rows; None without retrieval, or where the step searches
     ready_at: float  # time.perf_counter() when it was ready
     search_ms: float  # search alone, without waiting for the query embeddings
     selection_age_steps: int = 0  # steps done since the parameters that embedded the queries; the index has its own age
@@ -32,7 +32,14 @@ class LookAhead:
     runs the step. The selection is therefore made with parameters one step old; scores and gradients are not.
     """
 
-    def __init__(self, task: Task, mesh: Mesh, batch_size: int):
+    def __init__(self, task: Task, mesh: Mesh, batch_size: int, in_step: bool = False):
+        """Args:
+        task: the method.
+        mesh: where batches go.
+        batch_size: of the global batch.
+        in_step: the step searches for itself; what is prepared are the examples alone.
+        """
+        self._in_step = task.retrieval.in_step if in_step and task.retrieval else None
         self._task, self._mesh, self._batch_size = task, mesh, batch_size
         self._rows = process_rows(mesh, batch_size)
         self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="look-ahead")
@@ -47,7 +54,7 @@ class LookAhead:
         """Begins to prepare `step`, with the queries embedded by `params` and searched in `index`."""
         examples = self._take_examples(step)
         embeds = None
-        if self._task.retrieval is not None:
+        if self._task.retrieval is not None and self._in_step is None:
             assert self._embed is not None
             embeds = self._embed(params, put_batch(self._mesh, self._task.retrieval.queries(examples)))
         age = 0 if self._future is None else 1  # the first selection of a run is made before any step
@@ -83,7 +90,8 @@ class LookAhead:
     def _prepare(self, step: int, examples: Any, embeds: jax.Array | None, index: Index | None, age: int) -> Prepared:
         retrieval = self._task.retrieval
         if retrieval is None or embeds is None:
-            batch = put_batch(self._mesh, self._task.batch(examples))
+            arrays = self._task.batch if self._in_step is None else self._in_step.arrays
+            batch = put_batch(self._mesh, arrays(examples))
             return Prepared(step, jax.block_until_ready(batch), None, time.perf_counter(), 0.0)
         assert index is not None
         queries = local_rows(embeds).astype(np.float32)  # waits for the device

@@ -17,16 +17,19 @@ from jaxtyping import Array, Bool, Float, Float32, Int32, Int64
 
 from realm_jax import losses
 from realm_jax.corpus.store import Corpus
-from realm_jax.data.inputs import NO_CANDIDATE, Inputs, SpecialIds, document_inputs, joint_inputs
+from realm_jax.data.inputs import NO_CANDIDATE, NULL_DOCUMENT, Inputs, SpecialIds, document_inputs, joint_inputs
 from realm_jax.data.masked_lm import MaskedBatch, MaskedSentences
 from realm_jax.data.masking import MaskingConfig
 from realm_jax.losses import WeightedSum
 from realm_jax.models import KnowledgeEncoder, Retriever, RetrieverConfig, TransformerConfig
 from realm_jax.retrieval.candidates import select_candidates
+from realm_jax.retrieval.exact import DeviceResult
 from realm_jax.retrieval.index import SearchResult
+from realm_jax.retrieval.resident import Pieces, ResidentDocuments, choose_candidates, occurs_in, pair_rows
 from realm_jax.tasks.ict import check_vocabulary
 from realm_jax.tasks.task import (
     EncoderPass,
+    InStepRetrieval,
     Logits,
     Metrics,
     Params,
@@ -243,6 +246,11 @@ class Realm:
                 select=functools.partial(self.select, corpus=corpus),
                 join=functools.partial(self.join, corpus=corpus, special=special),
                 evaluate=evaluate,
+                in_step=InStepRetrieval(
+                    arrays=in_step_arrays,
+                    join=functools.partial(self.join_in_step, special=special),
+                    max_title_len=self.document_len - 3,
+                ),
             ),
         )
 
@@ -335,6 +343,67 @@ class Realm:
             candidate_mask=candidate_ids != NO_CANDIDATE,
             is_gold=(candidate_ids == examples.gold_documents[:, None]) & (candidate_ids >= 0),
         )
+
+    def join_in_step(
+        self, examples: MaskedBatch, found: DeviceResult, gathered: ResidentDocuments, *, special: SpecialIds
+    ) -> tuple[RealmBatch, Int32[Array, "batch num_candidates"]]:
+        """`select` and `join` in a compiled step, from arrays.
+
+        Args:
+          examples: `in_step_arrays`.
+          found: of the search, with whatever gives x away.
+          gathered: the documents found: [batch, num_results] rows.
+          special: the tokenizer's special pieces.
+
+        Returns:
+          The batch, and the candidates' ids.
+        """
+        query = Pieces(examples.query.ids[:, 1:], (examples.query.ids != 0).sum(axis=1) - 2)
+        allowed = (found.ids >= 0) & (found.ids != examples.source_documents[:, None])
+        allowed &= ~occurs_in(_unmasked(examples, query), gathered.bodies)
+        document_ids, columns = choose_candidates(found.ids, allowed, self._num_documents)
+        present = document_ids >= 0
+
+        def chosen(pieces: Pieces) -> Pieces:
+            ids = jnp.take_along_axis(pieces.ids, columns[:, :, None], axis=1)
+            return Pieces(ids, jnp.where(present, jnp.take_along_axis(pieces.lengths, columns, axis=1), 0))
+
+        titles, bodies = chosen(gathered.titles), chosen(gathered.bodies)
+        wide = (*document_ids.shape, query.ids.shape[1])
+        queries = Pieces(
+            jnp.broadcast_to(query.ids[:, None], wide), jnp.broadcast_to(query.lengths[:, None], document_ids.shape)
+        )
+        candidate_ids = document_ids
+        if self.null_document:
+            null = jnp.full((document_ids.shape[0], 1), NULL_DOCUMENT, jnp.int32)
+            candidate_ids = jnp.concatenate([null, document_ids], axis=1)
+        batch = RealmBatch(
+            query=examples.query,
+            documents=pair_rows(titles, bodies, self.document_len, special),
+            joint=pair_rows(queries, bodies, self.joint_len, special),
+            mask_positions=examples.mask_positions,
+            mask_targets=examples.mask_targets,
+            mask_weights=examples.mask_weights,
+            candidate_mask=candidate_ids != NO_CANDIDATE,
+            is_gold=(candidate_ids == examples.gold_documents[:, None]) & (candidate_ids >= 0),
+        )
+        return batch, candidate_ids
+
+
+def in_step_arrays(examples: MaskedBatch) -> MaskedBatch:
+    """Of masked sentences what a compiled step needs: x unmasked is the query with its targets put back."""
+    return examples._replace(
+        source_documents=examples.source_documents.astype(np.int32),
+        gold_documents=examples.gold_documents.astype(np.int32),
+        sentences=[],
+    )
+
+
+def _unmasked(examples: MaskedBatch, query: Pieces) -> Pieces:
+    rows = jnp.arange(query.ids.shape[0])[:, None]
+    # unused slots are written beyond the last column, and left out
+    columns = jnp.where(examples.mask_weights > 0, examples.mask_positions - 1, query.ids.shape[1])
+    return Pieces(query.ids.at[rows, columns].set(examples.mask_targets, mode="drop"), query.lengths)
 
 
 def init_params(rng: jax.Array, *, model: RealmModel) -> Params:

@@ -7,17 +7,27 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int64
+from jaxtyping import Array, Float, Int32, Int64
 
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.inputs import Inputs
 from realm_jax.losses import WeightedSum
 from realm_jax.models import RetrieverConfig, TransformerConfig, forward_flops
+from realm_jax.retrieval.exact import DeviceResult
 from realm_jax.retrieval.index import Index, SearchResult
+from realm_jax.retrieval.resident import ResidentDocuments
 
 Params = Mapping[str, Any]  # nested dict of arrays; the top-level names are the task's learners
 Batch = Any  # a NamedTuple of arrays, every one with the batch as leading axis
 Metrics = dict[str, WeightedSum]
+
+
+class InStepRetrieval(NamedTuple):
+    """How a compiled step gets candidates by itself: `Retrieval.select` and `join` as pure functions of arrays."""
+
+    arrays: Callable[[Any], Any]  # of examples, on the host: what of them goes to the devices
+    join: Callable[[Any, DeviceResult, ResidentDocuments], tuple[Batch, Int32[Array, "batch num_candidates"]]]
+    max_title_len: int  # pieces of a title that are read
 
 
 class Retrieval(NamedTuple):
@@ -34,6 +44,7 @@ class Retrieval(NamedTuple):
     join: Callable[[Any, Int64[np.ndarray, "batch num_candidates"]], Batch]
     evaluate: Callable[[Params, Index], dict[str, float]] | None = None  # on held-out queries, with the served index
     join_embedded: Callable[..., Batch] | None = None  # instead of `join`: given (examples, ids, embeddings of the ids)
+    in_step: InStepRetrieval | None = None  # None: the host must take part
 
 
 class Task(NamedTuple):
@@ -124,7 +135,7 @@ class Program(NamedTuple):
         )
 
 
-def untied(found: Params) -> Params:
+def untied(found: Params) -> dict[str, Any]:
     """Another run's learners, a tied retriever's one encoder as both."""
     if "shared_encoder" not in found.get("retriever", {}):
         return dict(found)

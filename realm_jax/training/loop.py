@@ -30,7 +30,7 @@ from realm_jax.training.optimizer import OptimizerConfig, Schedule
 from realm_jax.training.recorder import Recorder
 from realm_jax.training.refresh import RefreshConfig, Refresher
 from realm_jax.training.sharding import MeshConfig, local_rows, on_this_host, put_batch, state_shardings
-from realm_jax.training.state import TrainState, init_state, train_step
+from realm_jax.training.state import TrainState, in_step_train_step, init_state, train_step
 from realm_jax.training.status import TrainerStatus
 from realm_jax.training.stop_requests import StopRequests
 
@@ -141,8 +141,9 @@ def train(
             if retrieval
             else None
         )
-        look_ahead = LookAhead(the_task, the_mesh, batch_size)
-        run_step = _Programs(_jit_step(the_task, layout, the_mesh, accumulation_steps, dropout))
+        in_step = refresher is not None and refresh.search == "in_step"
+        look_ahead = LookAhead(the_task, the_mesh, batch_size, in_step)
+        run_step = _Programs(_jit_step(the_task, layout, the_mesh, accumulation_steps, dropout, in_step))
         recorder = Recorder(
             run,
             the_task,
@@ -181,8 +182,10 @@ def train(
                 prepared = look_ahead.take(step)
                 if step + 1 < num_steps:
                     look_ahead.start(step + 1, state.params, refresher.index if refresher else None)
-                is_new = run_step.compile_for(state, prepared.batch, rng)
-                state, figures = run_step(state, prepared.batch, rng)
+                inputs = prepared.batch if refresher is None else refresher.step_inputs(prepared.batch)
+                is_new = run_step.compile_for(state, inputs, rng)
+                state, figures = run_step(state, inputs, rng)
+                del inputs  # an index that is swapped out must end, so that the next can take its buffers
                 recorder.dispatched(step, figures, prepared, refresher, is_timed=not is_new)
                 recorder.drain(keep=1)  # waits for the step before this one, so that one is always in flight
 
@@ -393,10 +396,10 @@ def _global_ids(mesh: Mesh, candidate_ids: np.ndarray | None) -> jax.Array | Non
     return None if candidate_ids is None else put_batch(mesh, candidate_ids.astype(np.int32))
 
 
-def _jit_step(task: Task, layout: _Layout, mesh: Mesh, accumulation_steps: int, dropout: bool) -> Any:
+def _jit_step(task: Task, layout: _Layout, mesh: Mesh, accumulation_steps: int, dropout: bool, in_step: bool) -> Any:
     """The train step, jitted: the state is donated and keeps its shardings, the metrics are the same on every device."""
     step = functools.partial(
-        train_step,
+        functools.partial(in_step_train_step, mesh=mesh) if in_step else train_step,
         task=task,
         optimizer=layout.optimizer,
         schedules=layout.schedules,

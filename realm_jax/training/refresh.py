@@ -15,14 +15,18 @@ from realm_jax.retrieval import agreement, versions
 from realm_jax.retrieval.adopt_version import SAMPLE_DOCUMENTS, adopt_version
 from realm_jax.retrieval.agreement import CoordinationMail
 from realm_jax.retrieval.build_version import DEFAULT_BATCHES, DEFAULT_INDEX, BatchSettings, BuildStopped, IndexSettings
+from realm_jax.retrieval.device_rows import SpareRows
 from realm_jax.retrieval.embedder import Embedder, embed_snapshot
+from realm_jax.retrieval.exact import ExactIndex
 from realm_jax.retrieval.host_sharded import load_own_shards
 from realm_jax.retrieval.hot_swap import HotSwap, Swap, VersionSource, WaitStopped
 from realm_jax.retrieval.index import Index
+from realm_jax.retrieval.resident import place_documents
 from realm_jax.run_dir import RunDir
 from realm_jax.tasks.task import Params, Retrieval
 from realm_jax.training.checkpoint import NO_VERSION
 from realm_jax.training.snapshots import SnapshotWriter, forget_snapshots_after, params_checksum, snapshot_checksum
+from realm_jax.training.state import InStepBatch
 from realm_jax.training.status import TrainerStatus
 from realm_jax.typed import check_fields
 
@@ -51,6 +55,9 @@ class RefreshConfig:
     swap_every_steps: int = 1  # a loaded version waits for the next multiple
     index_hosts: Literal["replicated", "sharded"] = (
         "replicated"  # sharded: each host holds its share, and all search together
+    )
+    search: Literal["look_ahead", "in_step"] = (
+        "look_ahead"  # in_step: on the devices, exactly, as part of the train step
     )
     max_index_age_steps: int | None = None  # none: any age will do
     when_too_old: Literal["wait", "stop"] = "wait"
@@ -84,6 +91,10 @@ class RefreshConfig:
             raise ValueError(
                 "RefreshConfig: an embedder inside the trainer cannot be asynchronous; "
                 "set mode='synchronous', or embedder='separate' and start the embed job"
+            )
+        if self.search == "in_step" and self.index_hosts == "sharded":
+            raise ValueError(
+                "RefreshConfig: search='in_step' shards the index over all devices of all hosts by itself; leave index_hosts out"
             )
         if (self.mode == "replay") != (self.replay_file is not None):
             raise ValueError("RefreshConfig.replay_file goes with mode='replay', and only with it")
@@ -163,6 +174,18 @@ class Refresher:
             "num_documents": retrieval.corpus.num_documents,
         }
 
+        in_step = config.search == "in_step"
+        if in_step and retrieval.in_step is None:
+            raise ValueError(
+                "RefreshConfig.search='in_step': this task needs the host between search and step; set it to 'look_ahead'"
+            )
+        self._documents = (
+            place_documents(retrieval.corpus, mesh, retrieval.in_step.max_title_len)
+            if in_step and retrieval.in_step
+            else None
+        )
+        spare = SpareRows()
+        placed: dict[str, Any] = {"spare": spare} | ({"backend": "exact", "mesh": mesh} if in_step else {})
         sharded = config.index_hosts == "sharded" and jax.process_count() > 1
         mail = CoordinationMail(config.timeout_secs) if sharded else None
 
@@ -170,7 +193,7 @@ class Refresher:
             directory = run.index_version(version)
             if mail is None:
                 manifest = versions.verify(directory, **expected)
-                return versions.load_version(directory, manifest=manifest), manifest.built_at
+                return versions.load_version(directory, manifest=manifest, **placed), manifest.built_at
             host = jax.process_index()  # the other hosts verify what they load
             own = versions.shards_of_host(versions.read_manifest(directory), host, mail.num_hosts)
             manifest = versions.verify(directory, shards=own, **expected)
@@ -191,6 +214,14 @@ class Refresher:
     def index(self) -> Index:
         """What is searched now."""
         return self._hot_swap.index
+
+    def step_inputs(self, examples: Any) -> Any:
+        """What the train step takes beside state and key: a prepared batch as it is, or with documents and index to search."""
+        if self._documents is None:
+            return examples
+        index = self._hot_swap.index
+        assert isinstance(index, ExactIndex)
+        return InStepBatch(examples, self._documents, index.device_rows)
 
     @property
     def version(self) -> int:

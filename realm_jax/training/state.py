@@ -7,11 +7,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int32
 
 from realm_jax.losses import WeightedSum
+from realm_jax.retrieval.device_rows import DeviceRows
+from realm_jax.retrieval.exact import search_sharded_chunks
+from realm_jax.retrieval.resident import ResidentDocuments, gather_documents
 from realm_jax.tasks.task import Batch, Params, Task
 from realm_jax.training.optimizer import Schedule
+from realm_jax.training.sharding import BATCH
 
 
 class TrainState(NamedTuple):
@@ -113,3 +118,39 @@ def train_step(
     if len(rates) > 1:
         figures |= {f"learning_rate_{name}": rate for name, rate in rates.items()}
     return new_state, figures
+
+
+class InStepBatch(NamedTuple):
+    """What a step that searches for itself reads: its examples, all documents' pieces, all documents' embeddings."""
+
+    examples: Any
+    documents: ResidentDocuments
+    rows: DeviceRows
+
+
+def in_step_train_step(
+    state: TrainState, batch: InStepBatch, rng: jax.Array, *, task: Task, mesh: Mesh, **settings: Any
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+    """`train_step` with the retrieval inside: embed the queries, search, gather, join, update, in one program.
+
+    Candidates are selected with the parameters that the step updates, not with those before (as look-ahead has it).
+
+    Args:
+      state: before the step.
+      batch: of the global batch; documents and rows sharded over all axes of the mesh.
+      rng: the run's key.
+      task: a method whose `Retrieval` has `in_step`.
+      mesh: of documents and rows.
+      settings: of `train_step`.
+    """
+    retrieval = task.retrieval
+    assert retrieval is not None and retrieval.in_step is not None
+    embeds = retrieval.embed_queries(state.params, retrieval.queries(batch.examples))
+    found = search_sharded_chunks(
+        embeds, batch.rows.chunks, retrieval.corpus.num_documents, retrieval.num_results, mesh, scales=batch.rows.scales
+    )
+    gathered = gather_documents(batch.documents, found.ids, mesh)
+    joined, _ = retrieval.in_step.join(batch.examples, found, gathered)
+    by_rows = NamedSharding(mesh, BATCH)
+    joined = jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, by_rows), joined)
+    return train_step(state, joined, rng, task=task, **settings)
