@@ -127,6 +127,24 @@ def test_hosts_that_share_the_index_train_like_hosts_that_hold_all_of_it(places,
 
 
 @pytest.mark.slow
+def test_two_processes_search_inside_their_step_like_one(places, tmp_path):
+    """Documents and index are sharded over the devices of both; the candidates are searched by all of them together."""
+    for name, processes, devices in (("one", 1, 2), ("two", 2, 1)):
+        finish(
+            start(
+                tmp_path / name, places, processes, "--gin.refresh.RefreshConfig.search='in_step'", num_devices=devices
+            )
+        )
+    one, two = (read_metrics(tmp_path / name) for name in ("one", "two"))
+    assert [line.get("index_version") for line in two] == [line.get("index_version") for line in one]
+    for one_process, two_processes in zip(one, two, strict=True):
+        for name in ("loss", "null_document_prob", "heldout_recall_at_5"):
+            if name in one_process:
+                assert two_processes[name] == pytest.approx(one_process[name], rel=1e-3, abs=1e-4), name
+    same(tmp_path / "one", tmp_path / "two", rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
 @pytest.mark.faults
 def test_a_preempted_process_stops_all_at_the_same_step(places, two, tmp_path):
     """SIGTERM comes to the second process alone; resumed, the run equals the one that was not stopped to the bit."""
