@@ -30,6 +30,7 @@ REQUIREMENTS = [
     "tensorflow-datasets>=4.9.10,<5",
     "importlib_resources>=6",
     "etils[epath]>=1.12,<2",
+    "fsspec>=2026.9",
     # search: ScaNN is published for Linux alone; elsewhere the exact index serves
     "scann>=1.4.2,<1.5; sys_platform == 'linux'",
     "bm25s>=0.3.16,<0.4",
@@ -46,6 +47,9 @@ EXTRAS = {
     "mediawiki": MEDIAWIKI,
     "beir": BEIR,
     "serve": SERVE,
+    # run directories and corpora on object stores
+    "gcs": ["gcsfs>=2026.9"],
+    "s3": ["s3fs>=2026.9"],
     "spacy": ["spacy>=3.8,<4"],
     # weights of elsewhere: torch files, TensorFlow-1 checkpoints (scann lives with no other TensorFlow), MiniLM as a package
     "torch": ["torch>=2.6"],

@@ -38,6 +38,7 @@ from processes import (  # noqa: E402 - beside this script
 
 from realm_jax.run_dir import RunDir, check_can_write, read_json  # noqa: E402 - the checkout's own package
 from realm_jax.run_lock import InUse, exclusive  # noqa: E402
+from realm_jax.storage import require_local  # noqa: E402
 from realm_jax.training.progress import progress_figures  # noqa: E402
 
 RECIPES = ("tiny", "documents", "encyclopedia")
@@ -289,6 +290,7 @@ def parse(arguments: Sequence[str]) -> Settings:
     if (recipe == "tiny") == bool(known.corpus):
         parser.error(f"--recipe={recipe} {'is for the embedded corpus, not for' if known.corpus else 'needs'} --corpus")
     try:
+        require_local(known.run_dir, "launch/local.py, which keeps the jobs' output in --run_dir")
         check_can_write(known.run_dir, "--run_dir")
     except ValueError as refused:
         parser.error(str(refused))

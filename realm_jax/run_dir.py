@@ -5,125 +5,126 @@ import json
 import os
 import tempfile
 import threading
-from pathlib import Path
 from typing import Any
+
+from realm_jax.storage import Place, RemotePath, as_place, put
 
 
 @dataclasses.dataclass(frozen=True)
 class RunDir:
-    """A run directory and the places in it. Nothing here touches the disk.
+    """A run directory and the places in it, local or on an object store. Nothing here touches the disk.
 
     >>> RunDir.of("runs/pretrain").index_version(300).as_posix()
     'runs/pretrain/index/00000300'
     """
 
-    path: Path
+    path: Place
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "path", Path(self.path))
+        object.__setattr__(self, "path", as_place(self.path))
 
     @classmethod
     def of(cls, place: "str | os.PathLike[str] | RunDir") -> "RunDir":
         """The run directory at a path; a RunDir passes through."""
-        return cls(place.path if isinstance(place, RunDir) else Path(place))
+        return cls(place.path if isinstance(place, RunDir) else as_place(place))
 
     @property
-    def checkpoints(self) -> Path:
+    def checkpoints(self) -> Place:
         """Resume units, one directory a step, written by Orbax."""
         return self.path / "checkpoints"
 
     @property
-    def snapshots(self) -> Path:
+    def snapshots(self) -> Place:
         """Retriever parameters alone, one directory a step, for the embed job."""
         return self.path / "snapshots"
 
     @property
-    def index(self) -> Path:
+    def index(self) -> Place:
         """Index versions, named by the snapshot step that they were embedded with."""
         return self.path / "index"
 
     @property
-    def metrics(self) -> Path:
+    def metrics(self) -> Place:
         """TensorBoard events and metrics.jsonl."""
         return self.path / "metrics"
 
     @property
-    def metrics_jsonl(self) -> Path:
+    def metrics_jsonl(self) -> Place:
         return self.metrics / "metrics.jsonl"
 
     @property
-    def status(self) -> Path:
+    def status(self) -> Place:
         """What each process of the run last said about itself."""
         return self.path / "status"
 
     @property
-    def logs(self) -> Path:
+    def logs(self) -> Place:
         """What the processes of the run print, when a launcher starts them."""
         return self.path / "logs"
 
     @property
-    def embedder_status(self) -> Path:
+    def embedder_status(self) -> Place:
         return self.status / "embedder.json"
 
     @property
-    def trainer_lock(self) -> Path:
+    def trainer_lock(self) -> Place:
         """Held by the run's trainer (process 0 of several) while it is at work."""
         return self.status / "trainer.lock"
 
     @property
-    def launcher_lock(self) -> Path:
+    def launcher_lock(self) -> Place:
         """Held by a launcher of the run's jobs."""
         return self.status / "launcher.lock"
 
     @property
-    def weights(self) -> Path:
+    def weights(self) -> Place:
         """What the convert job knows of weights from elsewhere: settings, gin files, tokenizer, tensors without a use."""
         return self.path / "weights"
 
     @property
-    def corpus(self) -> Path:
+    def corpus(self) -> Place:
         """Where the corpus job writes when it is told no other place."""
         return self.path / "corpus"
 
     @property
-    def report_json(self) -> Path:
+    def report_json(self) -> Place:
         return self.path / "report.json"
 
     @property
-    def report_html(self) -> Path:
+    def report_html(self) -> Place:
         return self.path / "report.html"
 
     @property
-    def examples(self) -> Path:
+    def examples(self) -> Place:
         """Masked sentences with their candidates and predictions, to look at."""
         return self.path / "examples.json"
 
-    def config_file(self, job: str, number: int = 0) -> Path:
+    def config_file(self, job: str, number: int = 0) -> Place:
         """The operative configuration of a job, saved when it starts; with a number, an earlier one, 1 the first."""
         return self.path / f"config-{job}{f'.{number}' if number else ''}.gin"
 
-    def snapshot(self, step: int) -> Path:
+    def snapshot(self, step: int) -> Place:
         return self.snapshots / f"{step:08d}"
 
-    def index_version(self, version: int) -> Path:
+    def index_version(self, version: int) -> Place:
         return self.index / f"{version:08d}"
 
-    def evaluation(self, name: str) -> Path:
+    def evaluation(self, name: str) -> Place:
         return self.path / "evaluation" / f"{name}.json"
 
-    def ranking(self, name: str, row: str) -> Path:
+    def ranking(self, name: str, row: str) -> Place:
         """The documents that a row of an evaluation's table ranks, as a TREC run."""
         return self.path / "evaluation" / f"{name}-{row}.run"
 
-    def judgements(self, name: str) -> Path:
+    def judgements(self, name: str) -> Place:
         """What such rankings are scored against, as TREC has it."""
         return self.path / "evaluation" / f"{name}.qrels"
 
-    def predictions(self, name: str) -> Path:
+    def predictions(self, name: str) -> Place:
         """Answers to a file of questions, in the form that official scorers read."""
         return self.path / "predictions" / name
 
-    def trainer_status(self, process: int) -> Path:
+    def trainer_status(self, process: int) -> Place:
         return self.status / f"trainer-{process:05d}.json"
 
     def stage(self, name: str) -> "RunDir":
@@ -141,7 +142,10 @@ def check_can_write(place: str | os.PathLike[str], name: str) -> None:
     Raises:
       ValueError: with the reason and the remedy.
     """
-    place = Path(place)
+    place = as_place(place)
+    if isinstance(place, RemotePath):
+        _check_can_put(place, name)
+        return
     try:
         there = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
         is_folder = there.is_dir()
@@ -159,6 +163,18 @@ def check_can_write(place: str | os.PathLike[str], name: str) -> None:
         )
 
 
+def _check_can_put(place: RemotePath, name: str) -> None:
+    probe = place / f".{os.getpid()}-{threading.get_ident()}.tmp"
+    try:
+        put(probe, b"")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"{name}: expected a place that can be written to, got {place} ({error.strerror or error}); name another, or "
+            "change its permissions"
+        ) from error
+
+
 def write_json_atomically(path: str | os.PathLike[str], content: Any) -> None:
     """Writes a JSON file so that a reader sees the old content or the new one, never a part, also after a crash.
 
@@ -169,8 +185,11 @@ def write_json_atomically(path: str | os.PathLike[str], content: Any) -> None:
 
 
 def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a text file by writing it beside its place, flushing it to the disk, and renaming it."""
-    path = Path(path)
+    """Writes a text file by writing it beside its place, flushing it to the disk, and renaming it; an object by one PUT."""
+    path = as_place(path)
+    if isinstance(path, RemotePath):
+        put(path, text.encode())
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
@@ -190,7 +209,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
       FileNotFoundError: when there is none.
       ValueError: when it does not hold JSON, naming file and place.
     """
-    path = Path(path)
+    path = as_place(path)
     try:
         return json.loads(path.read_bytes())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

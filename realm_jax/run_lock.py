@@ -3,11 +3,14 @@
 import contextlib
 import errno
 import fcntl
+import functools
 import logging
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+
+from realm_jax.storage import Place, RemotePath, scratch_of
 
 logger = logging.getLogger(__name__)
 
@@ -19,16 +22,20 @@ class InUse(ValueError):  # noqa: N818 - reads as what it says
 
 
 @contextlib.contextmanager
-def exclusive(path: Path, message: str) -> Iterator[None]:
+def exclusive(path: Place, message: str) -> Iterator[None]:
     """Holds a lock file while the body runs. The lock ends with the process that holds it, however that dies.
 
     The file goes with it, and the folders that were made for it if they are still empty; one that a killed process left
     locks nothing. On a shared file system it locks out other hosts where `flock` works between hosts (NFS; Lustre if so
-    mounted). Where there are no locks at all a warning says so and the body runs.
+    mounted). Where there are no locks at all a warning says so and the body runs. An object store has none: the lock then lies
+    in the cache of this machine and guards nothing against others.
 
     Raises:
       InUse: when another process holds it, with the message, the process's id and its host (a ValueError).
     """
+    if isinstance(path, RemotePath):
+        _warn_of_no_locks(path)
+        path = scratch_of(path)
     made = [folder for folder in path.parents if not folder.exists()]
     handle = _locked(path, message)
     try:
@@ -42,6 +49,11 @@ def exclusive(path: Path, message: str) -> Iterator[None]:
         with contextlib.suppress(OSError):  # something lies there now
             for folder in made:
                 folder.rmdir()
+
+
+@functools.cache
+def _warn_of_no_locks(path: RemotePath) -> None:
+    logger.warning("%s: an object store has no locks; start no second process there from another machine", path)
 
 
 def _locked(path: Path, message: str) -> int:

@@ -15,6 +15,7 @@ from realm_jax.corpus.sources.tfds import PREFIX
 from realm_jax.data.question_formats.json_lines import question_of
 from realm_jax.data.question_formats.question import QuestionFilter
 from realm_jax.data.questions import Question, read_questions
+from realm_jax.storage import is_remote
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def asked(questions: str | tuple[str, ...]) -> Asked:
 
 def _is_file(text: str) -> bool:
     """Whether a text names a file, which must be there, rather than asks a question. Many scripts write no spaces."""
-    if text.startswith(PREFIX) or os.path.isfile(text):  # noqa: PTH113 - a text too long for a path is no error to it
+    if text.startswith(PREFIX) or is_remote(text) or os.path.isfile(text):  # noqa: PTH113 - a text too long for a path is no error to it
         return True
     if not text.strip() or text.rstrip().endswith(_QUESTION_MARKS):
         return False

@@ -6,7 +6,6 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from realm_jax.answering.answerer import Answer
@@ -17,6 +16,7 @@ from realm_jax.data.question_formats.question import shortened
 from realm_jax.data.questions import Question
 from realm_jax.retrieval.manifest import Backend
 from realm_jax.run_dir import RunDir, check_can_write, write_text_atomically
+from realm_jax.storage import Place, as_place
 from realm_jax.tasks.open_qa import OpenQa
 
 logger = logging.getLogger(__name__)
@@ -98,11 +98,13 @@ def predict(
     }
 
 
-def _target(run: RunDir, to_answer: Asked, output: str | None, form: Form) -> Path | None:
+def _target(run: RunDir, to_answer: Asked, output: str | None, form: Form) -> Place | None:
     """The file to write; None for standard output."""
     if output == STANDARD_INPUT or (output is None and to_answer.name is None):
         return None
-    return Path(output) if output is not None else run.predictions(f"{to_answer.name}.{form.replace('squad', 'json')}")
+    return (
+        as_place(output) if output is not None else run.predictions(f"{to_answer.name}.{form.replace('squad', 'json')}")
+    )
 
 
 def _check_ids(questions: Sequence[Question]) -> None:

@@ -3,6 +3,8 @@
 import difflib
 from pathlib import Path
 
+from realm_jax.storage import fetch, is_remote
+
 PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -15,12 +17,14 @@ def find_gin_file(name: str, beside: Path | None = None) -> Path:
     """Finds a gin file: as given, relative to the working directory, else by name in the project's gin folders.
 
     Args:
-      name: a path, or a name such as `runs/realm_tiny.gin`.
+      name: a path, also on an object store, or a name such as `runs/realm_tiny.gin`.
       beside: a file whose folder is searched last (for `include`).
 
     Raises:
       FileNotFoundError: naming the places searched, and a similar file if there is one.
     """
+    if is_remote(name):
+        return fetch(name)
     by_name = name.removeprefix("gin/")
     places = [Path(name).absolute(), *(folder / by_name for folder in gin_folders())]
     if beside is not None:

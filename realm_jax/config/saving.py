@@ -8,6 +8,7 @@ from pathlib import Path
 
 from realm_jax.run_dir import RunDir, write_text_atomically
 from realm_jax.run_lock import InUse
+from realm_jax.storage import RemotePath, objects, put
 
 
 @contextlib.contextmanager
@@ -23,6 +24,10 @@ def saved(run: RunDir, job: str, text: str) -> Iterator[None]:
     earlier = place.read_bytes() if place.exists() else None
     if earlier == text.encode():
         yield
+        return
+    if isinstance(run.path, RemotePath):
+        with _saved_as_object(run, run.path, job, text, earlier):
+            yield
         return
     made = [folder for folder in (run.path, *run.path.parents) if not folder.exists()]
     kept = None if earlier is None else _keep(run, job, earlier)
@@ -40,6 +45,36 @@ def saved(run: RunDir, job: str, text: str) -> Iterator[None]:
                 for folder in made:
                     folder.rmdir()
         raise
+
+
+@contextlib.contextmanager
+def _saved_as_object(run: RunDir, path: RemotePath, job: str, text: str, earlier: bytes | None) -> Iterator[None]:
+    """`saved` on an object store, where what is kept has the time at which it was kept."""
+    place, kept = path / run.config_file(job).name, None
+    before = _states(run, path)
+    if earlier is not None:
+        numbered = (path / run.config_file(job, number).name for number in itertools.count(1))
+        kept = next(free for free in numbered if not free.exists())
+        put(kept, earlier)
+    put(place, text.encode())
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        after = {name: state for name, state in _states(run, path).items() if kept is None or name != kept.name}
+        if isinstance(error, InUse) or before | {place.name: ""} == after | {place.name: ""}:
+            if earlier is None:
+                place.unlink(missing_ok=True)
+            else:
+                put(place, earlier)
+            if kept is not None:
+                kept.unlink(missing_ok=True)
+        raise
+
+
+def _states(run: RunDir, path: RemotePath) -> dict[str, str]:
+    """The run's objects, those aside in which its processes speak of themselves."""
+    aside = (f"{run.logs.name}/", f"{run.status.name}/")
+    return {name: state for name, state in objects(path).items() if not name.startswith(aside)}
 
 
 def _keep(run: RunDir, job: str, earlier: bytes) -> Path:

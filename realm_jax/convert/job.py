@@ -38,6 +38,7 @@ from realm_jax.retrieval.manifest import Backend
 from realm_jax.retrieval.shards import map_embeddings
 from realm_jax.retrieval.versions import list_versions, read_manifest, version_dir
 from realm_jax.run_dir import RunDir
+from realm_jax.storage import require_local
 from realm_jax.tasks.open_qa import OpenQa
 from realm_jax.text.loading import load_tokenizer
 from realm_jax.text.word_piece import WordPieceTokenizer
@@ -106,6 +107,7 @@ def convert(
       FileExistsError: the destination holds something.
     """
     run = RunDir.of(run_dir)
+    require_local(run.path, "convert's --run_dir")
     if architecture and architecture not in ARCHITECTURES:
         raise ValueError(f"unknown architecture {architecture!r}, valid: {', '.join(ARCHITECTURES)}")
     if direction != "index" and corpus:

@@ -23,6 +23,7 @@ from realm_jax.corpus.store import Corpus
 from realm_jax.corpus.world import WorldConfig
 from realm_jax.corpus.writer import DEFAULT_TITLE_LEN, CorpusWriter
 from realm_jax.run_dir import RunDir, check_can_write
+from realm_jax.storage import Place, as_place, clear_scratch, copy_of, fetch, is_remote, publish_folder, scratch_of
 from realm_jax.text.loading import load_tokenizer
 from realm_jax.text.sentence_piece import ModelType, VocabularyTooLargeError, train_sentencepiece
 from realm_jax.text.tokenizer import SPECIAL_PIECES, Tokenizer
@@ -218,9 +219,10 @@ def corpus(
         cores = available_cores()
         num_workers = cores if cores > 1 and not tagger.startswith(f"{MODEL}:") else 0
     run = RunDir.of(run_dir)
-    directory = Path(output_dir) if output_dir else run.corpus
+    place = as_place(output_dir) if output_dir else run.corpus
+    directory = scratch_of(place)  # where it is built; the place itself if that is local
     _check_sources(sources, world)
-    _check_apart(sources, run_dir=run.path, output_dir=directory)
+    _check_apart(sources, run_dir=run.path, output_dir=place)
     _check_at_least(_SMALLEST_BLOCK, " pieces", block_len=block_len)
     _check_at_least(len(SPECIAL_PIECES) + 1, " pieces", vocab_size=vocab_size)
     _check_at_least(0, title_len=title_len, num_workers=num_workers)
@@ -231,9 +233,8 @@ def corpus(
         make_tagger(tagger, ())  # refuses an unknown name before the slow work
     given = None if tokenizer in (TRAIN, TRAIN_BPE) else load_tokenizer(tokenizer)
     learner = given or Training(vocab_size, "bpe" if tokenizer == TRAIN_BPE else "unigram")
-    text = SourceText(
-        tuple(path for path in sources if path != WORLD), source_format, max_dropped_share, (run.path, directory)
-    )
+    paths = tuple(str(fetch(path)) if is_remote(path) else path for path in sources if path != WORLD)
+    text = SourceText(paths, source_format, max_dropped_share, (copy_of(run.path), copy_of(place)))
     settings = {
         "source": list(sources),
         "source_format": source_format,
@@ -250,10 +251,11 @@ def corpus(
     if WORLD in sources:
         world = world or WorldConfig()
         settings["world"] = dataclasses.asdict(world)
-    if (finished := _finished(directory, settings)) is not None:
-        logger.info("%s holds this corpus already (%d documents): used again", directory, finished.num_documents)
+    if (finished := _finished(place, settings)) is not None:
+        logger.info("%s holds this corpus already (%d documents): used again", place, finished.num_documents)
         return finished
-    check_can_write(directory, "corpus.output_dir" if output_dir else "the corpus")
+    clear_scratch(place)
+    check_can_write(place, "corpus.output_dir" if output_dir else "the corpus")
     if world is not None:
         from realm_jax.corpus.build_world import build_world
 
@@ -264,7 +266,8 @@ def corpus(
             directory, learned.tokenizer, learned.tagger, block_len, title_len, min_pieces, num_workers=num_workers
         )
         info = _build_from_text(build, text, learned.total_chars, licence, settings)
-    log_statistics(directory, info)
+    publish_folder(place, CORPUS_FILE)
+    log_statistics(place, info)
     return info
 
 
@@ -275,11 +278,11 @@ def _check_sources(sources: Sequence[str], world: WorldConfig | None) -> None:
         raise ValueError(f'world settings are for source="{WORLD}", got source={sources!r}; leave one of them out')
 
 
-def _check_apart(sources: Sequence[str], **places: Path) -> None:
+def _check_apart(sources: Sequence[str], **places: Place) -> None:
     """Refuses to write among the user's documents; a folder below them is left out of the source instead."""
     for name, place in places.items():
         for source in sources:
-            if source != WORLD and not source.startswith("tfds:") and Path(source).resolve() == place.resolve():
+            if source != WORLD and not source.startswith("tfds:") and as_place(source).resolve() == place.resolve():
                 raise ValueError(
                     f"expected a folder of its own for what is written, got {name}={place}, which is the source; "
                     f"name another {name}"
@@ -325,7 +328,7 @@ def _build_from_text(
         dropped,
         total_chars,
         before_finish,
-        source=", ".join(text.paths),
+        source=", ".join(settings["source"]),
         licence=licence,
         settings=settings,
     )
@@ -359,7 +362,7 @@ def _tagger_identity(name: str) -> str:
     return f"{MODEL}:{fingerprint(argument)}"
 
 
-def log_statistics(directory: Path, info: CorpusInfo) -> None:
+def log_statistics(directory: Place, info: CorpusInfo) -> None:
     """Says in a few lines what a finished corpus holds."""
     counts = info.counts
     logger.info(
@@ -395,7 +398,7 @@ def _counts(batch: list[Article], cut: CutBatch, rows: PieceRows) -> dict[str, i
     }
 
 
-def _finished(directory: Path, settings: Mapping[str, Any]) -> CorpusInfo | None:
+def _finished(directory: Place, settings: Mapping[str, Any]) -> CorpusInfo | None:
     """The finished corpus of the same settings in the directory, if there is one."""
     if not (directory / CORPUS_FILE).exists():
         return None
@@ -413,7 +416,7 @@ def _finished(directory: Path, settings: Mapping[str, Any]) -> CorpusInfo | None
             "give another place (output_dir), or delete that corpus to build it again"
         )
     try:
-        return Corpus.open(directory).info
+        return info if is_remote(directory) else Corpus.open(directory).info
     except ValueError as error:
         logger.warning("%s; building it again", error)
         return None

@@ -1,10 +1,11 @@
 """corpus.json: what a corpus is, and whether there is one."""
 
 import dataclasses
-from pathlib import Path
+import os
 from typing import Any
 
 from realm_jax.run_dir import read_json
+from realm_jax.storage import as_place
 from realm_jax.typed import check_fields, conforms
 
 CORPUS_FILE = "corpus.json"
@@ -53,13 +54,13 @@ class CorpusInfo:
         check_fields(self)
 
 
-def read_info(directory: str | Path) -> CorpusInfo:
+def read_info(directory: str | os.PathLike[str]) -> CorpusInfo:
     """Reads corpus.json.
 
     Raises:
       ValueError: not a corpus, an unfinished build, or a corpus.json of another kind.
     """
-    directory = Path(directory)
+    directory = as_place(directory)
     path = directory / CORPUS_FILE
     if not path.is_file():
         if (directory / "tokens").is_dir():

@@ -33,6 +33,7 @@ from realm_jax.data.tagger_inputs import NO_PIECE, SentencePieces, Window, sente
 from realm_jax.models import TransformerConfig
 from realm_jax.models.token_tagger import TokenTagger, TokenTaggerConfig
 from realm_jax.run_dir import read_json, write_json_atomically
+from realm_jax.storage import fetch
 from realm_jax.text.loading import load_tokenizer
 from realm_jax.text.tokenizer import Tokenizer
 from realm_jax.training.snapshots import flatten_params, nest_params
@@ -201,7 +202,7 @@ class NerTagger:
         Raises:
           ValueError: the directory holds no tagger, or its files are not those that were saved together.
         """
-        directory = Path(directory)
+        directory = fetch(directory)
         record = read_record(directory)
         content = (directory / PARAMS_FILE).read_bytes() if (directory / PARAMS_FILE).is_file() else b""
         if hashlib.sha256(content).hexdigest() != record["params_sha256"]:
@@ -260,7 +261,7 @@ def read_record(directory: Path) -> dict[str, Any]:
 
 def fingerprint(directory: str | Path) -> str:
     """What decides the spans of a saved tagger, as sha256: its record holds the checksums of all else."""
-    record = read_record(Path(directory))
+    record = read_record(fetch(directory))
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from realm_jax.storage import fetch
+
 Spans = list[tuple[int, int]]
 
 
@@ -201,7 +203,7 @@ class RuleTagger:
     def load(cls, path: str | Path) -> "RuleTagger":
         """Reads what `save` wrote; ValueError for any other file."""
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = json.loads(fetch(path).read_text(encoding="utf-8"))
             words = {word: WordCount(int(lower), int(inner)) for word, (lower, inner) in content["words"].items()}
             return cls(words, float(content["lower_share"]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:

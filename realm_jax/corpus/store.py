@@ -10,6 +10,7 @@ Row i of every array, and record i of the data set, is document i. Pieces are ra
 
 import functools
 import json
+import os
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -22,6 +23,7 @@ from realm_jax.corpus import dataset
 from realm_jax.corpus.blocks import Block
 from realm_jax.corpus.info import CORPUS_FILE, CorpusInfo, read_info
 from realm_jax.corpus.ragged import Ragged, open_array, open_ragged
+from realm_jax.storage import fetch
 from realm_jax.text.loading import load_tokenizer
 from realm_jax.text.tokenizer import Tokenizer
 
@@ -54,14 +56,14 @@ class Corpus:
             )
 
     @classmethod
-    def open(cls, directory: str | Path) -> "Corpus":
-        """Opens a corpus directory.
+    def open(cls, directory: str | os.PathLike[str]) -> "Corpus":
+        """Opens a corpus directory; one on an object store is downloaded first, where the cache has it not yet.
 
         Raises:
           ValueError: not a corpus, an unfinished build, or files that do not fit corpus.json.
         """
-        directory = Path(directory)
-        return cls(directory, read_info(directory))
+        info = read_info(directory)
+        return cls(fetch(directory), info)
 
     def __reduce__(self) -> tuple:
         return Corpus.open, (self.directory,)

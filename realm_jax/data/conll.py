@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from realm_jax.corpus.sources.files import read_lines
+from realm_jax.storage import fetch
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def read_conll(path: str | Path, max_dropped_share: float = 0.01) -> ConllFile:
       FileNotFoundError: there is no such file.
       ValueError: it holds no sentence, or too many malformed ones, naming the first line of each cause.
     """
-    path = Path(path)
+    path = fetch(path)
     if not path.is_file():
         raise FileNotFoundError(f"no file at {path}; expected a CoNLL file: a word and its tag a line")
     sentences: list[AnnotatedSentence] = []

@@ -17,6 +17,7 @@ from realm_jax.data.question_formats.tfds import read_tfds_questions
 from realm_jax.data.question_formats.trivia_qa import read_trivia_qa
 from realm_jax.data.question_formats.tsv import read_curated_trec, read_dpr_tsv
 from realm_jax.data.question_formats.web_questions import read_web_questions
+from realm_jax.storage import fetch
 
 __all__ = ["FORMATS", "Passage", "Question", "QuestionSet", "read_questions"]
 
@@ -92,7 +93,7 @@ def _raw_questions(source: str, source_format: str, on_drop: OnCause, on_note: O
                 f"a source that begins with {tfds.PREFIX!r} has the format {TFDS!r}, got {source_format!r}; use 'auto'"
             )
         return read_tfds_questions(source, on_drop)
-    path = Path(source)
+    path = fetch(source)
     found = recognise.format_of_lines(path) if source_format == "auto" else source_format
     if found in _LINE_READERS:
         return _LINE_READERS[found](path, on_drop)

@@ -21,6 +21,7 @@ from realm_jax.data.question_formats.question import shortened
 from realm_jax.evaluation.judging import SearchFunction
 from realm_jax.evaluation.queries import QUESTIONS, QuerySet, RetrievalQuery, drawn
 from realm_jax.evaluation.trec import Judgements, RankedDocument, Run, strictly_descending
+from realm_jax.storage import RemotePath, as_place, copy_of, fetch
 from realm_jax.text.tokenizer import Tokenizer
 
 DEPTH = 100  # documents ranked for a query
@@ -34,7 +35,10 @@ def qrels_of(source: str | Path) -> Path | None:
     Raises:
       ValueError: for a folder without a test split, naming those that it has.
     """
-    path = Path(source)
+    place = as_place(source)
+    if isinstance(place, RemotePath):
+        fetch(place.parent.parent if place.parent.name == "qrels" else place)
+    path = copy_of(place)
     if path.parent.name == "qrels" and is_beir_folder(path.parent.parent):
         return path
     if not is_beir_folder(path):

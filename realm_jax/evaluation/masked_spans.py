@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -75,12 +74,13 @@ class MaskedSpanEvaluation:
         """
         self.task, self.batch_size, self.seed = task, batch_size, seed
         self.corpus = Corpus.open(task.corpus)
+        sentences = Corpus.open(x_corpus)
         self.sentences = MaskedSentences(
-            Corpus.open(x_corpus),
+            sentences,
             query_len=task.query_len,
             masking=task.evaluation_masking(),
             seed=seed,
-            is_knowledge_corpus=Path(x_corpus).resolve() == self.corpus.directory.resolve(),
+            is_knowledge_corpus=sentences.directory.resolve() == self.corpus.directory.resolve(),
         )
         usable = self.sentences.usable
         self.rows = usable[np.linspace(0, len(usable) - 1, min(num_sentences, len(usable))).astype(np.int64)]

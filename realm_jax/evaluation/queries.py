@@ -18,6 +18,7 @@ from realm_jax.data.order import example_rng
 from realm_jax.data.questions import Question, read_questions
 from realm_jax.evaluation.answers import contains_answer, normalise_answer
 from realm_jax.evaluation.trec import Judgements
+from realm_jax.storage import as_place
 from realm_jax.text.tokenizer import Tokenizer
 
 Drawn = TypeVar("Drawn")
@@ -143,10 +144,10 @@ def questions(
     Raises:
       ValueError: for a source that is not what its format says, naming file and line.
     """
-    if not str(source).startswith(TFDS_PREFIX) and not Path(source).is_file():
+    if not str(source).startswith(TFDS_PREFIX) and not as_place(source).is_file():
         raise ValueError(
             f"evaluate.questions: expected a file of questions, got {source}, which is "
-            f"{'a folder' if Path(source).is_dir() else 'not there'}; name one, or set evaluate.x_corpus to measure with "
+            f"{'a folder' if as_place(source).is_dir() else 'not there'}; name one, or set evaluate.x_corpus to measure with "
             "sentences"
         )
     asked = read_questions(source, answers_are_regex=answers_are_regex)

@@ -1,14 +1,14 @@
 """The tagger job: a trained tagger is measured on annotated names beside the rules, and written for the corpus job."""
 
 import logging
-from pathlib import Path
 from typing import Any
 
-from realm_jax.corpus.ner_tagger import NerTagger
+from realm_jax.corpus.ner_tagger import TAGGER_FILE, NerTagger
 from realm_jax.corpus.salient_spans import RuleTagger
 from realm_jax.data.conll import AnnotatedText, joined, read_conll
 from realm_jax.evaluation.names import NameScores, score_names
 from realm_jax.run_dir import RunDir, write_json_atomically
+from realm_jax.storage import as_place, publish_folder, scratch_of
 from realm_jax.tasks.tagger import Tagger, as_files
 from realm_jax.training.checkpoint import checkpoint_identity, load_params
 
@@ -61,8 +61,9 @@ def tagger(
     model = NerTagger(
         task.model, params["tagger"], tokenizer, kinds=task.kinds, lengths=task.lengths, batch_size=batch_size
     )
-    directory = Path(output_dir) if output_dir else run.path / "tagger"
-    model.save(directory)
+    directory = as_place(output_dir) if output_dir else run.path / "tagger"
+    model.save(scratch_of(directory))
+    publish_folder(directory, TAGGER_FILE)
     logger.info("tagger of step %d written to %s", found, directory)
     files: dict[str, Any] = {}
     for file, texts in tests.items():

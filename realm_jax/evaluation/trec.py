@@ -1,12 +1,12 @@
 """Runs and judgements as TREC has them, scored with ir-measures."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from realm_jax.run_dir import write_text_atomically
+from realm_jax.storage import Place
 
 MEASURES = ("nDCG@10", "R@100", "AP@100", "RR@10")  # BEIR's own is the first
 
@@ -60,7 +60,7 @@ def require_ir_measures() -> Any:
     return ir_measures
 
 
-def write_run(path: Path, run: Run, name: str) -> None:
+def write_run(path: Place, run: Run, name: str) -> None:
     """Writes a TREC run: query id, Q0, document id, rank from 1, score, name of the run."""
     lines = [
         f"{query} Q0 {document} {rank} {score!r} {name}\n"
@@ -70,7 +70,7 @@ def write_run(path: Path, run: Run, name: str) -> None:
     write_text_atomically(path, "".join(lines))
 
 
-def write_qrels(path: Path, judgements: Mapping[str, Mapping[str, int]]) -> None:
+def write_qrels(path: Place, judgements: Mapping[str, Mapping[str, int]]) -> None:
     """Writes judgements as TREC does: query id, 0, document id, judgement."""
     lines = [f"{query} 0 {document} {value}\n" for query, of in judgements.items() for document, value in of.items()]
     write_text_atomically(path, "".join(lines))

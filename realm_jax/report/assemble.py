@@ -5,7 +5,6 @@ import datetime
 import itertools
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from realm_jax.report.figures import EVALUATED, RECALLS
 from realm_jax.report.gather import read_swaps
 from realm_jax.run_dir import RunDir, read_json
+from realm_jax.storage import Place, as_place, modified_at
 from realm_jax.training.metrics import read_metrics, series
 
 ROWS = {"bm25": "bm25", "ict": "ict", "realm": "checkpoint"}  # of report.json, by rows of the evaluation
@@ -50,7 +50,7 @@ def assemble(run: RunDir) -> dict[str, Any] | None:
 
 def _of_corpus(run: RunDir, evaluated: Mapping[str, Any]) -> dict[str, int | None]:
     """Documents and pieces of the corpus that was evaluated on, there or, if the run was moved, inside the run."""
-    for place in (Path(evaluated["directory"]), run.corpus):
+    for place in (as_place(evaluated["directory"]), run.corpus):
         if (place / "corpus.json").exists():
             found = read_json(place / "corpus.json")
             if found["num_documents"] == evaluated["documents"]:
@@ -100,9 +100,11 @@ def _slowest_swap(metrics: list[dict[str, Any]], swapped_before: list[int]) -> f
     return max(at_swaps) / float(np.median(series(lines, "step_secs")[1])) if at_swaps else None
 
 
-def _configs(run: RunDir, job: str) -> list[Path]:
+def _configs(run: RunDir, job: str) -> list[Place]:
     """The configurations that a job was run with, the newest last."""
-    earlier = itertools.takewhile(Path.exists, (run.config_file(job, number) for number in itertools.count(1)))
+    earlier = itertools.takewhile(
+        lambda path: path.exists(), (run.config_file(job, number) for number in itertools.count(1))
+    )
     return [path for path in (*earlier, run.config_file(job)) if path.exists()]
 
 
@@ -112,7 +114,7 @@ def _seed(run: RunDir, metrics: list[dict[str, Any]]) -> int | None:
     if not configs:
         return None
     last_step_at = max((entry["time"] for entry in metrics if "time" in entry), default=math.inf)
-    in_force = [path for path in configs if path.stat().st_mtime <= last_step_at] or configs
+    in_force = [path for path in configs if modified_at(path) <= last_step_at] or configs
     for line in in_force[-1].read_text().splitlines():
         name, _, value = line.partition("=")
         if name.strip() in ("train.seed", "loop.train.seed"):
@@ -122,7 +124,7 @@ def _seed(run: RunDir, metrics: list[dict[str, Any]]) -> int | None:
 
 def _wall_secs(run: RunDir) -> float:
     """From the first thing that the run wrote (its corpus job's configuration, or the trainer's) to now."""
-    begun = min((path.stat().st_mtime for job in ("corpus", "train") for path in _configs(run, job)), default=None)
+    begun = min((modified_at(path) for job in ("corpus", "train") for path in _configs(run, job)), default=None)
     now = datetime.datetime.now().timestamp()
     return round(now - begun, 1) if begun is not None else 0.0
 

@@ -2,11 +2,11 @@
 
 import json
 import logging
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from realm_jax.report.figures import check_figures
 from realm_jax.run_dir import RunDir, read_json
+from realm_jax.storage import Place
 from realm_jax.training.metrics import read_metrics
 
 logger = logging.getLogger(__name__)
@@ -69,11 +69,11 @@ def gather(run: RunDir) -> Gathered:
     )
 
 
-def _sorted(directory: Path, pattern: str) -> list[Path]:
+def _sorted(directory: Place, pattern: str) -> list[Place]:
     return sorted(directory.glob(pattern)) if directory.is_dir() else []
 
 
-def _manifest(path: Path) -> Entry | None:
+def _manifest(path: Place) -> Entry | None:
     try:
         content = read_json(path)
     except (ValueError, FileNotFoundError) as error:  # torn, or retired while we looked

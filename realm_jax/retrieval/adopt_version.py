@@ -2,10 +2,7 @@
 
 import dataclasses
 import logging
-import os
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +16,7 @@ from realm_jax.retrieval.shards import map_embeddings
 from realm_jax.retrieval.versions import list_versions, publish, verify, version_dir
 from realm_jax.run_dir import RunDir
 from realm_jax.run_lock import exclusive
+from realm_jax.storage import Place, RemotePath, fetch_file, link_or_copy, remove, scratch_of, upload
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +28,7 @@ of it, another retriever about 1."""
 
 def adopt_version(
     source: RunDir,
-    index_dir: Path,
+    index_dir: Place,
     embed_documents: Callable[[np.ndarray, np.ndarray], Any],
     corpus: Corpus,
     *,
@@ -72,7 +70,7 @@ def adopt_version(
         )
         _check_embeddings(origin, manifest, embed_documents, corpus, document_len, sample)
         directory = version_dir(index_dir, 0)
-        shutil.rmtree(directory, ignore_errors=True)
+        remove(directory)
         for shard in manifest.shards:
             for file in shard.files:
                 _link(origin / file.path, directory / file.path)
@@ -83,7 +81,7 @@ def adopt_version(
 
 
 def _check_embeddings(
-    origin: Path,
+    origin: Place,
     manifest: Manifest,
     embed_documents: Callable[[np.ndarray, np.ndarray], Any],
     corpus: Corpus,
@@ -109,9 +107,10 @@ def _check_embeddings(
         )
 
 
-def _link(origin: Path, place: Path) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(origin, place)
-    except OSError:  # another file system, or one without links
-        shutil.copy2(origin, place)
+def _link(origin: Place, place: Place) -> None:
+    file, target = fetch_file(origin), scratch_of(place)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)  # of an upload that was interrupted
+    link_or_copy(file, target)
+    if isinstance(place, RemotePath):
+        upload(target, place)

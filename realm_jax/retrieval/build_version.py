@@ -10,7 +10,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -39,6 +38,7 @@ from realm_jax.retrieval.scann_index import ScannSettings, build_shard, save_sha
 from realm_jax.retrieval.shards import (
     EMBEDDINGS,
     SCANN_ASSETS,
+    SHARD_RECORD,
     describe_files,
     finish_shard,
     finished_shard,
@@ -49,6 +49,7 @@ from realm_jax.retrieval.shards import (
 )
 from realm_jax.retrieval.versions import list_versions, publish, read_manifest, version_dir
 from realm_jax.run_lock import exclusive
+from realm_jax.storage import Place, RemotePath, as_place, clear_scratch, is_remote, publish_folder, remove, scratch_of
 from realm_jax.typed import check_fields
 
 logger = logging.getLogger(__name__)
@@ -160,7 +161,7 @@ def build_version(
       OSError: when a file cannot be written; published versions and finished shards are unharmed.
       BuildStopped: when should_stop said so.
     """
-    index_dir = Path(index_dir)
+    index_dir = as_place(index_dir)
     if corpus.num_documents == 0:
         raise ValueError(f"the corpus has no documents (fingerprint {corpus.fingerprint}); build it from other sources")
     with exclusive(index_dir / "builder.lock", "another process builds index versions"):
@@ -175,12 +176,12 @@ def build_version(
             raise OSError(
                 error.errno or errno.EIO,
                 f"index version {version} could not be written ({error.strerror or error}); make sure that the disk of "
-                f"{index_dir.resolve()} has space and can be written to, and start again: finished shards and "
+                f"{scratch_of(index_dir).resolve()} has space and can be written to, and start again: finished shards and "
                 "published versions are unharmed",
             ) from error
 
 
-def already_published(index_dir: Path, version: int, corpus: Corpus, snapshot_checksum: str) -> Manifest:
+def already_published(index_dir: Place, version: int, corpus: Corpus, snapshot_checksum: str) -> Manifest:
     """The manifest of a version that is there.
 
     Raises:
@@ -201,7 +202,7 @@ class _Build:
 
     def __init__(
         self,
-        index_dir: Path,
+        index_dir: Place,
         version: int,
         embed_documents: EmbedBatch,
         corpus: Corpus,
@@ -217,6 +218,7 @@ class _Build:
         self.snapshot_checksum = snapshot_checksum
         self.on_progress, self.should_stop = on_progress, should_stop
         self.directory = version_dir(index_dir, version)
+        self.workplace = scratch_of(self.directory)  # the directory itself where that is local
         self.special = SpecialIds.of(corpus.tokenizer)
         self.static_lengths = choose_lengths(length_histogram(corpus, batches.document_len), batches.num_lengths)
         # shards of equal size: every one has the same settings, and hosts that share an index hold equal parts
@@ -232,9 +234,10 @@ class _Build:
 
     def run(self, embed_queries: EmbedBatch | None) -> Manifest:
         started = time.monotonic()
-        self.directory.mkdir(parents=True, exist_ok=True)
+        clear_scratch(self.directory)  # finished shards are uploaded
+        self.workplace.mkdir(parents=True, exist_ok=True)
         names = [shard_name(number, self.num_shards) for number in range(self.num_shards)]
-        for leftover in self.directory.iterdir():
+        for leftover in _children(self.workplace) + (_children(self.directory) if is_remote(self.directory) else []):
             if leftover.name not in names:
                 _remove(leftover)
         shards = [self._shard(number, name) for number, name in enumerate(names)]
@@ -280,7 +283,7 @@ class _Build:
             self.done += count
             self.on_progress(self.done, self.corpus.num_documents)
             return shard
-        place = self.directory / name
+        place = self.workplace / name
         _remove(place)
         embeddings = self._embed(first, count)
         check_embeddings(embeddings, first)
@@ -289,8 +292,9 @@ class _Build:
             save_embeddings(place / EMBEDDINGS, embeddings)
             if self.settings.backend == "scann":
                 save_shard(build_shard(embeddings, first, ScannSettings(**self.parameters)), place / SCANN_ASSETS)
-            shard = Shard(name, first, count, describe_files(self.directory, name))
+            shard = Shard(name, first, count, describe_files(self.workplace, name))
             self._check_readable(shard)
+            publish_folder(self.directory / name, SHARD_RECORD)
             finish_shard(self.directory, shard, made_from)
         except OSError:
             _remove(place)  # a full disk gets back what can be given back
@@ -300,9 +304,9 @@ class _Build:
     def _check_readable(self, shard: Shard) -> None:
         # a full disk may cut a file short without an error; its checksum would then vouch for half a file
         try:
-            map_embeddings(self.directory, shard, self.embed_dim)
+            map_embeddings(self.workplace, shard, self.embed_dim)
             if self.settings.backend == "scann":
-                load_scann_shard(self.directory, shard, self.embed_dim, self.parameters)
+                load_scann_shard(self.workplace, shard, self.embed_dim, self.parameters)
         except IndexRefused as error:
             raise OSError(errno.EIO, f"what was written cannot be read: {error}") from error
 
@@ -363,8 +367,14 @@ class _Build:
         return np.concatenate(parts)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
+def _children(directory: Place) -> list[Place]:
+    return list(directory.iterdir()) if directory.is_dir() else []
+
+
+def _remove(path: Place) -> None:
+    if isinstance(path, RemotePath):
+        remove(path)
+    elif path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -9,7 +9,6 @@ import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -24,6 +23,7 @@ from realm_jax.retrieval.manifest import Manifest
 from realm_jax.retrieval.versions import list_versions, retire, withdraw
 from realm_jax.run_dir import RunDir, read_json, write_json_atomically
 from realm_jax.run_lock import exclusive
+from realm_jax.storage import Place, as_place
 from realm_jax.training.snapshots import PARAMS_FILE, list_snapshots, nest_params, snapshot_checksum
 
 __all__ = ["embed", "embed_snapshot"]
@@ -102,7 +102,7 @@ def embed(
     ):
         job = _EmbedJob(run, retriever, opened, index, batches, keep_newest, every_snapshot, progress, stop, status)
         if initial_params is not None and not list_versions(run.index) and not list_snapshots(run):
-            built = job.try_build(0, Path(initial_params))
+            built = job.try_build(0, as_place(initial_params))
             if once or built is None:
                 return
         job.follow(once, poll_secs, first_snapshot_timeout_secs, trainer_timeout_secs)
@@ -166,7 +166,7 @@ class _EmbedJob:
             return None
         return waiting[0] if self.every_snapshot else waiting[-1]
 
-    def try_build(self, step: int, params_place: Path | None = None) -> Manifest | None:
+    def try_build(self, step: int, params_place: Place | None = None) -> Manifest | None:
         """`build`; None where it was told to stop, or came too late for the snapshot."""
         try:
             return self.build(step, params_place)
@@ -179,7 +179,7 @@ class _EmbedJob:
             logger.info("%s", stopped)
         return None
 
-    def build(self, version: int, params_place: Path | None = None) -> Manifest:
+    def build(self, version: int, params_place: Place | None = None) -> Manifest:
         """One version, from the snapshot of that step or from a file of parameters."""
         started, first_done = time.monotonic(), 0
         with tqdm(
@@ -243,7 +243,7 @@ class _EmbedJob:
     def _trainer_statuses(self) -> list[dict[str, Any]] | None:
         """What the trainers last said; None when one of them cannot be read."""
         try:
-            return [read_json(path) for path in sorted(self.run.status.glob("trainer-*.json"))]
+            return [read_json(path) for path in sorted(self.run.status.glob("trainer-*.json"), key=str)]
         except (OSError, ValueError) as error:
             logger.warning("a trainer's status cannot be read: %s", error)
             return None
@@ -323,7 +323,7 @@ def _named(statuses: Iterable[Mapping[str, Any]], field: str) -> set[int]:
     return {int(version) for status in statuses for version in status.get(field, ())}
 
 
-def _read_params(place: Path) -> tuple[dict[str, Any], str]:
+def _read_params(place: Place) -> tuple[dict[str, Any], str]:
     """Parameters and their checksum, the same one that a snapshot of them has."""
     path = place / PARAMS_FILE if place.is_dir() else place
     content = path.read_bytes()

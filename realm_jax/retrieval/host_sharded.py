@@ -1,7 +1,5 @@
 """An index of which every host of a run holds its own shards: queries go round, each host searches its share."""
 
-from pathlib import Path
-
 import numpy as np
 from jaxtyping import Float32, Int64
 from safetensors.numpy import load, save
@@ -10,8 +8,9 @@ from realm_jax.retrieval.agreement import Mail
 from realm_jax.retrieval.embedding_rows import EmbeddingRows
 from realm_jax.retrieval.index import Index, SearchResult, check_queries, merge_results
 from realm_jax.retrieval.manifest import Manifest
-from realm_jax.retrieval.shards import map_embeddings
+from realm_jax.retrieval.shards import EMBEDDINGS, map_embeddings
 from realm_jax.retrieval.versions import load_version, shards_of_host
+from realm_jax.storage import Place, RemotePath, read_ranges
 
 
 class HostShardedIndex:
@@ -22,7 +21,7 @@ class HostShardedIndex:
     exact. Embeddings are read where the version lies, by row.
     """
 
-    def __init__(self, own: Index, mail: Mail, rows: EmbeddingRows):
+    def __init__(self, own: Index, mail: Mail, rows: "EmbeddingRows | RemoteRows"):
         """Args:
         own: of this host's shards, with document ids of the whole corpus.
         mail: between the hosts of the run.
@@ -72,8 +71,8 @@ class HostShardedIndex:
         return self._rows.take(document_ids)
 
 
-def load_own_shards(directory: Path, manifest: Manifest, mail: Mail, host: int) -> HostShardedIndex:
-    """Loads this host's shards of a version, whose files every host can read.
+def load_own_shards(directory: Place, manifest: Manifest, mail: Mail, host: int) -> HostShardedIndex:
+    """Loads this host's shards of a version, whose files every host can read. From an object store it downloads no others.
 
     Args:
       directory: RUN/index/VERSION.
@@ -86,5 +85,41 @@ def load_own_shards(directory: Path, manifest: Manifest, mail: Mail, host: int) 
       IndexRefused: a version that cannot be served.
     """
     own = load_version(directory, shards=shards_of_host(manifest, host, mail.num_hosts), manifest=manifest)
+    if isinstance(directory, RemotePath):
+        return HostShardedIndex(own, mail, RemoteRows(directory, manifest))
     blocks = [map_embeddings(directory, shard, manifest.embed_dim) for shard in manifest.shards]
     return HostShardedIndex(own, mail, EmbeddingRows(blocks))
+
+
+class RemoteRows:
+    """The embeddings of a version on an object store, of which each row that is asked for is read by itself."""
+
+    def __init__(self, directory: RemotePath, manifest: Manifest):
+        self._directory, self._manifest = directory, manifest
+        self._ends = np.cumsum([shard.count for shard in manifest.shards])
+        sizes = {file.path: file.bytes for shard in manifest.shards for file in shard.files}
+        self._names = [f"{shard.name}/{EMBEDDINGS}" for shard in manifest.shards]
+        self._row_bytes = 4 * manifest.embed_dim
+        # rows end with the file; what comes before them is the header
+        self._headers = [
+            sizes[name] - shard.count * self._row_bytes
+            for name, shard in zip(self._names, manifest.shards, strict=True)
+        ]
+
+    def __len__(self) -> int:
+        return self._manifest.num_documents
+
+    def take(self, document_ids: Int64[np.ndarray, "*rows"]) -> Float32[np.ndarray, "*rows embed"]:
+        """The embeddings of documents, zeros for a negative id; a document asked for twice is read once."""
+        wanted, where = np.unique(document_ids.reshape(-1), return_inverse=True)
+        rows = np.zeros((len(wanted), self._manifest.embed_dim), np.float32)
+        hits = np.flatnonzero(wanted >= 0)
+        shards = np.searchsorted(self._ends, wanted[hits], side="right")
+        starts = [
+            self._headers[shard] + (int(document) - self._manifest.shards[shard].first_document) * self._row_bytes
+            for document, shard in zip(wanted[hits], shards, strict=True)
+        ]
+        names = [self._names[shard] for shard in shards]
+        for row, content in zip(hits, read_ranges(self._directory, names, starts, self._row_bytes), strict=True):
+            rows[row] = np.frombuffer(content, "<f4")
+        return rows[where].reshape(*document_ids.shape, rows.shape[1])

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
+from realm_jax.storage import Place, fetch_file, size_of
 from realm_jax.typed import check_fields
 
 Backend = Literal["scann", "exact", "ball_tree"]
@@ -121,18 +122,19 @@ def shard_from_json(content: Any) -> Shard:
     return Shard(**{**content, "files": tuple(ShardFile(**file) for file in content["files"])})
 
 
-def check_size(directory: Path, file: ShardFile) -> None:
+def check_size(directory: Place, file: ShardFile) -> None:
     try:
-        size = (directory / file.path).stat().st_size
+        size = size_of(directory / file.path)
     except OSError as error:
         raise IndexRefused(f"{directory / file.path} is missing ({error.strerror}); {REBUILD}") from error
     if size != file.bytes:
         raise IndexRefused(f"{directory / file.path}: expected {file.bytes} bytes, got {size}; {REBUILD}")
 
 
-def check_content(directory: Path, file: ShardFile) -> None:
+def check_content(directory: Place, file: ShardFile) -> None:
+    """Checks the SHA-256 of a file, on an object store that of its local copy, which is fetched for it."""
     try:
-        digest = sha256_of(directory / file.path)
+        digest = sha256_of(fetch_file(directory / file.path))
     except OSError as error:
         raise IndexRefused(f"{directory / file.path} cannot be read ({error.strerror}); {REBUILD}") from error
     if digest != file.sha256:

@@ -21,6 +21,7 @@ from realm_jax.retrieval.manifest import (
     shard_from_json,
 )
 from realm_jax.run_dir import write_json_atomically
+from realm_jax.storage import Place, copy_of, fetch_file, is_remote
 
 if TYPE_CHECKING:
     from realm_jax.retrieval.scann_index import ScannShard
@@ -54,7 +55,7 @@ def describe_files(version_dir: Path, name: str) -> tuple[ShardFile, ...]:
     return tuple(files)
 
 
-def finish_shard(version_dir: Path, shard: Shard, made_from: Mapping[str, Any]) -> None:
+def finish_shard(version_dir: Place, shard: Shard, made_from: Mapping[str, Any]) -> None:
     """Writes a shard's record: from now on the shard survives a crash.
 
     Args:
@@ -69,7 +70,7 @@ def finish_shard(version_dir: Path, shard: Shard, made_from: Mapping[str, Any]) 
     flush(version_dir)
 
 
-def finished_shard(version_dir: Path, name: str, made_from: Mapping[str, Any]) -> Shard | None:
+def finished_shard(version_dir: Place, name: str, made_from: Mapping[str, Any]) -> Shard | None:
     """The shard that an interrupted build left finished, intact and made from the same; None if there is none such."""
     try:
         record = json.loads((version_dir / name / SHARD_RECORD).read_bytes())
@@ -84,15 +85,15 @@ def finished_shard(version_dir: Path, name: str, made_from: Mapping[str, Any]) -
     return shard
 
 
-def map_embeddings(version_dir: Path, shard: Shard, embed_dim: int) -> np.ndarray:
-    """The embeddings of a shard, memory-mapped: [count, embed_dim].
+def map_embeddings(version_dir: Place, shard: Shard, embed_dim: int) -> np.ndarray:
+    """The embeddings of a shard, memory-mapped, from an object store its local copy: [count, embed_dim].
 
     Raises:
       IndexRefused: when the file does not hold them.
     """
     path = version_dir / shard.name / EMBEDDINGS
     try:
-        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+        rows = np.load(fetch_file(path), mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise IndexRefused(f"{path} cannot be read ({error}); {REBUILD}") from error
     if rows.shape != (shard.count, embed_dim) or rows.dtype != np.float32:
@@ -102,7 +103,7 @@ def map_embeddings(version_dir: Path, shard: Shard, embed_dim: int) -> np.ndarra
     return rows
 
 
-def load_scann_shard(version_dir: Path, shard: Shard, embed_dim: int, parameters: Mapping[str, Any]) -> "ScannShard":
+def load_scann_shard(version_dir: Place, shard: Shard, embed_dim: int, parameters: Mapping[str, Any]) -> "ScannShard":
     """The searcher of a shard.
 
     Raises:
@@ -112,13 +113,17 @@ def load_scann_shard(version_dir: Path, shard: Shard, embed_dim: int, parameters
 
     place = version_dir / shard.name / SCANN_ASSETS
     try:
-        return load_shard(place, shard.first_document, shard.count, embed_dim, ScannSettings(**parameters))
+        for file in shard.files:
+            fetch_file(version_dir / file.path)
+        return load_shard(copy_of(place), shard.first_document, shard.count, embed_dim, ScannSettings(**parameters))
     except (ValueError, TypeError) as error:
         raise IndexRefused(f"{place}: {error}; {REBUILD}") from error
 
 
-def flush(path: Path) -> None:
-    """Waits until a file or directory is on disk."""
+def flush(path: Place) -> None:
+    """Waits until a file or directory is on disk. An object is there once it is written."""
+    if is_remote(path):
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""Index versions on disk: immutable directories, published by one rename, verified before they serve.
+"""Index versions on disk or an object store: immutable directories, published by their manifest, verified before they serve.
 
     INDEX/00000300/shard-00000-of-00002/embeddings.npy   float32 rows of documents first_document, first_document + 1, …
     INDEX/00000300/shard-00000-of-00002/scann/…          ScaNN's assets of these rows (backend "scann")
@@ -6,7 +6,8 @@
     INDEX/00000300/manifest.json                         written last, by rename: now the version exists
 
 A version is named by the snapshot step that it was embedded with. Nothing published is ever changed; a version is
-retired by removing its manifest first. `build_version` makes versions, `load_version` makes an index of one.
+retired by removing its manifest first. On an object store a PUT is what the rename is on a disk; versions are verified,
+mapped and loaded from local copies (`realm_jax.storage`). `build_version` makes versions, `load_version` makes an index of one.
 """
 
 import dataclasses
@@ -16,7 +17,6 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 from jax.sharding import Mesh
@@ -29,6 +29,7 @@ from realm_jax.retrieval.index import Index
 from realm_jax.retrieval.manifest import REBUILD, Backend, IndexRefused, Manifest, check_content, check_size
 from realm_jax.retrieval.shards import flush, load_scann_shard, map_embeddings
 from realm_jax.run_dir import write_json_atomically
+from realm_jax.storage import Place, RemotePath, as_place, copy_of, remove
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +54,8 @@ __all__ = [
 ]
 
 
-def version_dir(index_dir: str | os.PathLike[str], version: int) -> Path:
-    return Path(index_dir) / f"{version:08d}"
+def version_dir(index_dir: str | os.PathLike[str], version: int) -> Place:
+    return as_place(index_dir) / f"{version:08d}"
 
 
 def list_versions(index_dir: str | os.PathLike[str]) -> list[int]:
@@ -64,7 +65,7 @@ def list_versions(index_dir: str | os.PathLike[str]) -> list[int]:
 
 def _directories(index_dir: str | os.PathLike[str]) -> list[int]:
     try:
-        names = [entry.name for entry in os.scandir(index_dir)]
+        names = [entry.name for entry in as_place(index_dir).iterdir()]
     except FileNotFoundError:
         return []
     return sorted(int(name) for name in names if re.fullmatch(r"\d{8,}", name))
@@ -76,7 +77,7 @@ def read_manifest(version_dir: str | os.PathLike[str]) -> Manifest:
     Raises:
       IndexRefused: when it is missing, torn, or not a manifest of this directory's version.
     """
-    path = Path(version_dir) / MANIFEST
+    path = as_place(version_dir) / MANIFEST
     try:
         manifest = Manifest.from_json(json.loads(path.read_bytes()))
     except FileNotFoundError as error:
@@ -100,6 +101,8 @@ def verify(
     shards: Collection[int] | None = None,
 ) -> Manifest:
     """Checks a version before it serves: what it is of, then size and SHA-256 of every file.
+
+    From an object store the files of the shards are downloaded between the two, where the cache has them not yet.
 
     Args:
       version_dir: RUN/index/VERSION.
@@ -128,11 +131,21 @@ def verify(
     chosen = [manifest.shards[number] for number in _shard_numbers(manifest, shards)]
     for shard in chosen:  # sizes first: most damage shows without reading anything
         for file in shard.files:
-            check_size(Path(version_dir), file)
+            check_size(as_place(version_dir), file)
     for shard in chosen:
         for file in shard.files:
-            check_content(Path(version_dir), file)
+            check_content(as_place(version_dir), file)
+    _remove_old_copies(as_place(version_dir))
     return manifest
+
+
+def _remove_old_copies(version_dir: Place) -> None:
+    """Removes local copies of earlier versions that the object store has no more; who has mapped one keeps it."""
+    if isinstance(version_dir, RemotePath):
+        published = list_versions(version_dir.parent)
+        for version in _directories(copy_of(version_dir.parent)):
+            if version < int(version_dir.name) and version not in published:
+                shutil.rmtree(copy_of(version_dir.parent / f"{version:08d}"), ignore_errors=True)
 
 
 def _shard_numbers(manifest: Manifest, shards: Collection[int] | None) -> list[int]:
@@ -199,12 +212,14 @@ def load_version(
     if backend != "scann":
         if not _are_consecutive(numbers):
             raise ValueError(f"backend {backend!r} needs consecutive shards, got {list(numbers)}")
-        blocks = [map_embeddings(Path(version_dir), manifest.shards[number], manifest.embed_dim) for number in numbers]
+        blocks = [
+            map_embeddings(as_place(version_dir), manifest.shards[number], manifest.embed_dim) for number in numbers
+        ]
         first = manifest.shards[numbers[0]].first_document
         if backend == "ball_tree":
-            tree = _built_for(Path(version_dir), manifest, "ball_tree", BallTreeSettings)
+            tree = _built_for(as_place(version_dir), manifest, "ball_tree", BallTreeSettings)
             return BallTreeIndex(blocks, leaf_size=tree.leaf_size, first_document=first, on_block=on_shard)
-        chosen = exact or _built_for(Path(version_dir), manifest, "exact", ExactSettings)
+        chosen = exact or _built_for(as_place(version_dir), manifest, "exact", ExactSettings)
         settings = dataclasses.asdict(chosen)
         return ExactIndex(blocks, mesh=mesh, first_document=first, spare=spare, on_block=on_shard, **settings)
     if manifest.backend != "scann":
@@ -217,11 +232,11 @@ def load_version(
     loaded = []
     for done, number in enumerate(numbers):
         loaded.append(
-            load_scann_shard(Path(version_dir), manifest.shards[number], manifest.embed_dim, manifest.parameters)
+            load_scann_shard(as_place(version_dir), manifest.shards[number], manifest.embed_dim, manifest.parameters)
         )
         if on_shard is not None:
             on_shard(done + 1, len(numbers))
-    rows = _rows(Path(version_dir), manifest, numbers) if _are_consecutive(numbers) else None
+    rows = _rows(as_place(version_dir), manifest, numbers) if _are_consecutive(numbers) else None
     return ScannIndex(loaded, num_threads, rows)
 
 
@@ -229,12 +244,12 @@ def _are_consecutive(numbers: Sequence[int]) -> bool:
     return list(numbers) == list(range(numbers[0], numbers[-1] + 1))
 
 
-def _rows(version_dir: Path, manifest: Manifest, numbers: Sequence[int]) -> EmbeddingRows:
+def _rows(version_dir: Place, manifest: Manifest, numbers: Sequence[int]) -> EmbeddingRows:
     blocks = [map_embeddings(version_dir, manifest.shards[number], manifest.embed_dim) for number in numbers]
     return EmbeddingRows(blocks, manifest.shards[numbers[0]].first_document)
 
 
-def _built_for(version_dir: Path, manifest: Manifest, backend: Backend, kind: type[SettingsT]) -> SettingsT:
+def _built_for(version_dir: Place, manifest: Manifest, backend: Backend, kind: type[SettingsT]) -> SettingsT:
     """The settings that a version was built for, or the default ones if it was built for another backend."""
     try:
         return kind(**manifest.parameters) if manifest.backend == backend else kind()
@@ -242,7 +257,7 @@ def _built_for(version_dir: Path, manifest: Manifest, backend: Backend, kind: ty
         raise IndexRefused(f"{version_dir / MANIFEST}: parameters of {backend!r}: {error}; {REBUILD}") from error
 
 
-def publish(index_dir: str | os.PathLike[str], manifest: Manifest) -> Path:
+def publish(index_dir: str | os.PathLike[str], manifest: Manifest) -> Place:
     """Makes a version visible by one rename, after everything that it names is on disk.
 
     Publishing the same version with the same content again does nothing.
@@ -269,7 +284,7 @@ def publish(index_dir: str | os.PathLike[str], manifest: Manifest) -> Path:
     flush(directory)
     write_json_atomically(directory / MANIFEST, manifest.to_json())
     flush(directory)
-    flush(Path(index_dir))
+    flush(as_place(index_dir))
     return directory
 
 
@@ -283,8 +298,7 @@ def withdraw_after(index_dir: str | os.PathLike[str], step: int) -> list[int]:
 
 def withdraw(index_dir: str | os.PathLike[str], version: int) -> None:
     """Removes a version that must not be served: it is of a snapshot that the run has forgotten. Its manifest goes first."""
-    (version_dir(index_dir, version) / MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(version_dir(index_dir, version), ignore_errors=True)
+    remove(version_dir(index_dir, version), MANIFEST)
 
 
 def retire(index_dir: str | os.PathLike[str], keep: Collection[int], newest: int = 2) -> list[int]:
@@ -313,7 +327,7 @@ def retire(index_dir: str | os.PathLike[str], keep: Collection[int], newest: int
         flush(directory)
     leftovers = [v for v in _directories(index_dir) if published and v < published[-1] and v not in staying]
     for version in leftovers:
-        shutil.rmtree(version_dir(index_dir, version), ignore_errors=True)
+        remove(version_dir(index_dir, version))
     if retired:
         logger.info("retired index versions %s", ", ".join(map(str, retired)))
     return retired

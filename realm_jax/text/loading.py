@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from realm_jax.storage import fetch
 from realm_jax.text.sentence_piece import SENTENCEPIECE_FILE, SentencePieceTokenizer
 from realm_jax.text.tokenizer import SETTINGS_FILE
 from realm_jax.text.word_piece import VOCAB_FILE, WordPieceTokenizer
@@ -14,7 +15,7 @@ def load_tokenizer(path: str | Path) -> SentencePieceTokenizer | WordPieceTokeni
     Raises:
       ValueError: nothing there is a tokenizer, or the files do not match the fingerprint saved with them.
     """
-    path = Path(path)
+    path = fetch(path)
     if path.is_file():
         if path.suffix == ".txt":
             return WordPieceTokenizer.from_vocab_file(path)

@@ -12,6 +12,8 @@ from typing import NamedTuple, Protocol, SupportsInt, runtime_checkable
 import numpy as np
 from jaxtyping import Int32
 
+from realm_jax.storage import Place
+
 SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 SETTINGS_FILE = "settings.json"
 
@@ -92,7 +94,7 @@ def write_settings(directory: Path, settings: dict) -> None:
     (directory / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-def check_same_pieces(place: Path, theirs: str, ours: str) -> None:
+def check_same_pieces(place: Place, theirs: str, ours: str) -> None:
     """Refuses parameters that were trained on other pieces than those of a corpus.
 
     Args:

@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -16,7 +15,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from realm_jax.run_dir import RunDir, read_json
+from realm_jax.storage import Place, move_folder
 from realm_jax.text.tokenizer import check_same_pieces
+from realm_jax.training import uploaded_checkpoints
 from realm_jax.training.sharding import BATCH
 from realm_jax.training.state import TrainState
 
@@ -49,7 +50,10 @@ class Checkpoints:
         if max_to_keep < 1:
             raise ValueError(f"expected keep_checkpoints of at least 1, got {max_to_keep}")
         self._identity = dict(identity)
-        self._directory = run.checkpoints.absolute()
+        self._uploaded_to = uploaded_checkpoints.uploaded_from(run)  # None where Orbax writes there itself
+        self._directory = (
+            uploaded_checkpoints.begin(self._uploaded_to) if self._uploaded_to else run.checkpoints.absolute()
+        )
         self._directory.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, save_interval_steps=1)
         handlers = {  # named, or a manager that has saved nothing yet could not read the candidates' shape
@@ -83,6 +87,9 @@ class Checkpoints:
         self._versions[step], self._writing = unit.index_version, step
         with self._saying_what_failed():
             saved = self._manager.save(step, args=ocp.args.Composite(**items))
+            if self._uploaded_to is not None:
+                self._manager.wait_until_finished()
+                uploaded_checkpoints.upload(self._uploaded_to, self._manager.all_steps())
         assert saved, f"checkpoint {step} was left out: {self._manager.latest_step()} is there already"
 
     def latest_step(self) -> int | None:
@@ -133,11 +140,14 @@ class Checkpoints:
             return
 
     def _put_aside(self, damaged: list[int]) -> None:
-        """Renames checkpoints that cannot be read while an older one can: else Orbax would not write those steps again."""
+        """Moves checkpoints away that cannot be read while an older one can: else Orbax would not write those steps again."""
         for step in damaged:
             place = self._directory / str(step)
             if jax.process_index() == 0:
-                place.rename(place.with_name(f"damaged-{step}-{os.getpid()}"))
+                move_folder(place, place.with_name(f"damaged-{step}-{os.getpid()}"))
+                if self._uploaded_to is not None:
+                    uploaded = self._uploaded_to / str(step)
+                    move_folder(uploaded, uploaded.with_name(f"damaged-{step}-{os.getpid()}"))
         if damaged:
             if jax.process_count() > 1:
                 multihost_utils.sync_global_devices("damaged checkpoints are put aside")
@@ -201,7 +211,7 @@ class Checkpoints:
             ) from error
 
 
-def checkpoint_identity(place: Path) -> Identity:
+def checkpoint_identity(place: Place) -> Identity:
     """What a checkpoint keeps of its run's identity.
 
     Raises:
@@ -227,7 +237,7 @@ def check_tokenizer(run: RunDir, tokenizer: str, step: int | None = None) -> Non
     steps = list_checkpoints(run)
     if not steps or (step is not None and step not in steps):
         return
-    place = run.checkpoints.absolute() / str(steps[-1] if step is None else step)
+    place = uploaded_checkpoints.readable(run.checkpoints) / str(steps[-1] if step is None else step)
     check_same_pieces(place, str(checkpoint_identity(place).get("tokenizer")), tokenizer)
 
 
@@ -236,7 +246,7 @@ def list_checkpoints(run: RunDir) -> list[int]:
     if not run.checkpoints.is_dir():
         return []
     options = ocp.CheckpointManagerOptions(read_only=True)
-    with ocp.CheckpointManager(run.checkpoints.absolute(), options=options) as manager:
+    with ocp.CheckpointManager(uploaded_checkpoints.readable(run.checkpoints), options=options) as manager:
         return sorted(manager.all_steps())
 
 
@@ -274,7 +284,7 @@ def learners(run: RunDir, step: int | None = None) -> list[str]:
         return sorted(_params_tree(reader, state_dir))
 
 
-def _find_state(run: RunDir, step: int | None) -> tuple[int, Path]:
+def _find_state(run: RunDir, step: int | None) -> tuple[int, Place]:
     steps = list_checkpoints(run)
     if not steps or (step is not None and step not in steps):
         have = ", ".join(map(str, steps)) or "none"
@@ -283,10 +293,10 @@ def _find_state(run: RunDir, step: int | None) -> tuple[int, Path]:
             "train that run first or name another"
         )
     step = steps[-1] if step is None else step
-    return step, run.checkpoints.absolute() / str(step) / "state"
+    return step, uploaded_checkpoints.readable(run.checkpoints) / str(step) / "state"
 
 
-def _params_tree(reader: ocp.PyTreeCheckpointer, state_dir: Path) -> dict[str, Any]:
+def _params_tree(reader: ocp.PyTreeCheckpointer, state_dir: Place) -> dict[str, Any]:
     """Shapes and dtypes of the parameters, without their values."""
     metadata = reader.metadata(state_dir).item_metadata
     if metadata is None:

@@ -157,6 +157,7 @@ def train(
 
         def write_checkpoint(step: int) -> None:
             recorder.drain(keep=0)  # a step that is not finite must not be saved
+            recorder.flush()
             # none after the last step: a run that is given more steps selects for itself
             candidate_ids = look_ahead.take(step).candidate_ids if step < num_steps else None
             version = refresher.version if refresher else NO_VERSION

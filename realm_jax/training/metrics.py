@@ -4,9 +4,9 @@ import json
 import logging
 import math
 import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
@@ -16,6 +16,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from realm_jax.run_dir import RunDir
+from realm_jax.storage import Mirror, Place, RemotePath, put, scratch_of
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,8 @@ class MetricWriter:
     """Appends the metrics of a run to RUN/metrics: metrics.jsonl, and TensorBoard events beside it.
 
     Only process 0 writes; on the others every method does nothing. Each line reaches the file before `write` returns,
-    so it outlives the process, though not a loss of power. Metrics are not worth a run: when the disk refuses them, the
+    so it outlives the process, though not a loss of power; what is on an object store is as new as the last `flush`, or half
+    a minute old. Metrics are not worth a run: when the disk refuses them, the
     first refusal is logged and training goes on; a line half written is cut off before the next one.
 
     tensorboardX's SummaryWriter hands events to a thread that dies when the disk is full, after which its caller waits
@@ -36,6 +38,8 @@ class MetricWriter:
 
     def __init__(self, run: RunDir | str | os.PathLike[str], process_index: int = 0) -> None:
         self._run = RunDir.of(run)
+        self._folder = scratch_of(self._run.metrics)  # the place itself where that is local
+        self._mirror: Mirror | None = None
         self._active = process_index == 0
         self._lines: IO[bytes] | None = None
         self._events: EventsWriter | None = None
@@ -76,6 +80,13 @@ class MetricWriter:
             if not self._refused:
                 logger.error("metrics of step %d and perhaps later ones are lost, training goes on: %s", step, error)
             self._refused = True
+        if self._mirror is not None:
+            self._mirror.changed()
+
+    def flush(self) -> None:
+        """Waits until what was written is on the object store, if the run is on one; a file has it already."""
+        if self._mirror is not None:
+            self._mirror.flush()
 
     def close(self) -> None:
         """Writes out what is still in memory."""
@@ -87,7 +98,9 @@ class MetricWriter:
                 self._events.close()
         except OSError as error:
             logger.error("closing the metrics of %s: %s", self._run.path, error)
-        self._lines = self._events = None
+        if self._mirror is not None:
+            self._mirror.close()
+        self._lines = self._events = self._mirror = None
 
     def __enter__(self) -> "MetricWriter":
         return self
@@ -99,8 +112,8 @@ class MetricWriter:
 
     def _append_line(self, entry: Mapping[str, int | float]) -> None:
         if self._lines is None:
-            self._run.metrics.mkdir(parents=True, exist_ok=True)
-            path = self._run.metrics_jsonl
+            self._begin()
+            path = self._folder / self._run.metrics_jsonl.name
             # Unbuffered: one write, one line. A line torn by a killed process is cut off.
             self._lines = path.open("r+b" if path.exists() else "w+b", buffering=0)
             self._whole_bytes = self._lines.read().rfind(b"\n") + 1
@@ -113,9 +126,19 @@ class MetricWriter:
             raise OSError(f"{self._run.metrics_jsonl}: wrote {written} of {len(line)} bytes")
         self._whole_bytes += len(line)
 
+    def _begin(self) -> None:
+        """Makes the folder; of a run on an object store it holds what is there of the lines, and no earlier events."""
+        if isinstance(self._run.metrics, RemotePath):
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._mirror = Mirror(self._run.metrics)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        lines = self._run.metrics_jsonl
+        if isinstance(lines, RemotePath) and lines.exists():
+            (self._folder / lines.name).write_bytes(lines.read_bytes())
+
     def _append_event(self, step: int, now: float, numbers: Mapping[str, int | float]) -> None:
         if self._events is None:
-            self._events = EventsWriter(str(self._run.metrics / "events"))
+            self._events = EventsWriter(str(self._folder / "events"))
             if self._purge_step is not None:
                 session = SessionLog(status=SessionLog.START)
                 self._events.write_event(Event(step=self._purge_step, file_version="brain.Event:2"))
@@ -144,7 +167,7 @@ def series(entries: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray,
     return array[:, 0], array[:, 1]
 
 
-def _parsed_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+def _parsed_lines(path: Place) -> list[tuple[bytes, dict[str, Any]]]:
     found = []
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
@@ -180,7 +203,10 @@ def _from_legal(value: Any) -> Any:
     return _NON_FINITE.get(value, value) if isinstance(value, str) else value
 
 
-def _replace_bytes(path: Path, content: bytes) -> None:
+def _replace_bytes(path: Place, content: bytes) -> None:
+    if isinstance(path, RemotePath):
+        put(path, content)
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as file:
         file.write(content)

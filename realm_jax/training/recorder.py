@@ -143,6 +143,10 @@ class Recorder:
         self._now = time.perf_counter()
         self._timer.skip()
 
+    def flush(self) -> None:
+        """Waits until the lines so far are where the run is: those before a checkpoint are not written again."""
+        self._writer.flush()
+
     def close(self) -> None:
         self._executor.shutdown(wait=True, cancel_futures=True)
         self._writer.close()

@@ -5,7 +5,6 @@ import json
 import logging
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -23,6 +22,7 @@ from realm_jax.retrieval.hot_swap import HotSwap, Swap, VersionSource, WaitStopp
 from realm_jax.retrieval.index import Index
 from realm_jax.retrieval.resident import place_documents
 from realm_jax.run_dir import RunDir
+from realm_jax.storage import as_place
 from realm_jax.tasks.task import Params, Retrieval
 from realm_jax.training.checkpoint import NO_VERSION
 from realm_jax.training.snapshots import SnapshotWriter, forget_snapshots_after, params_checksum, snapshot_checksum
@@ -109,7 +109,7 @@ class RefreshConfig:
             return {}
         remedy = "name the metrics/swaps.jsonl of the run to repeat"
         try:
-            lines = Path(self.replay_file).read_text(encoding="utf-8").splitlines()
+            lines = as_place(self.replay_file).read_text(encoding="utf-8").splitlines()
         except OSError as error:
             raise ValueError(
                 f"RefreshConfig.replay_file {self.replay_file} cannot be read ({error.strerror}); {remedy}"

@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from realm_jax.run_dir import RunDir, read_json, write_json_atomically
+from realm_jax.storage import Place, RemotePath, put, remove
 from realm_jax.text.tokenizer import check_same_pieces
 
 logger = logging.getLogger(__name__)
@@ -33,8 +34,10 @@ def save_snapshot(
     max_to_keep: int = 3,
     keep: Collection[int] = (),
     tokenizer: str | None = None,
-) -> Path:
+) -> Place:
     """Writes the retriever's parameters for the embed job; visible at once and whole, by a rename.
+
+    On an object store by snapshot.json, which is written last.
 
     A snapshot that is already there with the same content is left as it is (a resumed run writes it again). Old ones lose
     their parameters, but not their snapshot.json: by it an index version that comes late is known for one of this run.
@@ -61,16 +64,14 @@ def save_snapshot(
             )
         if (place / PARAMS_FILE).exists():
             return place
-    temporary = place.with_name(f".{place.name}.{os.getpid()}")
+    record = {"step": step, "sha256": checksum, "bytes": len(content), "tokenizer": tokenizer}
     try:
-        temporary.mkdir(parents=True, exist_ok=True)
-        (temporary / PARAMS_FILE).write_bytes(content)
-        record = {"step": step, "sha256": checksum, "bytes": len(content), "tokenizer": tokenizer}
-        write_json_atomically(temporary / SNAPSHOT_FILE, record)
-        shutil.rmtree(place, ignore_errors=True)  # a torn one, without snapshot.json, or one without parameters
-        temporary.rename(place)
+        if isinstance(place, RemotePath):
+            put(place / PARAMS_FILE, content)
+            write_json_atomically(place / SNAPSHOT_FILE, record)
+        else:
+            _write_by_rename(place, content, record)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)  # a full disk gets back what can be given back
         raise OSError(
             f"the snapshot of step {step} could not be written ({error.strerror or error}); make sure that the disk of "
             f"{run.snapshots.resolve()} has space and can be written to"
@@ -78,6 +79,19 @@ def save_snapshot(
     for old in set(list_snapshots(run)[:-max_to_keep]) - set(keep):
         (run.snapshot(old) / PARAMS_FILE).unlink(missing_ok=True)
     return place
+
+
+def _write_by_rename(place: Path, content: bytes, record: Mapping[str, Any]) -> None:
+    temporary = place.with_name(f".{place.name}.{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True, exist_ok=True)
+        (temporary / PARAMS_FILE).write_bytes(content)
+        write_json_atomically(temporary / SNAPSHOT_FILE, record)
+        shutil.rmtree(place, ignore_errors=True)  # a torn one, without snapshot.json, or one without parameters
+        temporary.rename(place)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)  # a full disk gets back what can be given back
+        raise
 
 
 def _content(retriever_params: Mapping[str, Any]) -> bytes:
@@ -105,8 +119,7 @@ def forget_snapshots_after(run: RunDir, step: int) -> None:
     """Removes the snapshots of later steps: a run that resumes at `step` will reach them with other parameters."""
     for later in _made_snapshots(run):
         if later > step:
-            (run.snapshot(later) / SNAPSHOT_FILE).unlink(missing_ok=True)
-            shutil.rmtree(run.snapshot(later), ignore_errors=True)
+            remove(run.snapshot(later), SNAPSHOT_FILE)
 
 
 def load_snapshot(run: RunDir, step: int, tokenizer: str | None = None) -> dict[str, Any]:

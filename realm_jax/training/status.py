@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from realm_jax.run_dir import RunDir, write_json_atomically
+from realm_jax.storage import is_remote
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,8 @@ class TrainerStatus:
         write_every_secs: float = 2.0,
     ):
         self._path = run.trainer_status(process)
-        self._write_every_secs = write_every_secs
+        # a PUT takes as long as a step may: of a mere change of step the thread of `keep_fresh` tells an object store
+        self._write_every_secs = float("inf") if is_remote(self._path) else write_every_secs
         self._lock = threading.Lock()
         self._written_at = -float("inf")
         self._failing = False
