@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 MODEL_FILE, UNUSED_FILE, BLOCKS_FILE = "model.json", "unused.safetensors", "block_embeddings.npy"
 TOKENIZER_FOLDER, OPEN_QA_FILE = "tokenizer", "open_qa.gin"
 # How a machine computes is not the weights': the run file says it.
-_MACHINE_FIELDS = ("dtype", "remat", "unroll_layers")
+_MACHINE_FIELDS = ("dtype", "remat", "remat_saves", "unroll_layers")
 
 
 def check_unused(run: RunDir) -> None:

@@ -4,7 +4,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
+
+DENSE_PRODUCT = "dense_product"
 
 
 @jax.custom_vjp
@@ -40,5 +43,8 @@ dense_product.defvjp(_forward, _backward)
 
 
 def dense_dot_general(inputs: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
-    """`dense_product` in the form that `flax.linen.Dense(dot_general=…)` calls; the contraction is that of Dense."""
-    return dense_product(inputs, kernel)
+    """`dense_product` in the form that `flax.linen.Dense(dot_general=…)` calls; the contraction is that of Dense.
+
+    The result has a name, by which a rematerialisation policy can keep it.
+    """
+    return checkpoint_name(dense_product(inputs, kernel), DENSE_PRODUCT)

@@ -16,13 +16,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 
 from realm_jax.models.attention import attend
-from realm_jax.models.products import dense_dot_general
+from realm_jax.models.products import DENSE_PRODUCT, dense_dot_general
 from realm_jax.typed import check_fields
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
+}
+
+_REMAT_POLICIES = {
+    "nothing": None,
+    "products": jax.checkpoint_policies.save_only_these_names(DENSE_PRODUCT),
 }
 
 
@@ -49,6 +54,9 @@ class TransformerConfig:
     )
     dtype: str = "float32"  # of activations; parameters are always float32
     remat: bool = False  # recompute each layer in the backward pass instead of keeping its activations
+    remat_saves: Literal["nothing", "products"] = (
+        "nothing"  # products: those with weights are kept, so that attention and activations alone are made again
+    )
     unroll_layers: int = 1  # layers per iteration of the scan: 1 compiles fastest, num_layers runs fastest on CPU
 
     def __post_init__(self) -> None:
@@ -66,8 +74,15 @@ class TransformerConfig:
             raise ValueError(
                 f"TransformerConfig.convolution_width must be odd, or 0 for none, got {self.convolution_width}"
             )
+        if self.remat_saves != "nothing" and not self.remat:
+            raise ValueError("TransformerConfig.remat_saves says what remat keeps, and remat is False; set remat=True")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"TransformerConfig.dtype: expected 'float32' or 'bfloat16', got {self.dtype!r}")
+
+    @property
+    def makes_products_again(self) -> bool:
+        """Whether the backward pass computes the products with weights once more."""
+        return self.remat and self.remat_saves == "nothing"
 
 
 def forward_flops(config: TransformerConfig, length: int) -> float:
@@ -213,7 +228,9 @@ class Transformer(nn.Module):
         # post-norm: applied to the embeddings, as BERT does; pre-norm: applied to the last layer's output
         self.norm = layer_norm(config)
         self.embedding_dropout = nn.Dropout(config.dropout_rate)
-        layer = nn.remat(TransformerLayer, static_argnums=(3,), prevent_cse=False) if config.remat else TransformerLayer
+        layer = TransformerLayer
+        if config.remat:
+            layer = nn.remat(layer, static_argnums=(3,), prevent_cse=False, policy=_REMAT_POLICIES[config.remat_saves])
         self.layers = nn.scan(
             layer,
             variable_axes={"params": 0},

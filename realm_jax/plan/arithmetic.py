@@ -37,8 +37,18 @@ class StepBytes(NamedTuple):
 
 def step_flops(program: Program, batch_size: int) -> StepFlops:
     """Of the global batch."""
-    again = sum(one.forward_flops for one in program.passes if one.trained and one.encoder.remat)
+    again = sum(_flops_made_again(one) for one in program.passes if one.trained)
     return StepFlops(batch_size * program.flops_per_example, batch_size * again)
+
+
+def _flops_made_again(one: EncoderPass) -> float:
+    """In the backward pass of an example's rows: all of them, or those of attention's pairs alone."""
+    config = one.encoder
+    if not config.remat:
+        return 0.0
+    if config.makes_products_again:
+        return one.forward_flops
+    return 4.0 * one.rows * config.num_layers * one.length**2 * config.hidden_size
 
 
 def step_bytes(
@@ -56,7 +66,7 @@ def step_bytes(
     weights = activations = 0.0
     for one in program.passes:
         # forward, again, two products backward; the gradient is read and written once a pass
-        products = 3 + int(one.encoder.remat) if one.trained else 1
+        products = 3 + int(one.encoder.makes_products_again) if one.trained else 1
         weights += (products + 2 * one.trained) * layer_bytes(one.encoder) / sizes.tensor
         rows = batch_size * one.rows / sizes.num_devices
         activations += products * rows * pass_bytes(one.encoder, one.length)
@@ -92,8 +102,9 @@ def kept_bytes(passes: Iterable[EncoderPass]) -> float:
     for one in (one for one in passes if one.trained):
         config, size = one.encoder, jnp.dtype(one.encoder.dtype).itemsize
         of_token = config.hidden_size * size
-        if not config.remat:
+        if not config.remat or config.remat_saves == "products":
             of_token = (6 * config.hidden_size + config.intermediate_size) * size
+        if not config.remat:
             of_token += config.num_heads * one.length * FLOAT32
         total += one.rows * one.length * config.num_layers * of_token
     return total
@@ -137,7 +148,7 @@ def expected_sent_bytes(
         config = one.encoder
         hidden = batch_size * one.rows / sizes.rows * one.length * config.hidden_size
         sums = (
-            (4 + 2 * config.remat) if one.trained else 2
+            (4 + 2 * config.makes_products_again) if one.trained else 2
         ) * config.num_layers  # two a layer, forward, again, backward
         sent += sums * 2 * (sizes.tensor - 1) / sizes.tensor * hidden * jnp.dtype(config.dtype).itemsize
     return sent

@@ -184,7 +184,12 @@ def test_rotary_has_no_longest_input_and_learned_positions_name_it():
 
 
 @pytest.mark.parametrize(
-    ("dropout", "changes"), [(True, {"remat": True}), (False, {"remat": True, "unroll_layers": 99})]
+    ("dropout", "changes"),
+    [
+        (True, {"remat": True}),
+        (False, {"remat": True, "unroll_layers": 99}),
+        (True, {"remat": True, "remat_saves": "products"}),
+    ],
 )
 def test_remat_and_unrolling_change_no_gradient(params, dropout, changes):
     ids, segments, mask = inputs()
@@ -204,6 +209,28 @@ def test_remat_and_unrolling_change_no_gradient(params, dropout, changes):
     loss, grads = gradient(**changes)
     assert float(loss) == pytest.approx(float(plain_loss), rel=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), grads, plain)
+
+
+def test_remat_keeps_what_it_says():
+    """Bytes that a compiled gradient needs beside its arguments: all activations, products with weights alone, layers' inputs."""
+    ids, segments, mask = (jnp.ones((8, 64), dtype) for dtype in (jnp.int32, jnp.int32, jnp.bool_))
+
+    def temporary_bytes(**changes):
+        config = tiny.encoder(num_layers=8, num_heads=8, **changes)
+        params = jax.eval_shape(Transformer(config).init, jax.random.key(0), ids, segments, mask)["params"]
+
+        def loss(params):
+            return Transformer(config).apply({"params": params}, ids, segments, mask).mean()
+
+        return jax.jit(jax.grad(loss)).lower(params).compile().memory_analysis().temp_size_in_bytes
+
+    everything, products, nothing = (
+        temporary_bytes(**changes)
+        for changes in ({}, {"remat": True, "remat_saves": "products"}, {"remat": True, "remat_saves": "nothing"})
+    )
+    assert everything > 1.3 * products and products > 1.3 * nothing
+    with pytest.raises(ValueError, match="remat_saves says what remat keeps, and remat is False; set remat=True"):
+        tiny.encoder(remat_saves="products")
 
 
 def test_dropout_only_with_a_key(params):

@@ -67,6 +67,18 @@ def test_bytes_kept_for_the_backward_pass():
     assert arithmetic.kept_bytes([EncoderPass(ENCODER, 1, 3)]) == 2 * 3 * ((6 * 4 + 8) * 4 + 2 * 3 * 4)
     again = TransformerConfig(**(vars(ENCODER) | {"remat": True, "dtype": "bfloat16"}))
     assert arithmetic.kept_bytes([EncoderPass(again, 7, 3)]) == 7 * 2 * 3 * 4 * 2
+    products = TransformerConfig(**(vars(again) | {"remat_saves": "products"}))
+    assert arithmetic.kept_bytes([EncoderPass(products, 7, 3)]) == 7 * 2 * 3 * (6 * 4 + 8) * 2
+    assert arithmetic.kept_bytes([EncoderPass(ENCODER, 1, 3, trained=False)]) == 0
+
+
+def test_what_is_made_again_where_products_are_kept():
+    """Attention's pairs alone: 4 · length² · hidden · layers of each pass, and no weight is read once more."""
+    kept = ict(remat=True, remat_saves="products")
+    pairs = sum(4 * 2 * one.length**2 * 4 for one in kept.passes)
+    assert arithmetic.step_flops(kept, 8) == (8 * 3 * (1824 + 3360), 8 * pairs)
+    sizes = MeshSizes(2, 2, 1)
+    assert arithmetic.step_bytes(kept, 8, sizes, 1, 100) == arithmetic.step_bytes(ict(), 8, sizes, 1, 100)
 
 
 def test_bytes_sent_to_other_devices():
