@@ -55,6 +55,7 @@ class Ours:
         encoder = TransformerConfig(
             vocab_size=options.vocab_size, hidden_size=options.hidden_size, num_layers=options.layers,
             num_heads=options.heads, intermediate_size=4 * options.hidden_size, activation="gelu_new", dtype=options.dtype,
+            unroll_layers=options.layers,
         )  # fmt: skip
         model = RealmModel(RetrieverConfig(encoder, projection_size=128), encoder, False, SpecialIds(2, 3, 4))
         task = Task(

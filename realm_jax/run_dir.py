@@ -64,7 +64,11 @@ class RunDir:
 
     @property
     def embedder_status(self) -> Place:
-        return self.status / "embedder.json"
+        return self.builder_status(0)
+
+    def builder_status(self, number: int) -> Place:
+        """Of one of several embed jobs; the first is the one that publishes."""
+        return self.status / ("embedder.json" if number == 0 else f"embedder-{number:05d}.json")
 
     @property
     def trainer_lock(self) -> Place:

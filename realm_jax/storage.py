@@ -9,7 +9,6 @@ shard.json, snapshot.json, corpus.json. What must be a file, to be memory-mapped
     CACHE/scratch/gs/BUCKET/KEY    what is being made, to be uploaded to gs://BUCKET/KEY
 """
 
-import concurrent.futures
 import contextlib
 import errno
 import logging
@@ -17,7 +16,6 @@ import os
 import re
 import shutil
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -361,45 +359,3 @@ def move_folder(place: Place, target: Place) -> None:
         with _errors_of(place):
             _file_system(place).cp_file(str(place / name), str(target / name))
     remove(place)
-
-
-class Mirror:
-    """Keeps objects like files of a scratch folder that grow: uploaded whole from time to time, and when asked to.
-
-    Uploads happen in a thread of its own. One that fails is logged once, and made up for by the next.
-    """
-
-    def __init__(self, place: RemotePath, every_secs: float = 30.0):
-        self._place, self._every_secs = place, every_secs
-        self._uploaded_at = time.monotonic()
-        self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="mirror")
-        self._pending: concurrent.futures.Future[None] | None = None
-        self._sizes: dict[str, int] = {}
-        self._refused = False
-
-    def changed(self) -> None:
-        """Says that a file has grown."""
-        if time.monotonic() - self._uploaded_at >= self._every_secs and (self._pending is None or self._pending.done()):
-            self._pending = self._executor.submit(self._upload)
-
-    def flush(self) -> None:
-        """Uploads what has grown, and waits for it."""
-        self._executor.submit(self._upload).result()
-
-    def close(self) -> None:
-        self.flush()
-        self._executor.shutdown()
-
-    def _upload(self) -> None:
-        self._uploaded_at = time.monotonic()
-        scratch = scratch_of(self._place)
-        try:
-            for file in sorted(scratch.iterdir()) if scratch.is_dir() else ():
-                content = file.read_bytes()  # a line half written is what readers of a killed run's file know
-                if self._sizes.get(file.name) != len(content):
-                    put(self._place / file.name, content)
-                    self._sizes[file.name] = len(content)
-        except OSError as error:
-            if not self._refused:
-                logger.error("%s cannot be written, trying again later: %s", self._place, error)
-            self._refused = True

@@ -259,6 +259,22 @@ def test_damaged_objects_are_refused_by_name(objects, corpus, monkeypatch, tmp_p
     assert verify("gs://bucket/index/00000300").num_documents == 37
 
 
+def test_a_network_that_fails_refuses_no_version(objects, corpus, monkeypatch, tmp_path):
+    make_version("gs://bucket/index", corpus, backend="exact")
+    another_machine(monkeypatch, tmp_path)
+    place = as_place("gs://bucket/index/00000300")
+    for method in ("get_file", "info", "cat_file"):
+        with monkeypatch.context() as patched:
+
+            def fail(self: object, *args: object, **kwargs: object) -> None:
+                raise ConnectionResetError(104, "connection reset")
+
+            patched.setattr(object_store.FakeObjectStore, method, fail)
+            with pytest.raises(ConnectionResetError):
+                verify(place)
+    assert verify(place).num_documents == 37
+
+
 def test_a_host_downloads_its_own_shards(objects, corpus, monkeypatch, tmp_path):
     make_version("gs://bucket/index", corpus)
     another_machine(monkeypatch, tmp_path)

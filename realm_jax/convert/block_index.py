@@ -26,6 +26,7 @@ from realm_jax.retrieval.embedder import Embedder
 from realm_jax.retrieval.manifest import Backend, Manifest, sha256_of
 from realm_jax.retrieval.recall import random_sentences
 from realm_jax.run_dir import RunDir, write_text_atomically
+from realm_jax.storage import as_place
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ def _records(run: RunDir, named: str, expected: int) -> Path:
 
 def _corpus(run: RunDir, named: str, records: Path, model: Model) -> Corpus:
     assert model.tokenizer is not None and model.block_embeds is not None
-    directory = Path(named) if named else run.corpus
+    directory = as_place(named) if named else run.corpus
     if not named and not (directory / CORPUS_FILE).exists():
         return write_block_corpus(directory, records, model.tokenizer)
     corpus = Corpus.open(directory)

@@ -38,7 +38,7 @@ from realm_jax.retrieval.manifest import Backend
 from realm_jax.retrieval.shards import map_embeddings
 from realm_jax.retrieval.versions import list_versions, read_manifest, version_dir
 from realm_jax.run_dir import RunDir
-from realm_jax.storage import require_local
+from realm_jax.storage import as_place, fetch, is_remote, require_local
 from realm_jax.tasks.open_qa import OpenQa
 from realm_jax.text.loading import load_tokenizer
 from realm_jax.text.word_piece import WordPieceTokenizer
@@ -108,6 +108,8 @@ def convert(
     """
     run = RunDir.of(run_dir)
     require_local(run.path, "convert's --run_dir")
+    require_local(destination, "convert.destination")
+    source, block_records = (str(fetch(path)) if is_remote(path) else path for path in (source, block_records))
     if architecture and architecture not in ARCHITECTURES:
         raise ValueError(f"unknown architecture {architecture!r}, valid: {', '.join(ARCHITECTURES)}")
     if direction != "index" and corpus:
@@ -255,7 +257,7 @@ def trained_model(run: RunDir, step: int | None = None) -> Model:
     retriever = configs.get("retriever") if "retriever" in params else None
     if retriever is not None:
         retriever = dataclasses.replace(retriever, tied="shared_encoder" in params["retriever"])
-    tokenizer = load_tokenizer(Path(task.corpus) / TOKENIZER_FOLDER) if Path(task.corpus).is_dir() else None
+    tokenizer = load_tokenizer(as_place(task.corpus) / TOKENIZER_FOLDER) if as_place(task.corpus).is_dir() else None
     return Model(
         params,
         retriever=retriever,

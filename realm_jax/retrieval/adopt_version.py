@@ -12,11 +12,11 @@ from realm_jax.data.inputs import SpecialIds, document_inputs
 from realm_jax.retrieval.build_version import already_published
 from realm_jax.retrieval.manifest import Manifest
 from realm_jax.retrieval.recall import sample_documents
-from realm_jax.retrieval.shards import map_embeddings
+from realm_jax.retrieval.shards import map_embeddings, share_file
 from realm_jax.retrieval.versions import list_versions, publish, verify, version_dir
 from realm_jax.run_dir import RunDir
 from realm_jax.run_lock import exclusive
-from realm_jax.storage import Place, RemotePath, fetch_file, link_or_copy, remove, scratch_of, upload
+from realm_jax.storage import Place, remove
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +73,11 @@ def adopt_version(
         remove(directory)
         for shard in manifest.shards:
             for file in shard.files:
-                _link(origin / file.path, directory / file.path)
-        adopted = dataclasses.replace(manifest, version=0, snapshot_step=0, snapshot_checksum=snapshot_checksum)
+                share_file(origin / file.path, directory / file.path)
+        shards = tuple(dataclasses.replace(shard, snapshot_step=None) for shard in manifest.shards)
+        adopted = dataclasses.replace(
+            manifest, version=0, snapshot_step=0, snapshot_checksum=snapshot_checksum, shards=shards
+        )
         publish(index_dir, adopted)
     logger.info("serving the index of %s (%d documents) as version 0", origin, manifest.num_documents)
     return adopted
@@ -105,12 +108,3 @@ def _check_embeddings(
             f"{documents[worst]} has an embedding {distances[worst]:.2f} of its length away, expected at most {MAX_DISTANCE}; "
             "warm-start from the run that made it, with its document_len, or set first_index to None"
         )
-
-
-def _link(origin: Place, place: Place) -> None:
-    file, target = fetch_file(origin), scratch_of(place)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)  # of an upload that was interrupted
-    link_or_copy(file, target)
-    if isinstance(place, RemotePath):
-        upload(target, place)

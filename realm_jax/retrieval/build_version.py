@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -44,8 +45,10 @@ from realm_jax.retrieval.shards import (
     finished_shard,
     load_scann_shard,
     map_embeddings,
+    recorded_origin,
     save_embeddings,
     shard_name,
+    share_file,
 )
 from realm_jax.retrieval.versions import list_versions, publish, read_manifest, version_dir
 from realm_jax.run_lock import exclusive
@@ -53,6 +56,8 @@ from realm_jax.storage import Place, RemotePath, as_place, clear_scratch, is_rem
 from realm_jax.typed import check_fields
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 WORTH_A_TREE = 0.95
 """Share of documents that a ball tree must prune to be faster than a product of matrices (docs/results/index_backends.md)."""
@@ -74,6 +79,8 @@ class IndexSettings:
       ball_tree: how the tree is made, whenever the version is loaded.
       shard_bytes: most bytes of embeddings in a shard. Loading a shard holds the GIL, so small shards keep the
         training thread running: docs/index_life_cycle.md has figures.
+      shards_per_version: rolling refresh: each version embeds so many shards anew, those of the oldest snapshots, and takes
+        the others from the version before, so that it comes sooner, of mixed age; None: all.
       recall_queries: how many sampled queries search_recall is measured with.
       recall_results: how many documents of each are compared with exact search.
     """
@@ -83,6 +90,7 @@ class IndexSettings:
     exact: ExactSettings = ExactSettings()
     ball_tree: BallTreeSettings = BallTreeSettings()
     shard_bytes: int = 10 << 20  # 20 480 documents of 128: the smallest shard that has a tree
+    shards_per_version: int | None = None
     recall_queries: int = 256
     recall_results: int = 10
 
@@ -91,6 +99,8 @@ class IndexSettings:
         for name in ("shard_bytes", "recall_queries", "recall_results"):
             if getattr(self, name) < 1:
                 raise ValueError(f"IndexSettings.{name} must be at least 1, got {getattr(self, name)}")
+        if self.shards_per_version is not None and self.shards_per_version < 1:
+            raise ValueError(f"IndexSettings.shards_per_version must be at least 1, got {self.shards_per_version}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +129,26 @@ class BatchSettings:
 DEFAULT_INDEX, DEFAULT_BATCHES = IndexSettings(), BatchSettings()
 
 
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """Which of several builders of the same versions this is: builder 0 publishes what all have embedded.
+
+    Attributes:
+      number: of this builder.
+      count: of all builders, each of which builds every count-th shard.
+      timeout_secs: how long the others may take after this one has done its share.
+      poll_secs: pause between two looks at what they have done.
+    """
+
+    number: int = 0
+    count: int = 1
+    timeout_secs: float = 3600.0
+    poll_secs: float = 1.0
+
+
+ALONE = Share()
+
+
 def build_version(
     index_dir: str | os.PathLike[str],
     version: int,
@@ -132,6 +162,7 @@ def build_version(
     embed_queries: EmbedBatch | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    share: Share = ALONE,
 ) -> Manifest:
     """Embeds every document of a corpus, indexes the embeddings and publishes them as one version.
 
@@ -151,6 +182,7 @@ def build_version(
         documents with their own embeddings, which is easier.
       on_progress: called after each batch with how many documents are embedded and how many there are.
       should_stop: asked between two batches.
+      share: of the shards, where several builders work at the same version, each called with the same arguments.
 
     Returns:
       The manifest.
@@ -160,18 +192,22 @@ def build_version(
         the same place, or the version is published with other content.
       OSError: when a file cannot be written; published versions and finished shards are unharmed.
       BuildStopped: when should_stop said so.
+      TimeoutError: when the other builders did not do their shares in time.
     """
     index_dir = as_place(index_dir)
     if corpus.num_documents == 0:
         raise ValueError(f"the corpus has no documents (fingerprint {corpus.fingerprint}); build it from other sources")
-    with exclusive(index_dir / "builder.lock", "another process builds index versions"):
+    lock = "builder.lock" if share.number == 0 else f"builder-{share.number:05d}.lock"
+    with exclusive(index_dir / lock, "another process builds index versions"):
         if version in list_versions(index_dir):
             return already_published(index_dir, version, corpus, snapshot_checksum)
         try:
             return _Build(
                 index_dir, version, embed_documents, corpus, settings, embed_dim, snapshot_checksum, batches,
-                on_progress or (lambda done, total: None), should_stop or (lambda: False),
+                on_progress or (lambda done, total: None), should_stop or (lambda: False), share,
             ).run(embed_queries)  # fmt: skip
+        except TimeoutError:  # an OSError, of which no disk is guilty
+            raise
         except OSError as error:
             raise OSError(
                 error.errno or errno.EIO,
@@ -212,7 +248,9 @@ class _Build:
         batches: BatchSettings,
         on_progress: Callable[[int, int], None],
         should_stop: Callable[[], bool],
+        share: Share,
     ):
+        self.share = share
         self.index_dir, self.version, self.corpus, self.settings = index_dir, version, corpus, settings
         self.embed_documents, self.embed_dim, self.batches = embed_documents, embed_dim, batches
         self.snapshot_checksum = snapshot_checksum
@@ -234,13 +272,34 @@ class _Build:
 
     def run(self, embed_queries: EmbedBatch | None) -> Manifest:
         started = time.monotonic()
-        clear_scratch(self.directory)  # finished shards are uploaded
-        self.workplace.mkdir(parents=True, exist_ok=True)
         names = [shard_name(number, self.num_shards) for number in range(self.num_shards)]
+        carried = self._carried(names)
+        renewed = [number for number in range(self.num_shards) if number not in carried]
+        own = renewed[self.share.number :: self.share.count]
+        self.workplace.mkdir(parents=True, exist_ok=True)
+        if self.share.number != 0:
+            for number in own:
+                self._shard(number, names[number])
+            return self._await(self._published, f"builder 0 did not publish index version {self.version}")
+        if self.share.count == 1:
+            clear_scratch(self.directory)  # finished shards are uploaded
+            self.workplace.mkdir(parents=True, exist_ok=True)
         for leftover in _children(self.workplace) + (_children(self.directory) if is_remote(self.directory) else []):
             if leftover.name not in names:
                 _remove(leftover)
-        shards = [self._shard(number, name) for number, name in enumerate(names)]
+        shards = {number: self._carry(number, *carried[number]) for number in carried}
+        shards |= {number: self._shard(number, names[number]) for number in own}
+        for number in renewed:
+            if number not in shards:
+                shards[number] = self._await(
+                    lambda number=number: finished_shard(  # type: ignore[misc]
+                        self.directory, names[number], self._made_from(number, self.version, self.snapshot_checksum)
+                    ),
+                    f"builder {renewed.index(number) % self.share.count} did not finish {names[number]}",
+                )
+        return self._publish([shards[number] for number in range(self.num_shards)], embed_queries, started)
+
+    def _publish(self, shards: list[Shard], embed_queries: EmbedBatch | None, started: float) -> Manifest:
         recall = self._search_recall(shards, embed_queries)
         manifest = Manifest(
             version=self.version,
@@ -264,20 +323,85 @@ class _Build:
         )  # fmt: skip
         return manifest
 
-    def _shard(self, number: int, name: str) -> Shard:
-        """The shard of this number: one that an interrupted build finished, or a new one."""
-        first, count = self.bounds[number], self.bounds[number + 1] - self.bounds[number]
-        made_from = {
-            "version": self.version,
-            "snapshot_checksum": self.snapshot_checksum,
+    def _published(self) -> Manifest | None:
+        if self.version not in list_versions(self.index_dir):
+            return None
+        return already_published(self.index_dir, self.version, self.corpus, self.snapshot_checksum)
+
+    def _await(self, look: Callable[[], T | None], missing: str) -> T:
+        """What another builder makes.
+
+        Raises:
+          TimeoutError: naming what did not come.
+        """
+        deadline = time.monotonic() + self.share.timeout_secs
+        while (found := look()) is None:
+            if self.should_stop():
+                raise BuildStopped(f"stopped while building index version {self.version}; finished shards are kept")
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"{missing} within {self.share.timeout_secs:.0f} s; look at that embed job, and start it again with the "
+                    "same settings: finished shards are kept"
+                )
+            time.sleep(self.share.poll_secs)
+        return found
+
+    def _made_from(self, number: int, version: int, snapshot_checksum: str) -> dict[str, Any]:
+        """All that a shard depends on."""
+        first, end = self.bounds[number : number + 2]
+        return {
+            "version": version,
+            "snapshot_checksum": snapshot_checksum,
             "corpus_fingerprint": self.corpus.fingerprint,
             "first_document": first,
-            "count": count,
+            "count": end - first,
             "embed_dim": self.embed_dim,
             "document_len": self.batches.document_len,
             "backend": self.settings.backend,
             "parameters": self.parameters if self.settings.backend == "scann" else {},  # no other's shape its files
         }
+
+    def _carried(self, names: list[str]) -> dict[int, tuple[Place, Shard, dict[str, Any]]]:
+        """The shards that rolling refresh takes from the version before: all but the `shards_per_version` oldest.
+
+        None, where there is no version before this one or a shard of it was made otherwise: all are then embedded.
+        """
+        if self.settings.shards_per_version is None:
+            return {}
+        before = [version for version in list_versions(self.index_dir) if version < self.version]
+        if not before:
+            return {}
+        directory = version_dir(self.index_dir, before[-1])
+        steps = read_manifest(directory).shard_steps
+        if len(steps) != len(names):
+            return {}
+        oldest = sorted(range(len(names)), key=lambda number: (steps[number], number))
+        found = {}
+        for number in sorted(oldest[self.settings.shards_per_version :]):
+            made_from = recorded_origin(directory, names[number])
+            if made_from is None:
+                return {}
+            origin = made_from["version"], made_from["snapshot_checksum"]
+            shard = finished_shard(directory, names[number], self._made_from(number, *origin))
+            if shard is None:
+                return {}
+            found[number] = directory, shard, made_from
+        return found
+
+    def _carry(self, number: int, origin: Place, shard: Shard, made_from: dict[str, Any]) -> Shard:
+        """A shard of the version before as one of this: its files linked, or copied where links are not to be had."""
+        for file in shard.files:
+            share_file(origin / file.path, self.directory / file.path)
+        carried = dataclasses.replace(shard, snapshot_step=int(made_from["version"]))
+        finish_shard(self.directory, carried, made_from)
+        self.done += shard.count
+        self.on_progress(self.done, self.corpus.num_documents)
+        return carried
+
+    def _shard(self, number: int, name: str) -> Shard:
+        """The shard of this number: one that an interrupted build finished, or a new one."""
+        made_from = self._made_from(number, self.version, self.snapshot_checksum)
+        first, count = made_from["first_document"], made_from["count"]
         shard = finished_shard(self.directory, name, made_from)
         if shard is not None:
             self.done += count

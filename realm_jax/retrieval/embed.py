@@ -17,13 +17,20 @@ from tqdm import tqdm
 
 from realm_jax.corpus.store import Corpus
 from realm_jax.models import RetrieverConfig
-from realm_jax.retrieval.build_version import DEFAULT_BATCHES, DEFAULT_INDEX, BatchSettings, BuildStopped, IndexSettings
+from realm_jax.retrieval.build_version import (
+    DEFAULT_BATCHES,
+    DEFAULT_INDEX,
+    BatchSettings,
+    BuildStopped,
+    IndexSettings,
+    Share,
+)
 from realm_jax.retrieval.embedder import embed_params, embed_snapshot
 from realm_jax.retrieval.manifest import Manifest
 from realm_jax.retrieval.versions import list_versions, retire, withdraw
 from realm_jax.run_dir import RunDir, read_json, write_json_atomically
 from realm_jax.run_lock import exclusive
-from realm_jax.storage import Place, as_place
+from realm_jax.storage import Place, as_place, is_remote
 from realm_jax.training.snapshots import PARAMS_FILE, list_snapshots, nest_params, snapshot_checksum
 
 __all__ = ["embed", "embed_snapshot"]
@@ -32,6 +39,9 @@ logger = logging.getLogger(__name__)
 
 STATUS_SECS = 0.5
 """The status file is written at most this often during a build."""
+
+STORED_STATUS_SECS = 5.0
+"""And this often on an object store, where a PUT takes its time and an object changes once a second at most."""
 
 RESTART_GRACE_SECS = 30.0
 """A trainer that had finished before this job started may be about to be started again: so long it is waited for."""
@@ -54,6 +64,9 @@ def embed(
     poll_secs: float = 1.0,
     first_snapshot_timeout_secs: float = 1800.0,
     trainer_timeout_secs: float = 1800.0,
+    builder: int = 0,
+    num_builders: int = 1,
+    builders_timeout_secs: float = 3600.0,
     progress: bool = True,
 ) -> None:
     """Re-embeds the corpus with each new snapshot of a training run and publishes its index, until training ends.
@@ -77,6 +90,10 @@ def embed(
       first_snapshot_timeout_secs: how long the first snapshot may take to come.
       trainer_timeout_secs: how long a trainer that was running may give no sign of life, such as one that was killed and is
         not started again; count in the time that a machine which was taken away needs to come back.
+      builder: number of this embed job, where several do the run's embedding together, on machines that see the same run
+        directory: each embeds its share of every version's shards, and job 0 publishes. All have the same other settings.
+      num_builders: how many jobs do so.
+      builders_timeout_secs: how long one waits for the others' shares.
       progress: show a progress bar on a terminal.
 
     Raises:
@@ -88,20 +105,29 @@ def embed(
         ("poll_secs", poll_secs),
         ("first_snapshot_timeout_secs", first_snapshot_timeout_secs),
         ("trainer_timeout_secs", trainer_timeout_secs),
+        ("builders_timeout_secs", builders_timeout_secs),
     ):
         if value <= 0:
             raise ValueError(f"embed.{name} must be above 0, got {value}")
     if keep_newest < 1:
         raise ValueError(f"embed.keep_newest must be at least 1, got {keep_newest}")
+    if not 0 <= builder < num_builders:
+        raise ValueError(f"embed.builder must lie between 0 and num_builders - 1 = {num_builders - 1}, got {builder}")
+    share = Share(builder, num_builders, builders_timeout_secs, poll_secs)
     run = RunDir.of(run_dir)
     opened = Corpus.open(run.corpus if corpus is None else corpus)
     with (
-        exclusive(run.status / "embedder.lock", "another embed job serves this run"),
+        exclusive(
+            run.builder_status(builder).with_suffix(".lock"),
+            f"another embed job{f' is builder {builder} of' if num_builders > 1 else ' serves'} this run",
+        ),
         _stop_on_signals() as stop,
-        _Status(run) as status,
+        _Status(run, builder) as status,
     ):
-        job = _EmbedJob(run, retriever, opened, index, batches, keep_newest, every_snapshot, progress, stop, status)
-        if initial_params is not None and not list_versions(run.index) and not list_snapshots(run):
+        job = _EmbedJob(
+            run, retriever, opened, index, batches, keep_newest, every_snapshot, progress, stop, status, share
+        )
+        if builder == 0 and initial_params is not None and not list_versions(run.index) and not list_snapshots(run):
             built = job.try_build(0, as_place(initial_params))
             if once or built is None:
                 return
@@ -121,10 +147,12 @@ class _EmbedJob:
         progress: bool,
         stop: threading.Event,
         status: "_Status",
+        share: Share,
     ):
         self.run, self.retriever, self.corpus = run, retriever, corpus
         self.index, self.batches, self.keep_newest = index, batches, keep_newest
         self.every_snapshot, self.progress, self.stop, self.status = every_snapshot, progress, stop, status
+        self.share = share
         self.started_at, self.sign_of_life = time.time(), _SignOfLife()
 
     def follow(
@@ -134,7 +162,7 @@ class _EmbedJob:
         waiting_since = time.monotonic()
         while not self.stop.is_set():
             # asked before looking for snapshots: the last one is written before a trainer says that it has finished
-            finished = self._trainers_finished()
+            finished = self._trainers_finished() if self.share.number == 0 else self._leader_finished()
             step = self._next_snapshot()
             if step is not None:
                 built = self.try_build(step)
@@ -158,6 +186,8 @@ class _EmbedJob:
 
     def _next_snapshot(self) -> int | None:
         published, snapshots = list_versions(self.run.index), list_snapshots(self.run)
+        if self.share.number != 0:
+            return self._version_of_leader(published)
         awaited = _named(self._trainer_statuses() or (), "awaited_versions") & set(snapshots) - set(published)
         if awaited:
             return min(awaited)
@@ -165,6 +195,25 @@ class _EmbedJob:
         if not waiting:
             return None
         return waiting[0] if self.every_snapshot else waiting[-1]
+
+    def _version_of_leader(self, published: Sequence[int]) -> int | None:
+        """The version that builder 0 works at, if it is not published yet."""
+        status = self._leader_status()
+        version = int(status.get("version", -1))
+        return version if status.get("state") == "embedding" and version not in published else None
+
+    def _leader_status(self) -> dict[str, Any]:
+        try:
+            return dict(read_json(self.run.embedder_status))
+        except (OSError, ValueError):  # it has not begun yet
+            return {}
+
+    def _leader_finished(self) -> bool:
+        status = self._leader_status()
+        if status.get("state") not in ("finished", "failed"):
+            return False
+        said_so_now = float(status.get("updated_at", 0)) >= self.started_at
+        return said_so_now or time.time() - self.started_at > RESTART_GRACE_SECS
 
     def try_build(self, step: int, params_place: Place | None = None) -> Manifest | None:
         """`build`; None where it was told to stop, or came too late for the snapshot."""
@@ -209,6 +258,7 @@ class _EmbedJob:
                 "settings": self.index,
                 "batches": self.batches,
                 "on_progress": on_progress,
+                "share": self.share,
             }
             if params_place is None:
                 checksum = snapshot_checksum(self.run, version)
@@ -221,7 +271,7 @@ class _EmbedJob:
                 )
                 # A trainer that resumes forgets its later snapshots, then withdraws their versions: one of the two looks
                 # comes last. Until then the trainer itself leaves out versions of snapshots that it has not made.
-                if self._is_forgotten(version, checksum):
+                if self.share.number == 0 and self._is_forgotten(version, checksum):
                     withdraw(self.run.index, version)
                     raise BuildStopped(f"index version {version} is withdrawn: the run went back to an earlier step")
             else:
@@ -256,6 +306,8 @@ class _EmbedJob:
         return said_so_now or time.time() - self.started_at > RESTART_GRACE_SECS
 
     def _retire(self) -> None:
+        if self.share.number != 0:
+            return
         statuses = self._trainer_statuses()
         if not statuses or any(s.get("state") == "running" and s.get("index_version", -1) < 0 for s in statuses):
             return  # somebody has not said yet what is in use: a trainer that resumes first has to read its checkpoint
@@ -337,8 +389,8 @@ def _read_params(place: Place) -> tuple[dict[str, Any], str]:
 class _Status:
     """RUN/status/embedder.json, for the progress display."""
 
-    def __init__(self, run: RunDir):
-        self._path = run.embedder_status
+    def __init__(self, run: RunDir, builder: int):
+        self._path = run.builder_status(builder)
         self._content: dict[str, Any] = {
             "state": "waiting",
             "version": -1,
@@ -348,13 +400,14 @@ class _Status:
             "docs_per_sec": 0.0,
             "pid": os.getpid(),
         }
+        self._every_secs = STORED_STATUS_SECS if is_remote(self._path) else STATUS_SECS
         self._written_at = -float("inf")
 
     def update(self, *, at_once: bool = False, **changes: Any) -> None:
         """Changes fields; written when the state changes, else at most every half second."""
         at_once |= changes.get("state", self._content["state"]) != self._content["state"]
         self._content.update(changes)
-        if at_once or time.monotonic() - self._written_at > STATUS_SECS:
+        if at_once or time.monotonic() - self._written_at > self._every_secs:
             self._written_at = time.monotonic()
             write_json_atomically(self._path, self._content | {"updated_at": time.time()})
 

@@ -18,10 +18,12 @@ from realm_jax.corpus.store import Corpus
 from realm_jax.data.inputs import SpecialIds
 from realm_jax.models import Retriever, RetrieverConfig
 from realm_jax.retrieval.build_version import (
+    ALONE,
     DEFAULT_BATCHES,
     DEFAULT_INDEX,
     BatchSettings,
     IndexSettings,
+    Share,
     build_version,
 )
 from realm_jax.retrieval.embed_documents import embed_in_batches
@@ -176,6 +178,7 @@ def embed_snapshot(
     batches: BatchSettings = DEFAULT_BATCHES,
     on_progress: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    share: Share = ALONE,
 ) -> Manifest:
     """Embeds the corpus with a snapshot of the run and publishes the index version of that step.
 
@@ -187,7 +190,7 @@ def embed_snapshot(
       document_len: overrides that of `batches`.
       settings: of the index.
       batches: of the embedding; the batch size is rounded up to a multiple of this process's devices.
-      on_progress, should_stop: see `build_version`.
+      on_progress, should_stop, share: see `build_version`.
 
     Raises:
       FileNotFoundError: when there is no such snapshot any more.
@@ -205,6 +208,7 @@ def embed_snapshot(
         batches=batches if document_len is None else dataclasses.replace(batches, document_len=document_len),
         on_progress=on_progress,
         should_stop=should_stop,
+        share=share,
     )
 
 
@@ -220,6 +224,7 @@ def embed_params(
     batches: BatchSettings,
     on_progress: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    share: Share = ALONE,
 ) -> Manifest:
     """`embed_snapshot` with parameters at hand."""
     check_inputs(config, corpus, batches)
@@ -236,4 +241,5 @@ def embed_params(
         embed_queries=embedder.embed_queries,
         on_progress=on_progress,
         should_stop=should_stop,
+        share=share,
     )

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from realm_jax.storage import Place, fetch_file, size_of
+from realm_jax.storage import Place, fetch_file, is_remote, size_of
 from realm_jax.typed import check_fields
 
 Backend = Literal["scann", "exact", "ball_tree"]
@@ -37,12 +37,21 @@ class ShardFile:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A finished shard: documents `first_document` … `first_document + count - 1` and the files that hold them."""
+    """A finished shard: documents `first_document` … `first_document + count - 1` and the files that hold them.
+
+    Attributes:
+      name: of its folder.
+      first_document: the first of its documents.
+      count: how many there are.
+      files: in the folder.
+      snapshot_step: step of the retriever that embedded it; None for the version's own, as it is without rolling refresh.
+    """
 
     name: str
     first_document: int
     count: int
     files: tuple[ShardFile, ...]
+    snapshot_step: int | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -94,8 +103,21 @@ class Manifest:
                     f"got first_document {shard.first_document}, count {shard.count}"
                 )
             expected += shard.count
+        if any(step > self.version for step in self.shard_steps):
+            raise ValueError(f"version {self.version} has a shard of a later snapshot: {max(self.shard_steps)}")
         if expected != self.num_documents or not expected:
             raise ValueError(f"the shards hold {expected} documents, num_documents is {self.num_documents}")
+
+    @property
+    def shard_steps(self) -> tuple[int, ...]:
+        """Step of the retriever that embedded each shard."""
+        return tuple(self.version if shard.snapshot_step is None else shard.snapshot_step for shard in self.shards)
+
+    @property
+    def mean_step(self) -> float:
+        """The same over documents."""
+        parts = zip(self.shard_steps, self.shards, strict=True)
+        return sum(step * shard.count for step, shard in parts) / self.num_documents
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, lists and numbers."""
@@ -126,6 +148,7 @@ def check_size(directory: Place, file: ShardFile) -> None:
     try:
         size = size_of(directory / file.path)
     except OSError as error:
+        _raise_if_passing(directory, error)
         raise IndexRefused(f"{directory / file.path} is missing ({error.strerror}); {REBUILD}") from error
     if size != file.bytes:
         raise IndexRefused(f"{directory / file.path}: expected {file.bytes} bytes, got {size}; {REBUILD}")
@@ -136,11 +159,18 @@ def check_content(directory: Place, file: ShardFile) -> None:
     try:
         digest = sha256_of(fetch_file(directory / file.path))
     except OSError as error:
+        _raise_if_passing(directory, error)
         raise IndexRefused(f"{directory / file.path} cannot be read ({error.strerror}); {REBUILD}") from error
     if digest != file.sha256:
         raise IndexRefused(
             f"{directory / file.path} is corrupt: expected SHA-256 {file.sha256[:16]}…, got {digest[:16]}…; {REBUILD}"
         )
+
+
+def _raise_if_passing(directory: Place, error: OSError) -> None:
+    """Raises what says nothing of the version: a network that fails now may be back at the next look."""
+    if is_remote(directory) and not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def sha256_of(path: Path) -> str:

@@ -21,7 +21,7 @@ from realm_jax.retrieval.manifest import (
     shard_from_json,
 )
 from realm_jax.run_dir import write_json_atomically
-from realm_jax.storage import Place, copy_of, fetch_file, is_remote
+from realm_jax.storage import Place, RemotePath, copy_of, fetch_file, is_remote, link_or_copy, scratch_of, upload
 
 if TYPE_CHECKING:
     from realm_jax.retrieval.scann_index import ScannShard
@@ -83,6 +83,25 @@ def finished_shard(version_dir: Place, name: str, made_from: Mapping[str, Any]) 
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return shard
+
+
+def recorded_origin(version_dir: Place, name: str) -> dict[str, Any] | None:
+    """What a finished shard says that it was made from; None where it says nothing that can be read."""
+    try:
+        made_from = json.loads((version_dir / name / SHARD_RECORD).read_bytes())["made_from"]
+        return made_from if {"version", "snapshot_checksum"} <= set(made_from) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def share_file(origin: Place, place: Place) -> None:
+    """A file of one version as one of another, which is never changed: a link, or a copy where links are not to be had."""
+    file, target = fetch_file(origin), scratch_of(place)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)  # of an upload that was interrupted
+    link_or_copy(file, target)
+    if isinstance(place, RemotePath):
+        upload(target, place)
 
 
 def map_embeddings(version_dir: Place, shard: Shard, embed_dim: int) -> np.ndarray:

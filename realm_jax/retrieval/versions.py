@@ -29,7 +29,7 @@ from realm_jax.retrieval.index import Index
 from realm_jax.retrieval.manifest import REBUILD, Backend, IndexRefused, Manifest, check_content, check_size
 from realm_jax.retrieval.shards import flush, load_scann_shard, map_embeddings
 from realm_jax.run_dir import write_json_atomically
-from realm_jax.storage import Place, RemotePath, as_place, copy_of, remove
+from realm_jax.storage import Place, RemotePath, as_place, copy_of, is_remote, remove
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +83,8 @@ def read_manifest(version_dir: str | os.PathLike[str]) -> Manifest:
     except FileNotFoundError as error:
         raise IndexRefused(f"{path} is missing: this index version was never published, or is retired") from error
     except (ValueError, OSError) as error:  # torn JSON and broken UTF-8 are ValueErrors too
+        if isinstance(error, OSError) and is_remote(path):
+            raise  # a network that fails now may be back at the next look
         raise IndexRefused(f"{path} is damaged: {error}; {REBUILD}") from error
     if f"{manifest.version:08d}" != path.parent.name or manifest.snapshot_step != manifest.version:
         raise IndexRefused(

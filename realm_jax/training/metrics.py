@@ -16,7 +16,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from realm_jax.run_dir import RunDir
-from realm_jax.storage import Mirror, Place, RemotePath, put, scratch_of
+from realm_jax.storage import Place, RemotePath, put, scratch_of
+from realm_jax.training.mirror import Mirror
 
 logger = logging.getLogger(__name__)
 

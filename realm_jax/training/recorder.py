@@ -20,7 +20,14 @@ from realm_jax.training.throughput import StepTimer, peak_flops_per_sec
 
 logger = logging.getLogger(__name__)
 
-LAST_OF_WINDOW = ("index_version", "index_age_steps", "index_age_secs", "skipped_updates")
+LAST_OF_WINDOW = (
+    "index_version",
+    "index_age_steps",
+    "index_age_secs",
+    "index_mean_age_steps",
+    "index_oldest_age_steps",
+    "skipped_updates",
+)
 WORST_OF_WINDOW = ("swap_pause_ms",)
 
 
@@ -108,6 +115,7 @@ class Recorder:
                 "swap_pause_ms": self._pause_ms,
                 "selection_age_steps": float(prepared.selection_age_steps),
                 "search_ms": prepared.search_ms,
+                **refresher.mixed_ages(step),
             }
             self._pause_ms = 0.0
         done = self._executor.submit(_wait, figures)

@@ -5,7 +5,7 @@ import json
 import logging
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -140,6 +140,13 @@ class RefreshConfig:
         return swaps
 
 
+class _ShardSteps(NamedTuple):
+    """With which steps' retrievers a version's shards were embedded."""
+
+    mean: float  # over documents
+    oldest: int
+
+
 class Refresher:
     """Everything that happens to the index during a run, between two steps."""
 
@@ -189,13 +196,17 @@ class Refresher:
         sharded = config.index_hosts == "sharded" and jax.process_count() > 1
         mail = CoordinationMail(config.timeout_secs) if sharded else None
 
+        self._ages_of: dict[int, _ShardSteps] = {}
+
         def load(version: int) -> tuple[Index, float]:
             directory = run.index_version(version)
+            manifest = versions.read_manifest(directory)
+            self._ages_of[version] = _ShardSteps(manifest.mean_step, min(manifest.shard_steps))
             if mail is None:
                 manifest = versions.verify(directory, **expected)
                 return versions.load_version(directory, manifest=manifest, **placed), manifest.built_at
             host = jax.process_index()  # the other hosts verify what they load
-            own = versions.shards_of_host(versions.read_manifest(directory), host, mail.num_hosts)
+            own = versions.shards_of_host(manifest, host, mail.num_hosts)
             manifest = versions.verify(directory, shards=own, **expected)
             return load_own_shards(directory, manifest, mail, host), manifest.built_at
 
@@ -226,6 +237,13 @@ class Refresher:
     @property
     def version(self) -> int:
         return self._hot_swap.version
+
+    def mixed_ages(self, step: int) -> dict[str, float]:
+        """How old the served index is at a step, over its documents and its oldest shard, where rolling refresh mixes ages."""
+        steps = self._ages_of[self.version]
+        if steps.oldest == self.version:
+            return {}
+        return {"index_mean_age_steps": step - steps.mean, "index_oldest_age_steps": float(step - steps.oldest)}
 
     @property
     def built_at(self) -> float:

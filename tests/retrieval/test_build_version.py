@@ -1,5 +1,7 @@
 """Building a version: right rows, few shapes, finished shards kept, refusals, and kills at any instant."""
 
+import concurrent.futures
+import dataclasses
 import logging
 import os
 import signal
@@ -13,10 +15,10 @@ import pytest
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.inputs import SpecialIds, document_inputs
 from realm_jax.retrieval import build_version as module
-from realm_jax.retrieval.build_version import BatchSettings, BuildStopped, IndexSettings, build_version
+from realm_jax.retrieval.build_version import BatchSettings, BuildStopped, IndexSettings, Share, build_version
 from realm_jax.retrieval.exact import ExactSettings
 from realm_jax.retrieval.recall import embed_sentences, random_sentences, sample_documents
-from realm_jax.retrieval.versions import list_versions, verify
+from realm_jax.retrieval.versions import list_versions, load_version, retire, verify
 from tests.retrieval.made_index import BATCHES, EMBED, CountingEmbed, make_corpus, make_version
 
 SHARDS = IndexSettings(shard_bytes=10 * 4 * EMBED, recall_queries=20)  # at most 10 documents a shard
@@ -110,6 +112,117 @@ def test_recall_is_that_of_the_rows_that_are_searched(tmp_path):
         settings = IndexSettings(backend="exact", exact=exact, shard_bytes=100 * 4 * EMBED, recall_queries=100)
         recalls[name] = _build(tmp_path / name, corpus, CountingEmbed(), settings=settings).search_recall
     assert recalls["float32"] == recalls["enough"] == 1.0 and 0.8 < recalls["coarse"] < 1.0
+
+
+# --- rolling refresh
+
+ROLLING = dataclasses.replace(SHARDS, shards_per_version=1)
+
+
+def _roll(index_dir: Path, corpus: Corpus, version: int, embed: object, **kwargs: object):
+    """Embeddings tell which version they were made for."""
+    arguments = {"settings": ROLLING, "embed_dim": EMBED, "batches": BATCHES} | kwargs
+    return build_version(index_dir, version, embed, corpus, snapshot_checksum=f"of {version}", **arguments)
+
+
+class _Shifted(CountingEmbed):
+    def __init__(self, shift: float):
+        super().__init__()
+        self.shift = shift
+
+    def __call__(self, ids: np.ndarray, segment_ids: np.ndarray) -> np.ndarray:
+        return super().__call__(ids, segment_ids) + np.float32(self.shift)
+
+
+def test_rolling_refresh_renews_the_oldest_shards_and_keeps_the_others(index_dir, corpus):
+    first = _roll(index_dir, corpus, 100, _Shifted(1.0))
+    assert len(first.shards) == 4 and first.shard_steps == (100, 100, 100, 100)
+    for version, steps in ((110, (110, 100, 100, 100)), (120, (110, 120, 100, 100)), (150, (110, 120, 150, 100))):
+        manifest = _roll(index_dir, corpus, version, _Shifted(version))
+        assert manifest.shard_steps == steps and verify(index_dir / f"{version:08d}") == manifest
+    assert manifest.mean_step == pytest.approx(
+        sum(s * n.count for s, n in zip(steps, manifest.shards, strict=True)) / 37
+    )
+    retire(index_dir, keep=[], newest=1)  # what was linked is not gone with the version that it was made for
+    expected = [_one_by_one(corpus, _Shifted(1.0 if step == 100 else step), BATCHES.document_len) for step in steps]
+    index = load_version(index_dir / "00000150", backend="exact")
+    for shard, rows in zip(manifest.shards, expected, strict=True):
+        documents = np.arange(shard.first_document, shard.first_document + shard.count)
+        np.testing.assert_array_equal(index.embeddings(documents), rows[documents])
+    # two shards at once, the two oldest
+    wider = dataclasses.replace(ROLLING, shards_per_version=2)
+    assert _roll(index_dir, corpus, 160, _Shifted(160.0), settings=wider).shard_steps == (160, 120, 150, 160)
+
+
+def test_rolling_refresh_embeds_all_where_the_version_before_was_made_otherwise(index_dir, corpus):
+    _roll(index_dir, corpus, 100, _Shifted(1.0))
+    longer = dataclasses.replace(BATCHES, document_len=BATCHES.document_len + 8)
+    assert set(_roll(index_dir, corpus, 110, _Shifted(2.0), batches=longer).shard_steps) == {110}
+    finer = dataclasses.replace(ROLLING, shard_bytes=5 * 4 * EMBED)
+    assert set(_roll(index_dir, corpus, 120, _Shifted(3.0), batches=longer, settings=finer).shard_steps) == {120}
+    damaged = next((index_dir / "00000120").glob("shard-00003-*/embeddings.npy"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert set(_roll(index_dir, corpus, 130, _Shifted(4.0), batches=longer, settings=finer).shard_steps) == {130}
+
+
+def test_an_interrupted_rolling_build_goes_on(index_dir, corpus):
+    settings = dataclasses.replace(ROLLING, shards_per_version=2)
+    _roll(index_dir, corpus, 100, _Shifted(1.0), settings=settings)
+    asked = iter([False] * 3 + [True] * 99)
+    with pytest.raises(BuildStopped):
+        _roll(index_dir, corpus, 110, _Shifted(2.0), settings=settings, should_stop=lambda: next(asked))
+    assert list_versions(index_dir) == [100]
+    embed = _Shifted(2.0)
+    assert _roll(index_dir, corpus, 110, embed, settings=settings).shard_steps == (110, 110, 100, 100)
+    whole = _Shifted(2.0)
+    _roll(index_dir.parent / "other", corpus, 110, whole, settings=settings)
+    assert 0 < embed.calls < whole.calls / 2  # of the two shards one was finished
+
+
+def test_settings_of_rolling_refresh():
+    with pytest.raises(ValueError, match="shards_per_version must be at least 1, got 0"):
+        IndexSettings(shards_per_version=0)
+
+
+# --- several builders
+
+
+def test_builders_share_a_version(index_dir, corpus, tmp_path):
+    """Each embeds its own shards alone; what they publish is the version that one builder makes."""
+    embeds = [CountingEmbed() for _ in range(3)]
+    shares = [Share(number, 3, timeout_secs=30.0, poll_secs=0.01) for number in range(3)]
+    with concurrent.futures.ThreadPoolExecutor(3) as threads:
+        building = [
+            threads.submit(_build, index_dir, corpus, embed, share=share)
+            for embed, share in zip(embeds, shares, strict=True)
+        ]
+        manifests = [future.result() for future in building]
+    alone = CountingEmbed()
+    expected = _build(tmp_path / "alone", corpus, alone)
+    unclocked = [dataclasses.replace(manifest, built_at=0.0, build_secs=0.0) for manifest in (expected, *manifests)]
+    assert unclocked[0] == unclocked[1] == unclocked[2] == unclocked[3]
+    assert sum(embed.calls for embed in embeds) == alone.calls and min(embed.calls for embed in embeds) > 0
+    assert not list(index_dir.glob("*.lock"))
+
+
+def test_a_share_that_is_not_done_is_named(index_dir, corpus):
+    with pytest.raises(
+        TimeoutError, match=r"builder 1 did not finish shard-00001-of-00004 within 0 s; .* start it again"
+    ):
+        _build(index_dir, corpus, CountingEmbed(), share=Share(0, 2, timeout_secs=0.05, poll_secs=0.01))
+    with pytest.raises(TimeoutError, match="builder 0 did not publish index version 300 within 0 s"):
+        _build(index_dir, corpus, CountingEmbed(), share=Share(1, 2, timeout_secs=0.05, poll_secs=0.01))
+    assert list_versions(index_dir) == []
+    again = CountingEmbed()  # all shards are finished
+    assert _build(index_dir, corpus, again, share=Share(0, 2)).num_documents == 37 and not again.shapes
+    with pytest.raises(BuildStopped):
+        _build(
+            index_dir.parent / "x",
+            corpus,
+            CountingEmbed(),
+            share=Share(1, 2),
+            should_stop=iter([False] * 9 + [True] * 9).__next__,
+        )
 
 
 def test_backends_are_chosen_in_gin(tmp_path):

@@ -100,6 +100,38 @@ def _wait_for(condition: Any, seconds: float = 40.0) -> None:
         time.sleep(0.02)
 
 
+def test_two_jobs_embed_together_and_end_with_the_trainer(run):
+    """Job 1 follows job 0 to each snapshot; both end when the trainer has finished."""
+    save_snapshot(run, 0, _params(0))
+    _say(run, "running")
+    with (
+        _Beside(run, builder=0, num_builders=2, builders_timeout_secs=60.0),
+        _Beside(run, builder=1, num_builders=2, builders_timeout_secs=60.0),
+    ):
+        _wait_for(lambda: list_versions(run.index) == [0])
+        save_snapshot(run, 7, _params(1))
+        _wait_for(lambda: 7 in list_versions(run.index))
+        _say(run, "finished", index_version=7)
+    assert read_manifest(run.index_version(7)).num_documents == 37
+    for status in (run.builder_status(0), run.builder_status(1)):
+        assert read_json(status)["state"] == "finished"
+    other = RunDir(run.path.parent / "alone")
+    save_snapshot(other, 7, _params(1))
+    embed(run_dir=str(other.path), corpus=str(run.corpus), once=True, **SETTINGS)
+    files = [read_manifest(one.index_version(7)).shards for one in (run, other)]
+    assert files[0] == files[1]  # to the last checksum
+
+
+def test_numbers_of_jobs_are_checked(run):
+    with pytest.raises(ValueError, match=r"embed\.builder must lie between 0 and num_builders - 1 = 1, got 2"):
+        embed(run_dir=str(run.path), builder=2, num_builders=2, **SETTINGS)
+    with (
+        exclusive(run.builder_status(1).with_suffix(".lock"), "someone"),
+        pytest.raises(ValueError, match="another embed job is builder 1 of this run"),
+    ):
+        embed(run_dir=str(run.path), builder=1, num_builders=2, **SETTINGS)
+
+
 def test_rows_are_the_embeddings_of_single_documents(run):
     save_snapshot(run, 300, _params(0))
     embed(run_dir=str(run.path), once=True, **SETTINGS)
