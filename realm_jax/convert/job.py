@@ -90,7 +90,7 @@ def convert(
       document_embedder: of RealmForOpenQA, the folder or hub id of the RealmEmbedder that made its documents' embeddings. By
         default new documents are embedded as questions are.
       corpus: of the index, a corpus directory with a document a record; by default RUN/corpus, made of the records.
-      backend: of the index, "scann" or "exact".
+      backend: of the index: "scann", "exact" or "ball_tree".
       pooling: of BERT as a retriever: "cls", "mean", or "pooler" (BERT's own).
       projection_size: adds a projection of this width, at random, to a retriever without: how ICT starts from BERT.
       score_scale: of the retriever; by default 1, and 20 for embeddings of unit length, whose scores are cosines.
