@@ -37,6 +37,7 @@ class CutBatch(NamedTuple):
       texts: the same texts, only if asked for.
       rows: their pieces.
       articles: the article of the batch that each was cut from.
+      characters: of the texts of all articles.
       too_short: articles left out for want of pieces.
       split_sentences, lost_spans, unknown_pieces: see the corpus's counts.
     """
@@ -46,10 +47,15 @@ class CutBatch(NamedTuple):
     texts: list[str]
     rows: PieceRows
     articles: Int64[np.ndarray, "num_documents"]
+    characters: int
     too_short: int
     split_sentences: int
     lost_spans: int
     unknown_pieces: int
+
+
+CutBatches = Generator[tuple[list[Article], CutBatch], None, None]
+"""Batches of articles with the documents that they were cut into."""
 
 
 class Cutter:
@@ -88,6 +94,7 @@ class Cutter:
             texts=[block.text for block in blocks] if self.keep_texts else [],
             rows=rows,
             articles=cut.articles[keep],
+            characters=sum(len(article.text) for article in articles),
             too_short=int(np.count_nonzero(pieces < self.min_pieces)),
             split_sentences=cut.split_sentences,
             lost_spans=cut.lost_spans,
@@ -111,14 +118,15 @@ class Cutter:
         ]
 
 
-def in_batches(articles: Iterable[Article]) -> Iterator[list[Article]]:
-    """Groups a stream of articles into batches of about `BATCH_CHARS` characters."""
+def in_batches(articles: Iterable[Article], max_chars: int | None = None) -> Iterator[list[Article]]:
+    """Groups a stream of articles into batches of about `max_chars` characters (`BATCH_CHARS`), its order kept."""
+    max_chars = BATCH_CHARS if max_chars is None else max_chars
     batch: list[Article] = []
     num_chars = 0
     for article in articles:
         batch.append(article)
         num_chars += len(article.text)
-        if num_chars >= BATCH_CHARS or len(batch) >= _BATCH_ARTICLES:
+        if num_chars >= max_chars or len(batch) >= _BATCH_ARTICLES:
             yield batch
             batch, num_chars = [], 0
     if batch:
@@ -132,9 +140,7 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def cut_in_order(
-    cutter: Cutter, batches: Iterable[list[Article]], num_workers: int
-) -> Generator[tuple[list[Article], CutBatch], None, None]:
+def cut_in_order(cutter: Cutter, batches: Iterable[list[Article]], num_workers: int) -> CutBatches:
     """Cuts batches, in this process or in `num_workers` others, and yields them in their order.
 
     The first batches are cut here in any case: starting a worker takes seconds, which a small corpus does not need.

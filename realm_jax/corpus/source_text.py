@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from realm_jax.corpus.sample import TextSample, sample_texts
-from realm_jax.corpus.sources import ORDINARY_CAUSES, Article, read_sources
+from realm_jax.corpus.sources import ORDINARY_CAUSES, Article, OpenSource, open_source, read_sources
 from realm_jax.corpus.sources.files import list_files
 
 logger = logging.getLogger(__name__)
@@ -44,12 +44,18 @@ class SourceText(NamedTuple):
             if renamed is None:
                 return
             if not renamed:
-                logger.warning(
-                    "id %r is in more than one source; there it becomes %r, and others likewise", old_id, new_id
-                )
+                warn_of_renaming(old_id, new_id)
             renamed[RENAMED] += 1
 
         return read_sources(self.paths, self.source_format, on_drop, on_rename, self.leave_out)
+
+    def open(self, dropped: Counter[str]) -> list[OpenSource]:
+        """The sources with their files listed; files that are left out are counted by cause."""
+
+        def on_drop(cause: str) -> None:
+            dropped[cause] += 1
+
+        return [open_source(path, self.source_format, on_drop, self.leave_out) for path in self.paths]
 
     def sample(self, num_chars: int, seed: int) -> TextSample:
         """Texts to learn from; a source read whole for it is checked at once, before the slow work.
@@ -83,6 +89,11 @@ class SourceText(NamedTuple):
                 found = list_files(path, lambda cause: None, self.leave_out)
                 files.append([(str(f.relative_to(path)) if f != path else "", f.stat().st_size) for f in found])
         return hashlib.sha256(repr(files).encode()).hexdigest()[:16]
+
+
+def warn_of_renaming(old_id: str, new_id: str) -> None:
+    """Tells of the first id that had to be renamed."""
+    logger.warning("id %r is in more than one source; there it becomes %r, and others likewise", old_id, new_id)
 
 
 def listed(counts: Mapping[str, int]) -> str:

@@ -6,7 +6,8 @@ import lzma
 
 import pytest
 
-from realm_jax.corpus.sources import FORMATS, read_articles, read_sources
+from realm_jax.corpus import sources
+from realm_jax.corpus.sources import FORMATS, open_source, read_articles, read_sources
 from tests.corpus.sources.reading import PASSAGES, json_line, read
 
 
@@ -95,3 +96,22 @@ def test_missing_path_empty_folder_and_unknown_format(tmp_path):
         read_articles(tmp_path)
     with pytest.raises(ValueError, match=r"expected a source format among \['auto', 'wikiextractor_json'.*got 'xml'"):
         read_articles(tmp_path, "xml")
+
+
+def test_parts_are_the_whole_in_order(tmp_path, monkeypatch):
+    """Records without an id are named by their file: below the common folder of all files, not of those of a part."""
+    monkeypatch.setattr(sources, "PART_BYTES", 100)
+    for folder, numbers in (("a/x", range(3)), ("a/y", range(3, 5)), ("b/x", range(5, 6))):
+        (tmp_path / folder).mkdir(parents=True)
+        for i in numbers:
+            lines = [json_line(text=f"Article {i} {k}.") for k in range(1 + i % 2)]
+            (tmp_path / folder / f"{i % 3}.jsonl").write_text("".join(lines) + "{no\n" * 2)
+    whole = open_source(tmp_path)
+    parts = whole.parts()
+    assert 2 < len(parts) < 6 and [file for part in parts for file in part.files] == list(whole.files)
+    dropped, in_parts = [], []
+    articles = list(whole.read(dropped.append))
+    assert [article for part in parts for article in part.read(in_parts.append)] == articles
+    assert dropped == in_parts == ["malformed record"] * 12
+    assert {"a/x/0.jsonl:1", "a/y/0.jsonl:1", "b/x/2.jsonl:2"} < {article.id for article in articles}
+    assert len(articles) == 9

@@ -8,27 +8,41 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from realm_jax.corpus.sources import tfds
-from realm_jax.corpus.sources.article import MAX_TEXT_CHARS, ORDINARY_CAUSES, OTHER_FILE, Article, HashSet, OnDrop
-from realm_jax.corpus.sources.beir_folder import is_beir_folder, read_beir_corpus
+from realm_jax.corpus.sources.article import MAX_TEXT_CHARS, ORDINARY_CAUSES, OTHER_FILE, Article, OnDrop
+from realm_jax.corpus.sources.beir_folder import beir_file, is_beir_folder, read_beir_corpus
 from realm_jax.corpus.sources.dpr_tsv import header_of, read_dpr_tsv
 from realm_jax.corpus.sources.files import first_bytes, list_files, looks_binary
-from realm_jax.corpus.sources.json_lines import read_json_lines, read_wikiextractor_json
+from realm_jax.corpus.sources.json_lines import naming_folder, read_json_lines, read_wikiextractor_json
 from realm_jax.corpus.sources.mediawiki import read_mediawiki
+from realm_jax.corpus.sources.own_ids import under_own_ids
 from realm_jax.corpus.sources.squad import read_squad_paragraphs
 from realm_jax.corpus.sources.text_folder import is_text_name, read_text_folder
 from realm_jax.corpus.sources.wikiextractor_doc import read_wikiextractor_doc
 
-__all__ = ["FORMATS", "ORDINARY_CAUSES", "Article", "OnDrop", "read_articles", "read_sources"]
+__all__ = [
+    "FORMATS",
+    "ORDINARY_CAUSES",
+    "Article",
+    "OnDrop",
+    "OpenSource",
+    "open_source",
+    "read_articles",
+    "read_sources",
+]
 
 TEXT_FOLDER, TFDS, BEIR, UNSEEN = "text_folder", "tfds", "beir", "not looked at"
 _MAX_SNIFFED = 500
-_RECORD_READERS: dict[str, Callable[[list[Path], OnDrop, int], Iterator[Article]]] = {
+JSONL = "jsonl"
+# What one worker reads at a time of a source that several share; a file is not divided.
+PART_BYTES = 16 << 20
+PART_RECORDS = 20_000
+_RECORD_READERS: dict[str, Callable[[Sequence[Path], OnDrop, int], Iterator[Article]]] = {
     "wikiextractor_json": read_wikiextractor_json,
     "wikiextractor_doc": read_wikiextractor_doc,
     "mediawiki": read_mediawiki,
-    "jsonl": read_json_lines,
     "dpr_tsv": read_dpr_tsv,
     "squad": read_squad_paragraphs,
 }
@@ -36,7 +50,7 @@ FORMATS = {
     "wikiextractor_json": 'WikiExtractor --json, one {"id", "url", "title", "text"} a line',
     "wikiextractor_doc": 'WikiExtractor, <doc id="…" url="…" title="…"> … </doc>',
     "mediawiki": "a MediaWiki pages-articles XML dump",
-    "jsonl": 'JSON lines, one {"text", "title"?, "id"?} a line',
+    JSONL: 'JSON lines, one {"text", "title"?, "id"?} a line',
     "dpr_tsv": "DPR's tsv with the header id, text, title",
     "squad": "the paragraphs of a file in SQuAD's JSON form",
     BEIR: "the documents of a BEIR folder (corpus.jsonl, queries.jsonl, qrels/)",
@@ -45,6 +59,61 @@ FORMATS = {
 }
 _SQUAD = re.compile(r'\{\s*("version"\s*:\s*"[^"]*"\s*,\s*)?"data"\s*:\s*\[')
 _COMPANIONS = ("readme", "license", "licence", "copying", "notice", "changelog", "sha256sums", "md5sums")
+
+
+class OpenSource(NamedTuple):
+    """A source whose format is known and whose files are listed, or a part of one.
+
+    Attributes:
+      path: a file, a folder, or `tfds:NAME?split=…`.
+      source_format: one of `FORMATS`.
+      files: to read, in order; none of a TFDS data set.
+      naming_folder: of JSON lines, see `naming_folder`.
+      records: of a TFDS data set, from the first up to the second; None is all.
+    """
+
+    path: str | Path
+    source_format: str
+    files: tuple[Path, ...] = ()
+    naming_folder: Path | None = None
+    records: tuple[int, int] | None = None
+
+    def read(self, on_drop: OnDrop, max_text_chars: int = MAX_TEXT_CHARS) -> Iterator[Article]:
+        """Streams the articles, no two under the same id."""
+        if self.source_format == TFDS:
+            return tfds.read_tfds(str(self.path), on_drop, max_text_chars, self.records)
+        if self.source_format == BEIR:
+            return read_beir_corpus(Path(self.path), on_drop, max_text_chars)
+        if self.source_format == TEXT_FOLDER:
+            return read_text_folder(self.files, Path(self.path), on_drop, max_text_chars)
+        if self.source_format == JSONL:
+            return read_json_lines(self.files, on_drop, max_text_chars, self.naming_folder)
+        return _RECORD_READERS[self.source_format](self.files, on_drop, max_text_chars)
+
+    def parts(self) -> "list[OpenSource]":
+        """The source in parts, which give the same articles one after the other, and drop the same records.
+
+        But for ids that are in two parts: a part knows its own.
+        """
+        if self.source_format == TFDS:
+            stop = tfds.num_records(str(self.path))
+            starts = range(0, stop, PART_RECORDS)
+            return [self._replace(records=(start, min(start + PART_RECORDS, stop))) for start in starts] or [self]
+        return [self._replace(files=tuple(files)) for files in _in_parts(self.files)]
+
+
+def _in_parts(files: Sequence[Path]) -> Iterator[list[Path]]:
+    part: list[Path] = []
+    num_bytes = 0
+    for file in files:
+        size = file.stat().st_size
+        if part and num_bytes + size > PART_BYTES:
+            yield part
+            part, num_bytes = [], 0
+        part.append(file)
+        num_bytes += size
+    if part:
+        yield part
 
 
 def read_articles(
@@ -56,16 +125,28 @@ def read_articles(
 ) -> Iterator[Article]:
     """Streams the articles of a file, of all files below a folder, or of a TFDS data set.
 
+    Args:
+      path, source_format, on_drop, leave_out: see `open_source`, which is called before an iterator is returned.
+      max_text_chars: longer texts are dropped.
+    """
+    return open_source(path, source_format, on_drop, leave_out).read(on_drop, max_text_chars)
+
+
+def open_source(
+    path: str | Path,
+    source_format: str = "auto",
+    on_drop: OnDrop = lambda cause: None,
+    leave_out: Collection[Path] = (),
+) -> OpenSource:
+    """Lists the files of a source and tells its format.
+
     Files may be compressed with gzip, bzip2 or xz, whatever their names.  They are read in sorted order.
 
     Args:
       path: a file, a folder, or `tfds:NAME?split=…`.
       source_format: one of `FORMATS`, or "auto" to tell by the content.
       on_drop: called with the cause of each record or file left out; those in `ORDINARY_CAUSES` are no defects.
-      max_text_chars: longer texts are dropped.
       leave_out: folders that are not looked into where they lie below `path`.
-    Returns:
-      An iterator; path and format are checked before it is returned.
     Raises:
       FileNotFoundError: nothing lies at the path.
       ValueError: the format is unknown, or cannot be told from the content.
@@ -77,12 +158,12 @@ def read_articles(
             raise ValueError(
                 f"a source that begins with {tfds.PREFIX!r} has the format {TFDS!r}, got {source_format!r}; use 'auto'"
             )
-        return tfds.read_tfds(str(path), on_drop, max_text_chars)
+        return OpenSource(str(path), TFDS)
     path = Path(path)
     if source_format == BEIR or (source_format == "auto" and is_beir_folder(path)):
         if not is_beir_folder(path):
             raise ValueError(f"expected a BEIR folder with corpus.jsonl and queries.jsonl, got {path}")
-        return read_beir_corpus(path, on_drop, max_text_chars)
+        return OpenSource(path, BEIR, (beir_file(path, "corpus"),))
     files = list_files(path, on_drop, leave_out)
     if not files:
         raise ValueError(f"{path} holds no file (hidden ones aside); {_choose_among()}")
@@ -90,8 +171,9 @@ def read_articles(
     if source_format == "auto":
         source_format = _decide(path, sniffed)
     if source_format == TEXT_FOLDER:
-        return read_text_folder(files, path, on_drop, max_text_chars)
-    return _RECORD_READERS[source_format](_files_of(source_format, sniffed, on_drop), on_drop, max_text_chars)
+        return OpenSource(path, TEXT_FOLDER, tuple(files))
+    chosen = tuple(_files_of(source_format, sniffed, on_drop))
+    return OpenSource(path, source_format, chosen, naming_folder(chosen) if source_format == JSONL else None)
 
 
 def read_sources(
@@ -113,20 +195,7 @@ def read_sources(
       An iterator; all paths are checked before it is returned: a mistake in the last should not show after hours.
     """
     streams = [read_articles(path, source_format, on_drop, leave_out=leave_out) for path in paths]
-    return streams[0] if len(streams) == 1 else _under_own_ids(streams, on_rename)
-
-
-def _under_own_ids(streams: Sequence[Iterator[Article]], on_rename: Callable[[str, str], None]) -> Iterator[Article]:
-    seen = HashSet()
-    for number, stream in enumerate(streams, 1):
-        for article in stream:
-            new_id = article.id
-            while not seen.add(new_id):
-                new_id = f"{number}:{new_id}"
-            if new_id != article.id:
-                on_rename(article.id, new_id)
-                article = article._replace(id=new_id)
-            yield article
+    return streams[0] if len(streams) == 1 else under_own_ids(streams, on_rename)
 
 
 def _sniff_all(files: list[Path]) -> dict[Path, str | None]:

@@ -1,7 +1,7 @@
 """DPR's passages (psgs_w100.tsv): a header, then id, text and title between tabs, quoted as in csv files."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from realm_jax.corpus.sources.article import MALFORMED, Article, ArticleFilter, OnDrop
@@ -16,7 +16,7 @@ def header_of(line: str) -> tuple[str, ...] | None:
     return columns if set(COLUMNS) <= set(columns) else None
 
 
-def read_dpr_tsv(files: list[Path], on_drop: OnDrop, max_text_chars: int) -> Iterator[Article]:
+def read_dpr_tsv(files: Sequence[Path], on_drop: OnDrop, max_text_chars: int) -> Iterator[Article]:
     """One article a line.  DPR breaks no line inside quotes: a stray quotation mark spoils one record only."""
     keep = ArticleFilter(on_drop, max_text_chars)
     previous_limit = csv.field_size_limit(max(4 * max_text_chars, csv.field_size_limit()))

@@ -3,7 +3,7 @@
 import html
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,23 @@ _ID_KEYS = ("id", "_id", "docid")
 _TEXT_KEYS = ("text", "contents")
 
 
-def read_json_lines(files: list[Path], on_drop: OnDrop, max_text_chars: int) -> Iterator[Article]:
-    """Articles of JSON lines; a record without an id is named by its file and line."""
-    names = _names(files)
+def read_json_lines(
+    files: Sequence[Path], on_drop: OnDrop, max_text_chars: int, folder: Path | None = None
+) -> Iterator[Article]:
+    """Articles of JSON lines; a record without an id is named by its line and its file: by its path below `folder`."""
     keep = ArticleFilter(on_drop, max_text_chars)
     for path, number, record in json_objects(files, on_drop, max_text_chars):
         article_id, title, text = _first(record, _ID_KEYS), record.get("title"), _first(record, _TEXT_KEYS)
         if not isinstance(text, str) or not isinstance(title, str | None) or isinstance(article_id, dict | list | bool):
             on_drop(MALFORMED)
             continue
-        name = f"{names[path]}:{number}" if article_id in (None, "") else str(article_id)
+        file_name = path.name if folder is None else path.relative_to(folder).as_posix()
+        name = f"{file_name}:{number}" if article_id in (None, "") else str(article_id)
         if article := keep.article(name, title or "", text):
             yield article
 
 
-def read_wikiextractor_json(files: list[Path], on_drop: OnDrop, max_text_chars: int) -> Iterator[Article]:
+def read_wikiextractor_json(files: Sequence[Path], on_drop: OnDrop, max_text_chars: int) -> Iterator[Article]:
     """Articles of WikiExtractor --json; older versions repeat the title as the first line of the text."""
     keep = ArticleFilter(on_drop, max_text_chars, PAGE_WITHOUT_TEXT)
     for _, _, record in json_objects(files, on_drop, max_text_chars):
@@ -45,16 +47,16 @@ def without_title_line(title: str, text: str) -> str:
     return html.unescape(rest if first.strip() == title.strip() else text)
 
 
-def _names(files: list[Path]) -> dict[Path, str]:
-    """What to call each file: its name, or its path below their common folder if two have the same name."""
-    names = {path: path.name for path in files}
-    if len(set(names.values())) == len(files):
-        return names
-    folder = os.path.commonpath([path.parent for path in files])
-    return {path: path.relative_to(folder).as_posix() for path in files}
+def naming_folder(files: Sequence[Path]) -> Path | None:
+    """The common folder of files of which two have the same name, so that it does not tell them apart; else None."""
+    if len({path.name for path in files}) == len(files):
+        return None
+    return Path(os.path.commonpath([path.parent for path in files]))
 
 
-def json_objects(files: list[Path], on_drop: OnDrop, max_text_chars: int) -> Iterator[tuple[Path, int, dict[str, Any]]]:
+def json_objects(
+    files: Sequence[Path], on_drop: OnDrop, max_text_chars: int
+) -> Iterator[tuple[Path, int, dict[str, Any]]]:
     """The objects of JSON lines with file and line; lines that hold none are counted."""
     for path in files:
         for number, line in read_lines(path, on_drop, 4 * max_text_chars):

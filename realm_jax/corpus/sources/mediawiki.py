@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.etree.ElementTree import ParseError
 
@@ -24,7 +24,7 @@ _REDIRECT_LINE = re.compile(r"\s*#\s*redirect\b", re.IGNORECASE)
 _OPEN, _CLOSE = b"<page>", b"</page>"
 
 
-def read_mediawiki(files: list[Path], on_drop: OnDrop, max_text_chars: int) -> Iterator[Article]:
+def read_mediawiki(files: Sequence[Path], on_drop: OnDrop, max_text_chars: int) -> Iterator[Article]:
     """The articles (namespace 0) of a dump, newest revision, as text; redirects and other namespaces are counted."""
     try:
         import mwxml

@@ -1,6 +1,6 @@
 """The paragraphs of files in SQuAD's form, under the ids that the reader of their questions gives them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from realm_jax.corpus.sources.article import Article, ArticleFilter, OnDrop
@@ -8,7 +8,7 @@ from realm_jax.corpus.sources.json_document import json_document
 from realm_jax.data.question_formats.squad import paragraphs
 
 
-def read_squad_paragraphs(files: list[Path], on_drop: OnDrop, max_text_chars: int) -> Iterator[Article]:
+def read_squad_paragraphs(files: Sequence[Path], on_drop: OnDrop, max_text_chars: int) -> Iterator[Article]:
     """One article a paragraph, its id `TITLE#PLACE`. A file is read whole.
 
     Raises:

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from realm_jax.corpus.sources.article import (
@@ -44,7 +44,7 @@ def is_text_name(path: Path) -> bool:
     return _suffix(path) in TEXT_SUFFIXES
 
 
-def read_text_folder(files: list[Path], root: Path, on_drop: OnDrop, max_text_chars: int) -> Iterator[Article]:
+def read_text_folder(files: Sequence[Path], root: Path, on_drop: OnDrop, max_text_chars: int) -> Iterator[Article]:
     """One article a file, named by its path below `root`; its title is its first heading, or else its file name."""
     keep = ArticleFilter(on_drop, max_text_chars)
     for path in files:

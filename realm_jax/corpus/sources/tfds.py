@@ -45,8 +45,13 @@ def parse_spec(spec: str, valid: Sequence[str], example: str = EXAMPLE) -> tuple
     return name, parameters
 
 
-def read_tfds(spec: str, on_drop: OnDrop, max_text_chars: int) -> Iterator[Article]:
-    """One article a record; the data set is downloaded and prepared if it is not there yet."""
+def read_tfds(
+    spec: str, on_drop: OnDrop, max_text_chars: int, records: tuple[int, int] | None = None
+) -> Iterator[Article]:
+    """One article a record, of all or of those from `records[0]` up to `records[1]`.
+
+    The data set is downloaded and prepared if it is not there yet.
+    """
     wanted = TfdsSpec.parse(spec)
     source = open_data_source(wanted.name, wanted.split, wanted.data_dir)
     features = sorted(source.dataset_info.features)
@@ -56,7 +61,7 @@ def read_tfds(spec: str, on_drop: OnDrop, max_text_chars: int) -> Iterator[Artic
                 f"{spec}: expected a feature {key!r}, got one with {features}; name it with ?text=, ?title=, ?id="
             )
     keep = ArticleFilter(on_drop, max_text_chars)
-    for place, record in read_records(source):
+    for place, record in read_records(source, *(records or ())):
         try:
             title, text = _string(record.get(wanted.title, b"")), _string(record[wanted.text])
             article_id = _string(record[wanted.id]) if wanted.id else str(place)
@@ -69,10 +74,17 @@ def read_tfds(spec: str, on_drop: OnDrop, max_text_chars: int) -> Iterator[Artic
                 yield article
 
 
-def read_records(source: Any) -> Iterator[tuple[int, dict[str, Any]]]:
-    """All records of an opened data set with their places, from 0."""
-    for start in range(0, len(source), _BATCH):
-        places = list(range(start, min(start + _BATCH, len(source))))
+def num_records(spec: str) -> int:
+    """Records of the split that a source names."""
+    wanted = TfdsSpec.parse(spec)
+    return len(open_data_source(wanted.name, wanted.split, wanted.data_dir))
+
+
+def read_records(source: Any, first: int = 0, stop: int | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The records of an opened data set from `first` up to `stop`, or all, with their places, from 0."""
+    stop = len(source) if stop is None else stop
+    for start in range(first, stop, _BATCH):
+        places = list(range(start, min(start + _BATCH, stop)))
         yield from zip(places, source.__getitems__(places), strict=True)
 
 

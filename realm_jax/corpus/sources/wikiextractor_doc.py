@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from realm_jax.corpus.sources.article import MALFORMED, OVER_LONG, PAGE_WITHOUT_TEXT, Article, ArticleFilter, OnDrop
@@ -13,7 +13,7 @@ from realm_jax.corpus.sources.json_lines import without_title_line
 _OPENING = re.compile(r'<doc id="([^"]*)".*? title="(.*)"[^"<>]*>\s*$')
 
 
-def read_wikiextractor_doc(files: list[Path], on_drop: OnDrop, max_text_chars: int) -> Iterator[Article]:
+def read_wikiextractor_doc(files: Sequence[Path], on_drop: OnDrop, max_text_chars: int) -> Iterator[Article]:
     """Articles between `<doc …>` and `</doc>`; one that is not closed, or text outside of any, is malformed."""
     keep = ArticleFilter(on_drop, max_text_chars, PAGE_WITHOUT_TEXT)
     for path in files:

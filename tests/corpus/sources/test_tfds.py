@@ -5,6 +5,7 @@ import types
 
 import pytest
 
+from realm_jax.corpus import sources
 from tests.corpus.sources.reading import read
 
 
@@ -48,6 +49,16 @@ def test_tfds(tfds_dir):
     assert (len(whole), dropped) == (249, {"not UTF-8": 1})
     assert {article.title for article in whole} == {""}
     assert len({article.id for article in whole}) == 249
+
+
+def test_parts_are_ranges_of_records(tfds_dir, monkeypatch):
+    monkeypatch.setattr(sources, "PART_RECORDS", 70)
+    whole = sources.open_source(f"tfds:tiny_articles?title=heading&data_dir={tfds_dir}")
+    parts = whole.parts()
+    articles = list(whole.read(lambda cause: None))
+    assert [part.records for part in parts] == [(0, 70), (70, 140), (140, 210), (210, 250)]
+    assert len(articles) == 249
+    assert [article for part in parts for article in part.read(lambda cause: None)] == articles
 
 
 def test_tfds_errors(tfds_dir):
