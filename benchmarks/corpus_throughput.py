@@ -127,7 +127,7 @@ def _works(
 def _job(sources: list[str], tokenizer: Tokenizer, tagger: RuleTagger, num_workers: int) -> None:
     with tempfile.TemporaryDirectory() as directory:
         build = Build(Path(directory), tokenizer, tagger, block_len=288, min_pieces=4, num_workers=num_workers)
-        build.write(read_sources(sources), Counter(), source="benchmark")
+        build.write(build.cut(read_sources(sources)), Counter(), source="benchmark")
 
 
 if __name__ == "__main__":

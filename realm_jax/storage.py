@@ -220,6 +220,15 @@ def copy_of(place: Place) -> Path:
     return _in_cache("copies", place) if isinstance(place, RemotePath) else place
 
 
+def original_of(copy: Path) -> Place:
+    """The place that a path of the cache is the local copy of; any other path is its own original."""
+    copies = cache_dir() / "copies"
+    if not copy.is_relative_to(copies):
+        return copy
+    scheme, *key = copy.relative_to(copies).parts
+    return RemotePath(f"{scheme}://{'/'.join(key)}")
+
+
 def scratch_of(place: Place) -> Path:
     """Where what belongs to a place is made, to be uploaded; a local place itself."""
     return _in_cache("scratch", place) if isinstance(place, RemotePath) else place

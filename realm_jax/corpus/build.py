@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import functools
+import importlib.util
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +16,7 @@ from tqdm import tqdm
 
 from realm_jax.corpus import dataset
 from realm_jax.corpus.blocks import PieceRows
-from realm_jax.corpus.cutting import CutBatch, Cutter, available_cores, cut_in_order, in_batches
+from realm_jax.corpus.cutting import CutBatch, CutBatches, Cutter, available_cores, cut_in_order, in_batches
 from realm_jax.corpus.info import CORPUS_FILE, CorpusInfo, read_info
 from realm_jax.corpus.salient_spans import RuleTagger, SalientSpanTagger, SpacyTagger
 from realm_jax.corpus.source_text import DUPLICATE, TOO_SHORT, SourceText, listed
@@ -99,9 +101,18 @@ class Build:
     gold_document: Callable[[Article], int] | None = None
     on_documents: Callable[[Documents], None] | None = None
 
+    def cutter(self) -> Cutter:
+        """Cuts articles into the documents of this corpus."""
+        keep_texts = self.on_documents is not None
+        return Cutter(self.tokenizer, self.tagger, self.block_len, self.title_len, self.min_pieces, keep_texts)
+
+    def cut(self, articles: Iterable[Article]) -> CutBatches:
+        """Cuts articles on this machine, in order."""
+        return cut_in_order(self.cutter(), in_batches(articles), self.num_workers)
+
     def write(
         self,
-        articles: Iterable[Article],
+        cut_batches: CutBatches,
         dropped: Counter[str],
         total_chars: int | None = None,
         before_finish: Callable[[Counter[str]], None] = lambda counts: None,
@@ -110,21 +121,19 @@ class Build:
         """Writes the corpus; corpus.json comes last, so a build that fails or is killed leaves none.
 
         Args:
-          articles: the text.
-          dropped: counts by cause; those of the source are in it once the articles are read through.
+          cut_batches: the documents, in order, as `cut` gives them.
+          dropped: counts by cause; those of the source are in it once the batches are read through.
           total_chars: of all articles, for the progress bar.
           before_finish: called with the counts when all but corpus.json is there; its errors leave no corpus.
           **info: fields of corpus.json: source, licence, settings.
         """
-        keep_texts = self.on_documents is not None
-        cutter = Cutter(self.tokenizer, self.tagger, self.block_len, self.title_len, self.min_pieces, keep_texts)
         counts: Counter[str] = Counter()
         seen: set[int] = set()
         with (
             CorpusWriter(self.directory, self.tokenizer, self.block_len, self.title_len) as writer,
             dataset.BlockWriter(self.directory / "blocks") as block_writer,
             tqdm(total=total_chars, unit="char", unit_scale=True, desc=self.directory.name, disable=None) as bar,
-            contextlib.closing(cut_in_order(cutter, in_batches(articles), self.num_workers)) as batches,
+            contextlib.closing(cut_batches) as batches,
         ):
             for batch, cut in batches:
                 keep = self._keep(cut, seen)
@@ -139,7 +148,7 @@ class Build:
                 dropped[TOO_SHORT] += cut.too_short
                 dropped[DUPLICATE] += len(keep) - len(places)
                 counts.update(_counts(batch, cut, rows))
-                bar.update(sum(len(article.text) for article in batch))
+                bar.update(cut.characters)
                 bar.set_postfix(documents=writer.num_documents, refresh=False)
             dropped += Counter()  # forgets causes that did not occur
             if writer.num_documents == 0:
@@ -181,6 +190,8 @@ def corpus(
     world: WorldConfig | None = None,
     seed: int = 0,
     num_workers: int | None = None,
+    pipeline_options: tuple[str, ...] | None = None,
+    pipeline_dir: str | None = None,
 ) -> CorpusInfo:
     """Builds a corpus: text cut into blocks, tagged, tokenized, and stored for random access.
 
@@ -208,6 +219,10 @@ def corpus(
       seed: of the sample.
       num_workers: processes beside this one, which start once the text proves long; 0 does everything here, None has
         one for each core (with a trained tagger: 0, since its model uses all cores). The corpus does not depend on it.
+      pipeline_options: reads and cuts in an Apache Beam pipeline with these flags, such as ("--runner=FlinkRunner",
+        "--flink_master=HOST:8081"); () takes Beam's own defaults. The corpus does not depend on them. None: no Beam.
+      pipeline_dir: a folder that this machine and the runner's workers share, for what they hand back; it is removed in
+        the end. By default one in the corpus directory.
 
     Raises:
       ValueError: for settings that make no sense, a finished corpus of other settings in the same place, a source
@@ -215,6 +230,7 @@ def corpus(
       FileNotFoundError: the source is not there.
     """
     sources = (source,) if isinstance(source, str) else source
+    _check_pipeline(sources, pipeline_options, pipeline_dir, num_workers)
     if num_workers is None:
         cores = available_cores()
         num_workers = cores if cores > 1 and not tagger.startswith(f"{MODEL}:") else 0
@@ -265,7 +281,8 @@ def corpus(
         build = Build(
             directory, learned.tokenizer, learned.tagger, block_len, title_len, min_pieces, num_workers=num_workers
         )
-        info = _build_from_text(build, text, learned.total_chars, licence, settings)
+        pipeline = _pipeline(place, pipeline_options, pipeline_dir)
+        info = _build_from_text(build, text, learned.total_chars, licence, settings, pipeline)
     publish_folder(place, CORPUS_FILE)
     log_statistics(place, info)
     return info
@@ -276,6 +293,42 @@ def _check_sources(sources: Sequence[str], world: WorldConfig | None) -> None:
         raise ValueError(f"expected one source, or several paths, got {sources!r}")
     if world is not None and WORLD not in sources:
         raise ValueError(f'world settings are for source="{WORLD}", got source={sources!r}; leave one of them out')
+
+
+def _check_pipeline(
+    sources: Sequence[str], options: tuple[str, ...] | None, shared_dir: str | None, num_workers: int | None
+) -> None:
+    if options is None:
+        if shared_dir is not None:
+            raise ValueError(
+                "pipeline_dir is for a pipeline; give pipeline_options (() for Beam's own), or leave it out"
+            )
+        return
+    if WORLD in sources:
+        raise ValueError(
+            f'expected source to name text for a pipeline, got "{WORLD}"; leave pipeline_options out for it'
+        )
+    if num_workers is not None:
+        raise ValueError(
+            f"a pipeline has the workers that its runner gives it, got num_workers={num_workers}; leave it out, and tell "
+            "the runner in pipeline_options (--direct_num_workers, --num_workers, --parallelism)"
+        )
+    if importlib.util.find_spec("apache_beam") is None:
+        raise ValueError("pipeline_options needs Apache Beam: pip install 'realm_jax[beam]', on the workers too")
+    from realm_jax.corpus.beam_pipeline import check_options  # Beam, which the job does without otherwise
+
+    check_options(options)
+
+
+def _pipeline(
+    place: Place, options: tuple[str, ...] | None, shared_dir: str | None
+) -> Callable[[Cutter, SourceText, Counter[str], Counter[str]], CutBatches] | None:
+    if options is None:
+        return None
+    from realm_jax.corpus.beam_pipeline import cut_in_pipeline, folder_in
+
+    folder = folder_in(shared_dir) if shared_dir else str(place.absolute() / "unfinished-pipeline")
+    return functools.partial(cut_in_pipeline, options=options, shared_dir=folder)
 
 
 def _check_apart(sources: Sequence[str], **places: Place) -> None:
@@ -312,7 +365,12 @@ def _learn(text: SourceText, tokenizer: Tokenizer | Training, tagger: str, sampl
 
 
 def _build_from_text(
-    build: Build, text: SourceText, total_chars: int | None, licence: str, settings: Mapping[str, Any]
+    build: Build,
+    text: SourceText,
+    total_chars: int | None,
+    licence: str,
+    settings: Mapping[str, Any],
+    pipeline: Callable[[Cutter, SourceText, Counter[str], Counter[str]], CutBatches] | None,
 ) -> CorpusInfo:
     dropped: Counter[str] = Counter()
     renamed: Counter[str] = Counter()
@@ -323,8 +381,12 @@ def _build_from_text(
         if isinstance(build.tagger, RuleTagger):
             build.tagger.save(build.directory / WORDS_FILE)
 
+    if pipeline is None:
+        batches = build.cut(text.read(dropped, renamed))
+    else:
+        batches = pipeline(build.cutter(), text, dropped, renamed)
     return build.write(
-        text.read(dropped, renamed),
+        batches,
         dropped,
         total_chars,
         before_finish,
@@ -388,7 +450,7 @@ def log_statistics(directory: Place, info: CorpusInfo) -> None:
 def _counts(batch: list[Article], cut: CutBatch, rows: PieceRows) -> dict[str, int]:
     return {
         "articles": len(batch),
-        "characters": sum(len(article.text) for article in batch),
+        "characters": cut.characters,
         "sentences": len(rows.sentence_ends),
         "salient_spans": len(rows.salient_spans),
         "documents_without_salient_spans": int(np.count_nonzero(rows.span_counts == 0)),

@@ -62,9 +62,8 @@ def build_world(
             _write_questions(directory / f"questions_{split}.jsonl", own, rows)
 
     build = Build(directory, tokenizer, None, block_len, title_len, drop_duplicates=False, on_documents=rows.add)
-    return build.write(
-        world.articles, Counter(), sum(len(article.text) for article in world.articles), before_finish, **info
-    )
+    total_chars = sum(len(article.text) for article in world.articles)
+    return build.write(build.cut(world.articles), Counter(), total_chars, before_finish, **info)
 
 
 class _Rows:
@@ -107,7 +106,7 @@ def _write_stream(
         drop_duplicates=False,
         gold_document=lambda article: rows.gold(article.gold_id, article.answers),
     )
-    stream.write(sentences, Counter(), sum(len(s.text) for s in sentences), **info)
+    stream.write(stream.cut(sentences), Counter(), sum(len(s.text) for s in sentences), **info)
 
 
 def _write_questions(path: Path, questions: Sequence[Question], rows: _Rows) -> None:

@@ -292,6 +292,9 @@ def test_bert_vocabulary(build, articles, tmp_path):
         ({"source_format": "docx"}, "expected a source format among"),
         ({"source": ()}, "expected one source"),
         ({"vocab_size": 0}, "vocab_size of at least 6 pieces, got 0"),
+        ({"pipeline_options": (), "num_workers": 2}, "a pipeline has the workers .*got num_workers=2; leave it out"),
+        ({"pipeline_options": (), "source": "world"}, 'source to name text for a pipeline, got "world"'),
+        ({"pipeline_dir": "shared"}, r"pipeline_dir is for a pipeline; give pipeline_options \(\(\)"),
         ({"output_dir": __file__}, f"corpus.output_dir: expected a folder, got {__file__}.* is a file; name another"),
         (
             {"output_dir": "/proc/none"},
@@ -303,6 +306,13 @@ def test_mistakes_are_told_before_the_work(build, articles, tmp_path, settings, 
     source = write_jsonl(tmp_path / "a.jsonl", articles)
     with pytest.raises(ValueError, match=message):
         build(**({"source": source} | settings))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_pipeline_without_beam(build, articles, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs Apache Beam: pip install 'realm_jax\[beam\]', on the workers too"):
+        build(write_jsonl(tmp_path / "a.jsonl", articles), pipeline_options=())
     assert not (tmp_path / "run").exists()
 
 
