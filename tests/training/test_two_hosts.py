@@ -37,16 +37,22 @@ def places(tmp_path_factory):
     place = tmp_path_factory.mktemp("corpora")
     tiny.corpus(place / "z")
     tiny.sentences_corpus(place / "x")
+    tiny.questions_file(place / "questions.jsonl")
     return place
 
 
 def start(run, places, num_processes, *bindings, num_devices=1):
-    """The processes of a run. One process is not joined to anything."""
+    """The processes of a REALM run. One process is not joined to anything."""
+    return start_with(
+        RUN_FILE, run, places, num_processes, f"--gin.X_CORPUS={places / 'x'}", *bindings, num_devices=num_devices
+    )
+
+
+def start_with(run_file, run, places, num_processes, *bindings, num_devices=1):
     address = f"localhost:{free_port()}"
     command = [
-        sys.executable, "-m", "realm_jax", "train", f"--run_dir={run}", f"--gin_file={RUN_FILE}",
-        f"--gin.CORPUS={places / 'z'}", f"--gin.X_CORPUS={places / 'x'}",
-        f"--gin.train.distributed={num_processes > 1}", *bindings,
+        sys.executable, "-m", "realm_jax", "train", f"--run_dir={run}", f"--gin_file={run_file}",
+        f"--gin.CORPUS={places / 'z'}", f"--gin.train.distributed={num_processes > 1}", *bindings,
     ]  # fmt: skip
     started = []
     for process in range(num_processes):
@@ -124,6 +130,20 @@ def test_hosts_that_share_the_index_train_like_hosts_that_hold_all_of_it(places,
         for name in ("loss", "heldout_recall_at_5"):
             assert one.get(name) == other.get(name)
     assert len(read_manifest(RunDir.of(tmp_path).index_version(4)).shards) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ict", "open_qa"])
+def test_two_processes_train_like_one_in_every_task(places, tmp_path, name):
+    """ICT with its parameters split over both (fsdp), open QA with the layers' products split over both (tensor)."""
+    questions = [f"--gin.QUESTIONS={places / 'questions.jsonl'}"] if name == "open_qa" else []
+    for run, processes, devices in (("one", 1, 2), ("two", 2, 1)):
+        run_file = RUN_FILE.with_name(f"two_hosts_{name}.gin")
+        finish(start_with(run_file, tmp_path / run, places, processes, *questions, num_devices=devices))
+    one, two = (read_metrics(tmp_path / run) for run in ("one", "two"))
+    assert len(one) == len(two) == 4
+    np.testing.assert_allclose([line["loss"] for line in two], [line["loss"] for line in one], rtol=1e-3)
+    same(tmp_path / "one", tmp_path / "two", rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.slow
