@@ -112,7 +112,7 @@ $(VENV)-extras/.with_extras: $(VENV)-extras/.installed
 	@touch $@
 
 # Apache Beam wants older ones of these than the other extras get.
-OLDER_FOR_BEAM = beartype|pillow|protobuf|pyarrow
+OLDER_FOR_BEAM = beartype|numpy|pillow|protobuf|pyarrow
 $(VENV)-beam/.installed: setup.py $(wildcard constraints/*.txt)
 	$(call make_environment,$(VENV)-beam,beam$(comma)mediawiki,$(OLDER_FOR_BEAM),beartype pytest pytest-timeout)
 

@@ -47,7 +47,7 @@ EXTRAS = {
     "mediawiki": MEDIAWIKI,
     "beir": BEIR,
     "serve": SERVE,
-    # wants an older protobuf, pyarrow, pillow and beartype than the other extras get: an environment of its own
+    # wants older versions of beartype, numpy, pillow, protobuf and pyarrow than the others get: an environment of its own
     "beam": ["apache-beam>=2.77,<3"],
     # run directories and corpora on object stores
     "gcs": ["gcsfs>=2026.9"],

@@ -19,6 +19,7 @@ from realm_jax.storage import as_place, fetch, objects
 from realm_jax.text.tokenizer import SPECIAL_PIECES
 from realm_jax.text.word_piece import WordPieceTokenizer
 from tests import object_store
+from tests.corpus.sources.test_mediawiki import DUMP_HEAD, page
 
 beam = pytest.importorskip("apache_beam", reason="Apache Beam has an environment of its own: make beam")
 beam_pipeline = importlib.import_module("realm_jax.corpus.beam_pipeline")
@@ -76,6 +77,16 @@ def wikiextractor(folder):
     return str(folder)
 
 
+def dump(folder):
+    """A MediaWiki dump in three files, an article in two of them."""
+    pytest.importorskip("mwxml")
+    for name, numbers in (("1.xml", range(8)), ("2.xml", range(7, 14)), ("3.xml", range(14, 20))):
+        pages = [page(i, f"Page {i}", f"'''{text_of(i)}'''") for i in numbers]
+        redirect = page(90, "R", "#REDIRECT [[Page 1]]")
+        write_lines(folder / name, [DUMP_HEAD, *pages, redirect, "<page><title>Torn</title></page>", "</mediawiki>"])
+    return str(folder)
+
+
 def meeting_sources(folder):
     """Three sources whose ids meet, one of them with ids that look as if they had been renamed."""
     first = write_lines(
@@ -89,7 +100,7 @@ def meeting_sources(folder):
     return first, write_lines(folder / "b.jsonl", second), str(notes)
 
 
-SOURCES = {make.__name__: make for make in (json_lines, text_folder, wikiextractor, meeting_sources)}
+SOURCES = {make.__name__: make for make in (json_lines, text_folder, wikiextractor, dump, meeting_sources)}
 SETTINGS = {"vocab_size": 80, "block_len": 24, "max_dropped_share": 0.5, "seed": 3}
 
 
@@ -163,6 +174,8 @@ def test_the_sources_above_hold_what_they_are_for(run, tmp_path, caplog):
         "not UTF-8",
     }
     assert infos["wikiextractor"].dropped["duplicate id"] == 2
+    assert infos["dump"].dropped["duplicate id"] == 1
+    assert infos["dump"].dropped["redirect"] == infos["dump"].dropped["malformed record"] == 3
     assert infos["meeting_sources"].dropped["duplicate id"] == 1
     assert infos["meeting_sources"].counts["renamed_ids"] == 6
 
@@ -171,6 +184,21 @@ def test_two_processes_of_beam(run, tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "PART_BYTES", 1500)  # parts are made here, not in the workers
     source = meeting_sources(tmp_path / "source")
     assert run(source, "plain", num_workers=0) == run(source, "beam", pipeline_options=TWO_PROCESSES)
+
+
+def test_direct_runner(run, tmp_path, small_parts, shuffled, monkeypatch):
+    """Without Prism, a program that it downloads where it can."""
+    asked = []
+
+    def refuse(self, pipeline, options):
+        asked.append(pipeline)
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr("apache_beam.runners.portability.prism_runner.PrismRunner.run_pipeline", refuse)
+    source = json_lines(tmp_path / "source")
+    expected = run(source, "plain", num_workers=0)
+    assert run(source, "beam", pipeline_options=("--runner=DirectRunner",)) == expected
+    assert len(asked) == 1
 
 
 def test_other_formats_and_settings(run, tmp_path, small_parts, shuffled):
