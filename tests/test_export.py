@@ -2,29 +2,33 @@
 
 import ast
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax import export
 from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from realm_jax.answering.answerer import read_spans
 from realm_jax.corpus.ner_tagger import predict_labels
 from realm_jax.data.inputs import Inputs
+from realm_jax.data.masked_lm import MaskedBatch
 from realm_jax.evaluation.masked_spans import predict_spans
 from realm_jax.models import RetrieverConfig, SpanReader, SpanReaderConfig, span_bounds
 from realm_jax.models.token_tagger import TokenTaggerConfig
 from realm_jax.retrieval import device_rows, exact
 from realm_jax.retrieval.embedder import embed_inputs
 from realm_jax.retrieval.look_ahead import LookAhead
+from realm_jax.retrieval.resident import Pieces, ResidentDocuments
 from realm_jax.run_dir import RunDir
-from realm_jax.tasks.realm import RealmModel, embed_queries, init_params
-from realm_jax.tasks.task import Retrieval
+from realm_jax.tasks.realm import Realm, RealmModel, embed_queries, init_params
+from realm_jax.tasks.task import InStepRetrieval, Retrieval
 from realm_jax.training.optimizer import OptimizerConfig
 from realm_jax.training.sharding import BATCH, MeshConfig, state_shardings
 from realm_jax.training.snapshots import SnapshotWriter
-from realm_jax.training.state import init_state
+from realm_jax.training.state import InStepBatch, in_step_train_step, init_state
 from tests import abstract_steps, tiny
 
 ENCODER = tiny.encoder(dtype="bfloat16", remat=True)
@@ -63,6 +67,55 @@ def test_realm_step(marginal, null_document, accumulation_steps):
     values = batch(null_document)
     exported, _ = lowered_step(task, values, MeshConfig(data=2, fsdp=2, tensor=2).build(), accumulation_steps)
     assert list(exported.platforms) == PLATFORMS
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_realm_step_that_searches(dtype):
+    """Query embedding, search, gather, join and update in one program over all devices of a mesh."""
+    mesh, special = MeshConfig(data=2, fsdp=2, tensor=2).build(), abstract_steps.SPECIAL
+    settings = Realm("nowhere", RETRIEVER, ENCODER, num_candidates=4, query_len=16, document_len=24, joint_len=32)
+    by_host = settings.program(special)
+    in_step = InStepRetrieval(lambda examples: examples, functools.partial(settings.join_in_step, special=special), 21)
+    retrieval = Retrieval(
+        **dict.fromkeys(Retrieval.__annotations__)
+        | {
+            "corpus": types.SimpleNamespace(num_documents=61), "num_results": 6, "in_step": in_step,
+            "queries": lambda examples: examples.query,
+            "embed_queries": functools.partial(embed_queries, config=RETRIEVER),
+        }
+    )  # fmt: skip
+    task = by_host.task(lambda *_: None, lambda _: None, retrieval=retrieval)
+    config = OptimizerConfig()
+    optimizer = config.build(10, ("retriever", "knowledge_encoder"))
+    step = functools.partial(
+        in_step_train_step, task=task, mesh=mesh, optimizer=optimizer, accumulation_steps=1, dropout=True,
+        schedules={name: config.schedule(10, name) for name in ("retriever", "knowledge_encoder")},
+    )  # fmt: skip
+
+    def placed(spec, *shape, dtype=jnp.int32):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+    everywhere = P(mesh.axis_names)
+    example = by_host.batch_shapes(8)
+    masks = example.mask_positions.shape
+    examples = MaskedBatch(
+        Inputs(placed(BATCH, 8, 16), placed(BATCH, 8, 16)), placed(BATCH, *masks), placed(BATCH, *masks),
+        placed(BATCH, *masks, dtype=jnp.float32), placed(BATCH, 8), placed(BATCH, 8), [],
+    )  # fmt: skip
+    documents = ResidentDocuments(
+        *(Pieces(placed(everywhere, 64, width, dtype=jnp.uint16), placed(everywhere, 64)) for width in (5, 30))
+    )
+    rows = device_rows.DeviceRows(
+        placed(everywhere, 16, 4, 16, dtype=device_rows.STORED[dtype]),
+        placed(everywhere, 16, 4, dtype=jnp.float32) if dtype == "int8" else None,
+    )
+    state = jax.eval_shape(functools.partial(init_state, task=task, optimizer=optimizer), jax.random.key(0))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    exported = lowered(jax.jit(step), state, InStepBatch(examples, documents, rows), key)
+    assert exported.nr_devices == 8
+    assert [leaf.shape for leaf in exported.out_avals[: len(jax.tree.leaves(state))]] == [
+        leaf.shape for leaf in jax.tree.leaves(state)
+    ]
 
 
 def test_ict_step_and_first_state():
