@@ -65,6 +65,7 @@ def assert_equal_runs(one: RunDir, other: RunDir) -> None:
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(600)  # it compiles the run three times, once in a process of its own
 def test_a_killed_run_goes_on_elsewhere(objects, local_run, monkeypatch, tmp_path):
     run = RunDir.of("gs://bucket/killed")
     store = objects.root.parent
