@@ -1,20 +1,15 @@
 """The plan job: what a run would take of a TPU slice, known before one is rented."""
 
 import json
-import logging
 from typing import Any
 
-import jax
-
-from realm_jax.plan.compiling import Compiled, check_compiler, compile_all, devices_of
+from realm_jax.plan.compiler_process import compile_apart
+from realm_jax.plan.compiling import check_compiler
 from realm_jax.plan.figures import Figures, gather
 from realm_jax.plan.hardware import find_slice
 from realm_jax.plan.planned_run import PlannedRun, mesh_sizes, run_of_the_file
-from realm_jax.plan.programs import programs_of
 from realm_jax.plan.table import as_json, table
 from realm_jax.run_dir import RunDir, write_json_atomically
-
-logger = logging.getLogger(__name__)
 
 __all__ = ["Figures", "PlannedRun", "plan"]
 
@@ -63,15 +58,10 @@ def plan(
     tpu = find_slice(topology)
     if not analytical:
         check_compiler()
-    jax.config.update("jax_platforms", "cpu")  # a TPU that is here stays free for who trains on it
     run = run or run_of_the_file()
     program = run.program()
     sizes = mesh_sizes(run.mesh, tpu.num_devices, run.batch_size, tpu.name)
-    compiled: dict[str, Compiled] = {}
-    if not analytical:
-        devices = devices_of(tpu.generation, tpu.shape)
-        host_devices = devices_of(tpu.generation, tpu.one_host)
-        compiled = compile_all(programs_of(run, program, devices, sizes, host_devices), tpu.num_devices)
+    compiled = {} if analytical else compile_apart(run, tpu, sizes)
     figures = gather(
         run,
         program,

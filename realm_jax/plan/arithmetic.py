@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from realm_jax.models import TransformerConfig, forward_flops
 from realm_jax.plan.planned_run import MeshSizes
 from realm_jax.retrieval.build_version import IndexSettings
+from realm_jax.retrieval.device_rows import STORED
 from realm_jax.retrieval.scann_index import ScannSettings
 from realm_jax.tasks.task import EncoderPass, Program
 from realm_jax.training.sharding import spec_of
@@ -175,3 +176,17 @@ def index_bytes(settings: IndexSettings, num_documents: int, embed_dim: int) -> 
     scann = settings.scann or ScannSettings.for_documents(-(-num_documents // num_shards))
     blocks = -(-embed_dim // scann.dims_per_block)
     return IndexBytes(rows, num_documents * -(-blocks // 2) if scann.num_leaves else 0)
+
+
+def device_index_bytes(settings: IndexSettings, num_documents: int, embed_dim: int, always: bool = False) -> int:
+    """Of the exact index on the devices that hold it, one version; 0 for an index that hosts search, unless `always`."""
+    if settings.backend != "exact" and not always:
+        return 0
+    dtype = settings.exact.dtype
+    scale = FLOAT32 if dtype == "int8" else 0  # of a row
+    return num_documents * (embed_dim * STORED[dtype].itemsize + scale)
+
+
+def resident_bytes(num_documents: int, document_len: int) -> int:
+    """Of documents' pieces on the devices, two bytes each; titles and bodies together are about as long as a document's input."""
+    return num_documents * (2 * document_len + 2 * 4)  # and the lengths of both

@@ -1,13 +1,9 @@
-"""Compiles for a TPU slice that is not there, with the real TPU compiler, and says meanwhile how long it has been at it."""
+"""Compiles for a TPU slice that is not there, with the real TPU compiler."""
 
-import contextlib
 import importlib.util
-import logging
-import os
 import re
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import MutableMapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,15 +13,11 @@ from realm_jax.plan.collectives import Collectives, read_collectives
 from realm_jax.plan.hardware import ONE_CHIP, Generation, Slice
 from realm_jax.plan.programs import Lowerable
 
-logger = logging.getLogger(__name__)
-
 FIBER_STACKS = "--fibers_default_thread_stack_size"
 """libtpu 0.0.42 generates code on stacks of 64 KiB, which estimating the cost of BERT's fused products overflows (SIGSEGV)."""
 
 DESCRIPTION = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v4-8"}
 """Of a TPU machine, which this is none; libtpu asks the network for it, or complains. Slices are named all the same."""
-
-TELL_EVERY_SECS = 30.0
 
 _USED = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
 _EXCEEDS = re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)")
@@ -66,10 +58,9 @@ def check_compiler() -> None:
         )
 
 
-def prepare_compiler(environment: Any = os.environ) -> None:
-    """Sets what libtpu reads when it starts: it must look for no TPU machine, and needs larger stacks than it comes with."""
-    for name, value in DESCRIPTION.items():
-        environment.setdefault(name, value)
+def prepare_compiler(environment: MutableMapping[str, str]) -> None:
+    """Sets what libtpu reads when it starts, once a process: it must look for no TPU machine, and needs larger stacks."""
+    environment.update(DESCRIPTION)
     given = environment.get("LIBTPU_INIT_ARGS", "")
     if FIBER_STACKS not in given:
         environment["LIBTPU_INIT_ARGS"] = f"{given} {FIBER_STACKS}=2097152".strip()
@@ -81,7 +72,6 @@ def devices_of(generation: Generation, shape: str) -> list[Any]:
     Raises:
       ValueError: with the compiler's word, when it knows no such slice.
     """
-    prepare_compiler()
     name = f"{generation.name}:{shape}"
     try:
         found = topologies.get_topology_desc(
@@ -103,32 +93,22 @@ def devices_of(generation: Generation, shape: str) -> list[Any]:
     return list(found)
 
 
-def compile_all(programs: Mapping[str, Lowerable], num_devices: int) -> dict[str, Compiled]:
-    """Compiles one after the other, telling how long each takes."""
-    return {
-        name: compile_one(program, f"{name} ({number} of {len(programs)})", num_devices)
-        for number, (name, program) in enumerate(programs.items(), start=1)
-    }
-
-
-def compile_one(program: Lowerable, name: str, num_devices: int) -> Compiled:
+def compile_program(program: Lowerable, num_devices: int) -> Compiled:
     """Lowers and compiles a program, and reads what the compiler says of it.
 
     Args:
       program: with abstract values on the slice's devices.
-      name: for the log.
       num_devices: that a collective spans which names no groups.
     """
     start = time.monotonic()
-    with _told(name):
-        lowered = program.lower()
-        try:
-            made = lowered.compile()
-        except jax.errors.JaxRuntimeError as error:
-            shortage = read_shortage(str(error))
-            if shortage is None:
-                raise
-            return Compiled(time.monotonic() - start, None, None, *shortage)
+    lowered = program.lower()
+    try:
+        made = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        shortage = read_shortage(str(error))
+        if shortage is None:
+            raise
+        return Compiled(time.monotonic() - start, None, None, *shortage)
     secs = time.monotonic() - start
     figures = made.memory_analysis()
     memory = MemoryOfProgram(
@@ -153,23 +133,3 @@ def read_shortage(message: str) -> tuple[int, int] | None:
         return None
     unit = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
     return round(float(found[1]) * unit[found[2]]), round(float(found[3]) * unit[found[4]])
-
-
-@contextlib.contextmanager
-def _told(name: str) -> Iterator[None]:
-    """Says that compiling began, every half minute that it goes on, and how long it took."""
-    logger.info("compiling the %s; BERT-base's train step takes 4 to 7 minutes on one core", name)
-    start, done = time.monotonic(), threading.Event()
-
-    def tell() -> None:
-        while not done.wait(TELL_EVERY_SECS):
-            logger.info("still compiling the %s: %.0f s so far", name, time.monotonic() - start)
-
-    teller = threading.Thread(target=tell, name="plan-teller", daemon=True)
-    teller.start()
-    try:
-        yield
-        logger.info("%s compiled in %.0f s", name, time.monotonic() - start)
-    finally:
-        done.set()
-        teller.join()

@@ -82,7 +82,7 @@ class HostMemory(NamedTuple):
     replicated: int  # every host holds all
     sharded: int  # every host holds its share
     is_sharded: bool  # what the run does
-    on_devices: bool  # the exact index lies on the devices; the hosts keep its float32 rows as files
+    on_devices: bool  # the exact index: `Memory` has it, hosts keep its float32 rows as files
 
 
 class Figures(NamedTuple):
@@ -127,7 +127,7 @@ def gather(
       utilisation: share of the peak that trainer and embedder are assumed to reach.
     """
     state = abstract_state(without_data(program), run.optimizer, run.num_steps)
-    memory = _memory(run, program, tpu, sizes, state, compiled)
+    memory = _memory(run, program, tpu, sizes, state, compiled, num_documents)
     train = compiled.get("train step")
     collectives = train.collectives if train is not None else None
     step = _step(run, program, tpu, sizes, state, collectives, utilisation)
@@ -169,6 +169,7 @@ def _memory(
     sizes: MeshSizes,
     state: Any,
     compiled: Mapping[str, Compiled],
+    num_documents: int,
 ) -> Memory:
     batch = arithmetic.whole_bytes(program.batch_shapes(run.batch_size)) // sizes.rows
     parts = {
@@ -179,6 +180,15 @@ def _memory(
     }
     if program.retriever is not None and run.refresh.mode != "frozen":  # whole on every device, whatever the layout
         parts["copy of the retriever for a snapshot"] = arithmetic.whole_bytes(state.params["retriever"])
+    if program.retriever is not None and run.refresh.search == "in_step":  # whatever backend the version is built for
+        held = arithmetic.device_index_bytes(run.index, num_documents, program.retriever.embed_dim, always=True)
+        parts["exact index, served and next"] = 2 * -(-held // sizes.num_devices)
+        pieces = arithmetic.resident_bytes(num_documents, program.document_len)
+        parts["documents' pieces"] = -(-pieces // sizes.num_devices)
+    elif program.retriever is not None and run.index.backend == "exact":
+        held = arithmetic.device_index_bytes(run.index, num_documents, program.retriever.embed_dim)
+        hosts = tpu.num_hosts if run.refresh.index_hosts == "sharded" else 1
+        parts["exact index, served and next, first of a host"] = 2 * -(-held // hosts)
     train, query = compiled.get("train step"), compiled.get("query embedding")
     refused = {name: (one.needs_bytes, one.has_bytes) for name, one in compiled.items() if one.memory is None}
     if train is None or train.memory is None:

@@ -90,10 +90,15 @@ def mesh_over(devices: Any, sizes: MeshSizes) -> Mesh:
     return Mesh(np.asarray(devices).reshape(tuple(sizes)), MeshSizes._fields)
 
 
+def program_names(program: Program) -> tuple[str, ...]:
+    """What a run of it compiles: with retrieval also the embedding of queries, and in the embed job of documents."""
+    return ("train step",) if program.retriever is None else ("train step", "query embedding", "embed job")
+
+
 def programs_of(
     run: PlannedRun, program: Program, devices: Any, sizes: MeshSizes, host_devices: Any
 ) -> dict[str, Lowerable]:
-    """What the run compiles, by name: "train step", and with retrieval "query embedding" and "embed job".
+    """What the run compiles, by name, in the order of `program_names`.
 
     Args:
       run: the settings.
@@ -102,24 +107,14 @@ def programs_of(
       sizes: of the mesh over them.
       host_devices: of one host, for the embed job.
     """
-    task = without_data(program)
-    mesh = mesh_over(devices, sizes)
-    found = {
-        "train step": train_program(
-            task,
-            program.batch_shapes(run.batch_size),
-            mesh,
-            run.optimizer,
-            run.num_steps,
-            run.accumulation_steps,
-            run.dropout,
-        )
-    }
-    if program.retriever is not None:
-        config = program.retriever
-        found["query embedding"] = query_program(task, config, program.query_len, run.batch_size, mesh)
-        found["embed job"] = embed_program(task, config, run.batches.document_len, run.batches.batch_size, host_devices)
-    return found
+    task, mesh, config = without_data(program), mesh_over(devices, sizes), program.retriever
+    batch = program.batch_shapes(run.batch_size)
+    found = [train_program(task, batch, mesh, run.optimizer, run.num_steps, run.accumulation_steps, run.dropout)]
+    if config is not None:
+        batches = run.batches
+        found.append(query_program(task, config, program.query_len, run.batch_size, mesh))
+        found.append(embed_program(task, config, batches.document_len, batches.batch_size, host_devices))
+    return dict(zip(program_names(program), found, strict=True))
 
 
 def without_data(program: Program) -> Task:

@@ -5,7 +5,6 @@ import importlib.metadata
 from typing import Any
 
 from realm_jax.plan.figures import Figures
-from realm_jax.plan.hardware import GIB
 
 
 def table(figures: Figures) -> str:
@@ -22,11 +21,19 @@ def table(figures: Figures) -> str:
 
 
 def _row(label: str, value: str, note: str = "") -> str:
-    return f"  {label:<42} {value:>12}  {note}".rstrip()
+    return f"  {label:<46} {value:>12}  {note}".rstrip()
 
 
 def _gib(count: int | float) -> str:
-    return f"{count / GIB:.2f} GiB" if count >= 0.1 * GIB or not count else f"{count / (1 << 20):.3g} MiB"
+    """Bytes of memory, in the binary unit that suits them.
+
+    >>> _gib(32 << 30), _gib(5_420_000), _gib(31_000), _gib(0)
+    ('32.00 GiB', '5.17 MiB', '30.3 KiB', '0 B')
+    """
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= 0.1 * size:
+            return f"{count / size:.2f} GiB" if unit == "GiB" else f"{count / size:.3g} {unit}"
+    return f"{count:.3g} B"
 
 
 def _large(count: int | float, unit: str) -> str:
@@ -135,7 +142,7 @@ def _step(figures: Figures) -> list[str]:
         _row(
             "the greatest of the three",
             _time(roofline.secs),
-            f"{roofline.limit} limits; mfu {100 * step.mfu_limit:.0f} %",
+            f"{roofline.limit} limits; mfu at most {100 * step.mfu_limit:.0f} %",
         ),
         _row(f"if mfu is {percent}", _time(step.secs), all_steps),
     ]
@@ -199,25 +206,23 @@ def _host_memory(figures: Figures) -> list[str]:
     held = figures.host_memory
     if held is None:
         return []
-    hosts = figures.tpu.num_hosts
     if held.on_devices:
         return [
-            f"index (exact): {_large(held.index.rows, 'B')} of float32 rows in files; on the devices in the type that "
-            "ExactSettings sets, not counted above"
+            f"index (exact) on the first {figures.tpu.generation.device} of every host; its float32 rows in files, "
+            f"{_large(held.index.rows, 'B')}"
         ]
-    mark = {held.is_sharded: "as the run is set", not held.is_sharded: "with RefreshConfig.index_hosts='sharded'"}
-    if held.is_sharded:
-        mark[False] = "with RefreshConfig.index_hosts='replicated'"
-    return [
+    hosts, set_so = figures.tpu.num_hosts, "as the run is set"
+    replicated, sharded = (f"with RefreshConfig.index_hosts='{way}'" for way in ("replicated", "sharded"))
+    whole = f"twice that while a version is swapped in; {replicated if held.is_sharded else set_so}"
+    lines = [
         f"index ({figures.run.index.backend}) in the memory of a host",
-        _row("float32 rows and codes, all documents", _large(held.replicated, "B"), _parts(held.index._asdict())),
-        _row(
-            "every host holds all",
-            _large(held.replicated, "B"),
-            f"twice that while a version is swapped in; {mark[False]}",
-        ),
-        _row(f"each of {_plural(hosts, 'host')} its share", _large(held.sharded, "B"), f"likewise; {mark[True]}"),
+        _row("every host holds all", _large(held.replicated, "B"), _parts(held.index._asdict())),
+        _row("", "", whole),
     ]
+    if hosts > 1:
+        note = f"likewise; {set_so if held.is_sharded else sharded}"
+        lines.append(_row(f"each of {hosts} hosts its share", _large(held.sharded, "B"), note))
+    return lines
 
 
 def as_json(figures: Figures) -> dict[str, Any]:
