@@ -115,7 +115,7 @@ def test_a_version_without_its_manifest_is_not_served(objects, local_run):
     object_store.copy_in(Path(local_run.path), str(run.path))
     (run.index_version(3) / "manifest.json").unlink()
     assert list_versions(run.index) == [0]
-    with pytest.raises(IndexRefused, match="gs://bucket/torn/index/00000003/manifest.json is missing"):
+    with pytest.raises(IndexRefused, match=r"gs://bucket/torn/index/00000003/manifest\.json is missing"):
         verify(run.index_version(3))
 
 
@@ -175,7 +175,7 @@ def test_checkpoints_where_orbax_cannot_write(objects, monkeypatch, tmp_path):
     objects.put("bucket/ict/checkpoints/6/meta/metadata", b"{torn")
     _train_ict(str(run.path), 8)
     assert list_checkpoints(run) == [6, 8]
-    assert [key for key in objects.keys("bucket/ict/checkpoints/damaged-6-")]
+    assert objects.keys("bucket/ict/checkpoints/damaged-6-")
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(ValueError, match="2 processes cannot write checkpoints to s3://bucket/ict/checkpoints; use"):
         Checkpoints(run)
@@ -187,4 +187,4 @@ def test_a_damaged_checkpoint_is_put_aside(objects):
     objects.put("bucket/torn_ict/checkpoints/4/meta/metadata", b"{torn")
     _train_ict(str(run.path), 6)
     assert list_checkpoints(run) == [4, 6]
-    assert [key for key in objects.keys("bucket/torn_ict/checkpoints/damaged-4-")]
+    assert objects.keys("bucket/torn_ict/checkpoints/damaged-4-")
