@@ -57,6 +57,7 @@ def main() -> None:
     encoder = TransformerConfig(
         vocab_size=options.vocab_size, hidden_size=options.hidden_size, num_layers=options.layers,
         num_heads=options.heads, intermediate_size=4 * options.hidden_size, activation="gelu_new", dtype=options.dtype,
+        unroll_layers=options.layers,  # as run files for CPUs have it
     )  # fmt: skip
     config = RetrieverConfig(encoder, projection_size=128)
     ids = np.ones((1, 8), np.int32)
