@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from realm_jax.retrieval.exact import ExactSettings
 from realm_jax.retrieval.hot_swap import WaitStopped
 from realm_jax.retrieval.look_ahead import LookAhead
 from realm_jax.run_dir import RunDir
@@ -143,7 +144,8 @@ def train(
         )
         in_step = refresher is not None and refresh.search == "in_step"
         look_ahead = LookAhead(the_task, the_mesh, batch_size, in_step)
-        run_step = _Programs(_jit_step(the_task, layout, the_mesh, accumulation_steps, dropout, in_step))
+        searching = refresh.index.exact if in_step else None
+        run_step = _Programs(_jit_step(the_task, layout, the_mesh, accumulation_steps, dropout, searching))
         recorder = Recorder(
             run,
             the_task,
@@ -397,10 +399,20 @@ def _global_ids(mesh: Mesh, candidate_ids: np.ndarray | None) -> jax.Array | Non
     return None if candidate_ids is None else put_batch(mesh, candidate_ids.astype(np.int32))
 
 
-def _jit_step(task: Task, layout: _Layout, mesh: Mesh, accumulation_steps: int, dropout: bool, in_step: bool) -> Any:
+def _jit_step(
+    task: Task,
+    layout: _Layout,
+    mesh: Mesh,
+    accumulation_steps: int,
+    dropout: bool,
+    searching: ExactSettings | None = None,
+) -> Any:
     """The train step, jitted: the state is donated and keeps its shardings, the metrics are the same on every device."""
+    whole = train_step
+    if searching is not None:
+        whole = functools.partial(in_step_train_step, mesh=mesh, recall_target=searching.recall_target)
     step = functools.partial(
-        functools.partial(in_step_train_step, mesh=mesh) if in_step else train_step,
+        whole,
         task=task,
         optimizer=layout.optimizer,
         schedules=layout.schedules,

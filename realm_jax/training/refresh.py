@@ -65,7 +65,9 @@ class RefreshConfig:
     poll_secs: float = 0.5
     replay_file: str | None = None
     first_index: str | None = None  # a run whose newest index is this one's version 0, if this retriever made it
-    index: IndexSettings = DEFAULT_INDEX  # of the embedder inside the trainer; the embed job has its own argument
+    index: IndexSettings = (
+        DEFAULT_INDEX  # of the embedder inside the trainer (the embed job has its own); `exact` of a step that searches
+    )
     batches: BatchSettings = DEFAULT_BATCHES  # likewise
 
     def __post_init__(self) -> None:
@@ -192,7 +194,9 @@ class Refresher:
             else None
         )
         spare = SpareRows()
-        placed: dict[str, Any] = {"spare": spare} | ({"backend": "exact", "mesh": mesh} if in_step else {})
+        placed: dict[str, Any] = {"spare": spare} | (
+            {"backend": "exact", "mesh": mesh, "exact": config.index.exact} if in_step else {}
+        )
         sharded = config.index_hosts == "sharded" and jax.process_count() > 1
         mail = CoordinationMail(config.timeout_secs) if sharded else None
 

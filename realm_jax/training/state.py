@@ -129,7 +129,14 @@ class InStepBatch(NamedTuple):
 
 
 def in_step_train_step(
-    state: TrainState, batch: InStepBatch, rng: jax.Array, *, task: Task, mesh: Mesh, **settings: Any
+    state: TrainState,
+    batch: InStepBatch,
+    rng: jax.Array,
+    *,
+    task: Task,
+    mesh: Mesh,
+    recall_target: float = 1.0,
+    **settings: Any,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """`train_step` with the retrieval inside: embed the queries, search, gather, join, update, in one program.
 
@@ -141,13 +148,20 @@ def in_step_train_step(
       rng: the run's key.
       task: a method whose `Retrieval` has `in_step`.
       mesh: of documents and rows.
+      recall_target: below 1, approximate search on TPU, see `search_chunks`.
       settings: of `train_step`.
     """
     retrieval = task.retrieval
     assert retrieval is not None and retrieval.in_step is not None
     embeds = retrieval.embed_queries(state.params, retrieval.queries(batch.examples))
     found = search_sharded_chunks(
-        embeds, batch.rows.chunks, retrieval.corpus.num_documents, retrieval.num_results, mesh, scales=batch.rows.scales
+        embeds,
+        batch.rows.chunks,
+        retrieval.corpus.num_documents,
+        retrieval.num_results,
+        mesh,
+        recall_target,
+        batch.rows.scales,
     )
     gathered = gather_documents(batch.documents, found.ids, mesh)
     joined, _ = retrieval.in_step.join(batch.examples, found, gathered)

@@ -89,7 +89,7 @@ def test_the_step_is_the_loop_s(name, corpus, questions):
     planned = train_program(without_data(program), batch, mesh, optimizer, 100, 1, True)
     layout = loop._lay_out(task, optimizer, mesh, 100, jax.random.key(0))
     assert jax.tree.map(lambda value: value.sharding, planned.values[0]) == layout.shardings
-    expected = loop._jit_step(task, layout, mesh, 1, True, False).lower(*planned.values)
+    expected = loop._jit_step(task, layout, mesh, 1, True).lower(*planned.values)
     assert planned.lower().as_text() == expected.as_text()
 
 
