@@ -53,6 +53,7 @@ def test_ages_are_told_and_a_resumed_run_renews_the_same_shards(corpus, tmp_path
     jax.tree.map(np.testing.assert_array_equal, load_params(resumed)[1], load_params(whole)[1])
 
 
+@pytest.mark.slow
 def test_all_shards_renewed_is_no_mixture(corpus, tmp_path):
     index = dataclasses.replace(REFRESH.index, shards_per_version=4)
     rolled = run(tmp_path / "rolled", corpus, 4, dataclasses.replace(REFRESH, index=index))
