@@ -150,6 +150,7 @@ class OneDevice(MeshConfig):
         return super().build(jax.devices()[:1])
 
 
+@pytest.mark.slow
 def test_one_device_trains_as_eight_and_swaps_without_compiling_again(corpus, whole, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         run_in_step(tmp_path, corpus, mesh=OneDevice())

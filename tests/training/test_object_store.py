@@ -159,6 +159,7 @@ def _train_ict(run_dir: str, num_steps: int) -> None:
     )
 
 
+@pytest.mark.slow
 def test_checkpoints_where_orbax_cannot_write(objects, monkeypatch, tmp_path):
     run, local = RunDir.of("s3://bucket/ict"), RunDir.of(tmp_path / "local")
     _train_ict(str(local.path), 6)

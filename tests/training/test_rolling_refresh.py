@@ -39,6 +39,7 @@ def run(place, corpus, num_steps, refresh=REFRESH):
     return RunDir.of(place)
 
 
+@pytest.mark.slow
 def test_ages_are_told_and_a_resumed_run_renews_the_same_shards(corpus, tmp_path):
     whole = run(tmp_path / "whole", corpus, 6)
     lines = read_metrics(whole)
