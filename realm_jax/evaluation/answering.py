@@ -182,7 +182,7 @@ def answer_queries(
     found, params = load_params(run, step)
     rows, answers = evaluate_answering(task, params, corpus, index, asked, bm25=bm25)
     predictions = [
-        {"question": q.text, "prediction": a.text, "answer": list(q.answers)}
+        {"question": q.as_written, "prediction": a.text, "answer": list(q.answers)}
         for q, a in zip(asked, answers, strict=True)
     ]
     for row, known in retrieval.items():

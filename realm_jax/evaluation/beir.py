@@ -8,6 +8,7 @@ The corpus may have cut a document into several blocks; the document then has th
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ import numpy as np
 from realm_jax.corpus.sources.beir_folder import beir_file, is_beir_folder
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.question_formats.lines import question_lines
-from realm_jax.data.question_formats.question import shortened
+from realm_jax.data.question_formats.question import Question, QuestionFilter, shortened
 from realm_jax.evaluation.judging import SearchFunction
-from realm_jax.evaluation.queries import QUESTIONS, QuerySet, RetrievalQuery, drawn
+from realm_jax.evaluation.queries import QUESTIONS, QuerySet, RetrievalQuery, drawn, question_query
 from realm_jax.evaluation.trec import Judgements, RankedDocument, Run, strictly_descending
 from realm_jax.storage import RemotePath, as_place, copy_of, fetch
 from realm_jax.text.tokenizer import Tokenizer
@@ -57,24 +58,35 @@ def beir_queries(
 ) -> QuerySet:
     """The judged queries of a split. Gold documents are all blocks of the documents judged above 0.
 
+    Their texts pass what all questions pass (`QuestionFilter`); those that do not are counted by cause.
+
     Raises:
       ValueError: for a line of queries or judgements of another form, naming file and line.
     """
     judgements, texts = read_qrels(qrels), read_queries(beir_file(qrels.parent.parent, "queries"))
-    found, missing, lost = [], 0, 0
+    dropped: Counter[str] = Counter()
+
+    def count(cause: str) -> None:
+        dropped[cause] += 1
+
+    keep = QuestionFilter(count, count)
+    found = []
     for query_id, judged in judgements.items():
         if query_id not in texts:
-            missing += 1
+            count(NOT_AMONG_QUERIES)
+            continue
+        question = keep.question(Question(texts[query_id], id=query_id))
+        if question is None:
             continue
         relevant = [corpus.documents_of(document).tolist() for document, value in judged.items() if value > 0]
-        lost += sum(not blocks for blocks in relevant)
+        for blocks in relevant:
+            if not blocks:
+                count(NOT_IN_CORPUS)
         gold = frozenset(block for blocks in relevant for block in blocks)
-        pieces = np.asarray(tokenizer.encode(texts[query_id]).ids)
-        found.append(RetrievalQuery(texts[query_id], pieces, gold, (), id=query_id))
-    dropped = {cause: count for cause, count in ((NOT_AMONG_QUERIES, missing), (NOT_IN_CORPUS, lost)) if count}
+        found.append(question_query(question, gold, tokenizer))
     queries = drawn(found, max_queries, seed)
     of_drawn = {query.id: judgements[query.id] for query in queries}
-    return QuerySet(queries, str(qrels), dropped, QUESTIONS, of_drawn)
+    return QuerySet(queries, str(qrels), dict(dropped), QUESTIONS, of_drawn)
 
 
 def read_qrels(path: Path) -> Judgements:

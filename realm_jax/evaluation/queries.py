@@ -37,6 +37,20 @@ class RetrievalQuery(NamedTuple):
     answers: tuple[str, ...]  # strings that a found document should contain; empty if unknown
     is_regex: bool = False  # the answers are regular expressions
     id: str = ""  # that judgements know it by
+    original: str = ""  # the question as its source has it, where that is another text
+
+    @property
+    def as_written(self) -> str:
+        """The text as the source has it: what scorers know a question by."""
+        return self.original or self.text
+
+
+def question_query(question: Question, gold: frozenset[int], tokenizer: Tokenizer) -> RetrievalQuery:
+    """The query of a question, cut into pieces."""
+    pieces = np.asarray(tokenizer.encode(question.text).ids)
+    return RetrievalQuery(
+        question.text, pieces, gold, question.answers, question.is_regex, question.id, question.original
+    )
 
 
 class QuerySet(NamedTuple):
@@ -157,8 +171,7 @@ def questions(
         gold = _gold_documents(corpus, question)
         if question.gold_passage is not None and not gold:
             dropped[GOLD_NOT_IN_CORPUS] += 1
-        pieces = np.asarray(tokenizer.encode(question.text).ids)
-        found.append(RetrievalQuery(question.text, pieces, gold, question.answers, question.is_regex, question.id))
+        found.append(question_query(question, gold, tokenizer))
     return QuerySet(found, asked.source, dict(dropped), QUESTIONS)
 
 

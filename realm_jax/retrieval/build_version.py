@@ -10,16 +10,16 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.inputs import SpecialIds
-from realm_jax.retrieval.ball_tree import BallTreeIndex, BallTreeSettings
+from realm_jax.retrieval.ball_tree import BallTreeSettings
 from realm_jax.retrieval.embed_documents import EmbedBatch, embed_in_batches
-from realm_jax.retrieval.exact import ExactIndex, ExactSettings, brute_force
-from realm_jax.retrieval.index import check_embeddings, merge_results
+from realm_jax.retrieval.exact import ExactSettings
+from realm_jax.retrieval.index import check_embeddings
 from realm_jax.retrieval.length_batches import (
     LengthBatch,
     choose_lengths,
@@ -28,13 +28,8 @@ from realm_jax.retrieval.length_batches import (
     length_histogram,
 )
 from realm_jax.retrieval.manifest import Backend, IndexRefused, Manifest, Shard
-from realm_jax.retrieval.recall import (
-    embed_sentences,
-    random_sentences,
-    recall_of_shards,
-    sample_documents,
-    search_recall,
-)
+from realm_jax.retrieval.recall import embed_sentences, random_sentences, recall_of_version, sample_documents
+from realm_jax.retrieval.rolling import CarriedShard, carried_shards, carry
 from realm_jax.retrieval.scann_index import ScannSettings, build_shard, save_shard
 from realm_jax.retrieval.shards import (
     EMBEDDINGS,
@@ -45,22 +40,16 @@ from realm_jax.retrieval.shards import (
     finished_shard,
     load_scann_shard,
     map_embeddings,
-    recorded_origin,
     save_embeddings,
     shard_name,
-    share_file,
 )
+from realm_jax.retrieval.shares import ALONE, Share
 from realm_jax.retrieval.versions import list_versions, publish, read_manifest, version_dir
 from realm_jax.run_lock import exclusive
 from realm_jax.storage import Place, RemotePath, as_place, clear_scratch, is_remote, publish_folder, remove, scratch_of
 from realm_jax.typed import check_fields
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-WORTH_A_TREE = 0.95
-"""Share of documents that a ball tree must prune to be faster than a product of matrices (docs/results/index_backends.md)."""
 
 
 class BuildStopped(Exception):  # noqa: N818 - nothing went wrong
@@ -127,26 +116,6 @@ class BatchSettings:
 
 
 DEFAULT_INDEX, DEFAULT_BATCHES = IndexSettings(), BatchSettings()
-
-
-@dataclasses.dataclass(frozen=True)
-class Share:
-    """Which of several builders of the same versions this is: builder 0 publishes what all have embedded.
-
-    Attributes:
-      number: of this builder.
-      count: of all builders, each of which builds every count-th shard.
-      timeout_secs: how long the others may take after this one has done its share.
-      poll_secs: pause between two looks at what they have done.
-    """
-
-    number: int = 0
-    count: int = 1
-    timeout_secs: float = 3600.0
-    poll_secs: float = 1.0
-
-
-ALONE = Share()
 
 
 def build_version(
@@ -275,28 +244,22 @@ class _Build:
         names = [shard_name(number, self.num_shards) for number in range(self.num_shards)]
         carried = self._carried(names)
         renewed = [number for number in range(self.num_shards) if number not in carried]
-        own = renewed[self.share.number :: self.share.count]
+        own = self.share.part_of(renewed)
         self.workplace.mkdir(parents=True, exist_ok=True)
         if self.share.number != 0:
             for number in own:
                 self._shard(number, names[number])
-            return self._await(self._published, f"builder 0 did not publish index version {self.version}")
+            missing = f"builder 0 did not publish index version {self.version}"
+            return self.share.wait_for(self._published, missing, self._check_going_on)
         if self.share.count == 1:
             clear_scratch(self.directory)  # finished shards are uploaded
             self.workplace.mkdir(parents=True, exist_ok=True)
         for leftover in _children(self.workplace) + (_children(self.directory) if is_remote(self.directory) else []):
             if leftover.name not in names:
                 _remove(leftover)
-        shards = {number: self._carry(number, *carried[number]) for number in carried}
+        shards = {number: self._carry(found) for number, found in carried.items()}
         shards |= {number: self._shard(number, names[number]) for number in own}
-        for number in renewed:
-            if number not in shards:
-                shards[number] = self._await(
-                    lambda number=number: finished_shard(  # type: ignore[misc]
-                        self.directory, names[number], self._made_from(number, self.version, self.snapshot_checksum)
-                    ),
-                    f"builder {renewed.index(number) % self.share.count} did not finish {names[number]}",
-                )
+        shards |= {number: self._awaited(number, names[number], renewed) for number in renewed if number not in shards}
         return self._publish([shards[number] for number in range(self.num_shards)], embed_queries, started)
 
     def _publish(self, shards: list[Shard], embed_queries: EmbedBatch | None, started: float) -> Manifest:
@@ -328,23 +291,25 @@ class _Build:
             return None
         return already_published(self.index_dir, self.version, self.corpus, self.snapshot_checksum)
 
-    def _await(self, look: Callable[[], T | None], missing: str) -> T:
-        """What another builder makes.
+    def _awaited(self, number: int, name: str, renewed: Sequence[int]) -> Shard:
+        """A shard of another builder's share."""
+        made_from = self._made_from(number, self.version, self.snapshot_checksum)
+        return self.share.wait_for(
+            lambda: finished_shard(self.directory, name, made_from),
+            f"builder {renewed.index(number) % self.share.count} did not finish {name}",
+            self._check_going_on,
+        )
 
-        Raises:
-          TimeoutError: naming what did not come.
-        """
-        deadline = time.monotonic() + self.share.timeout_secs
-        while (found := look()) is None:
-            if self.should_stop():
-                raise BuildStopped(f"stopped while building index version {self.version}; finished shards are kept")
-            if time.monotonic() > deadline:
-                raise TimeoutError(
-                    f"{missing} within {self.share.timeout_secs:.0f} s; look at that embed job, and start it again with the "
-                    "same settings: finished shards are kept"
-                )
-            time.sleep(self.share.poll_secs)
-        return found
+    def _carried(self, names: Sequence[str]) -> dict[int, CarriedShard]:
+        if self.settings.shards_per_version is None:
+            return {}
+        return carried_shards(self.index_dir, self.version, names, self.settings.shards_per_version, self._made_from)
+
+    def _carry(self, carried: CarriedShard) -> Shard:
+        shard = carry(carried, self.directory)
+        self.done += shard.count
+        self.on_progress(self.done, self.corpus.num_documents)
+        return shard
 
     def _made_from(self, number: int, version: int, snapshot_checksum: str) -> dict[str, Any]:
         """All that a shard depends on."""
@@ -360,43 +325,6 @@ class _Build:
             "backend": self.settings.backend,
             "parameters": self.parameters if self.settings.backend == "scann" else {},  # no other's shape its files
         }
-
-    def _carried(self, names: list[str]) -> dict[int, tuple[Place, Shard, dict[str, Any]]]:
-        """The shards that rolling refresh takes from the version before: all but the `shards_per_version` oldest.
-
-        None, where there is no version before this one or a shard of it was made otherwise: all are then embedded.
-        """
-        if self.settings.shards_per_version is None:
-            return {}
-        before = [version for version in list_versions(self.index_dir) if version < self.version]
-        if not before:
-            return {}
-        directory = version_dir(self.index_dir, before[-1])
-        steps = read_manifest(directory).shard_steps
-        if len(steps) != len(names):
-            return {}
-        oldest = sorted(range(len(names)), key=lambda number: (steps[number], number))
-        found = {}
-        for number in sorted(oldest[self.settings.shards_per_version :]):
-            made_from = recorded_origin(directory, names[number])
-            if made_from is None:
-                return {}
-            origin = made_from["version"], made_from["snapshot_checksum"]
-            shard = finished_shard(directory, names[number], self._made_from(number, *origin))
-            if shard is None:
-                return {}
-            found[number] = directory, shard, made_from
-        return found
-
-    def _carry(self, number: int, origin: Place, shard: Shard, made_from: dict[str, Any]) -> Shard:
-        """A shard of the version before as one of this: its files linked, or copied where links are not to be had."""
-        for file in shard.files:
-            share_file(origin / file.path, self.directory / file.path)
-        carried = dataclasses.replace(shard, snapshot_step=int(made_from["version"]))
-        finish_shard(self.directory, carried, made_from)
-        self.done += shard.count
-        self.on_progress(self.done, self.corpus.num_documents)
-        return carried
 
     def _shard(self, number: int, name: str) -> Shard:
         """The shard of this number: one that an interrupted build finished, or a new one."""
@@ -449,33 +377,21 @@ class _Build:
 
     def _until_stopped(self, batches: Iterator[LengthBatch]) -> Iterator[LengthBatch]:
         for batch in batches:
-            if self.should_stop():
-                raise BuildStopped(f"stopped while building index version {self.version}; finished shards are kept")
+            self._check_going_on()
             yield batch
 
+    def _check_going_on(self) -> None:
+        if self.should_stop():
+            raise BuildStopped(f"stopped while building index version {self.version}; finished shards are kept")
+
     def _search_recall(self, shards: Sequence[Shard], embed_queries: EmbedBatch | None) -> float:
-        """Of the version as it will be served. Scores that a tree leaves out cannot matter: it reports how many there are."""
         settings = self.settings
         if settings.backend == "exact" and (settings.exact.dtype, settings.exact.recall_target) == ("float32", 1.0):
             return 1.0
         queries = self._recall_queries(shards, embed_queries)
-        rows = [map_embeddings(self.directory, shard, self.embed_dim) for shard in shards]
-        if settings.backend == "scann":
-            searchers = (load_scann_shard(self.directory, shard, self.embed_dim, self.parameters) for shard in shards)
-            return recall_of_shards(queries, searchers, rows, settings.recall_results)
-        if settings.backend == "ball_tree":
-            pruned = BallTreeIndex(rows, **self.parameters).pruned_share(queries, settings.recall_results)
-            logger.info(
-                "ball tree: %.1f %% of the documents are pruned for the %d sampled queries%s",
-                100 * pruned, len(queries),
-                "" if pruned > WORTH_A_TREE else "; the backend 'exact' will search this index faster",
-            )  # fmt: skip
-            return 1.0
-        count = settings.recall_results
-        found = ExactIndex(rows, **self.parameters).search(queries, count)
-        parts = zip(shards, rows, strict=True)
-        expected = [brute_force(queries, np.asarray(part), count, shard.first_document) for shard, part in parts]
-        return search_recall(found, merge_results(expected, count))
+        return recall_of_version(
+            self.directory, shards, settings.backend, self.parameters, queries, settings.recall_results
+        )
 
     def _recall_queries(self, shards: Sequence[Shard], embed_queries: EmbedBatch | None) -> np.ndarray:
         documents = sample_documents(self.corpus.num_documents, self.settings.recall_queries)

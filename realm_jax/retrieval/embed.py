@@ -23,10 +23,10 @@ from realm_jax.retrieval.build_version import (
     BatchSettings,
     BuildStopped,
     IndexSettings,
-    Share,
 )
 from realm_jax.retrieval.embedder import embed_params, embed_snapshot
 from realm_jax.retrieval.manifest import Manifest
+from realm_jax.retrieval.shares import Share
 from realm_jax.retrieval.versions import list_versions, retire, withdraw
 from realm_jax.run_dir import RunDir, read_json, write_json_atomically
 from realm_jax.run_lock import exclusive

@@ -18,17 +18,16 @@ from realm_jax.corpus.store import Corpus
 from realm_jax.data.inputs import SpecialIds
 from realm_jax.models import Retriever, RetrieverConfig
 from realm_jax.retrieval.build_version import (
-    ALONE,
     DEFAULT_BATCHES,
     DEFAULT_INDEX,
     BatchSettings,
     IndexSettings,
-    Share,
     build_version,
 )
 from realm_jax.retrieval.embed_documents import embed_in_batches
 from realm_jax.retrieval.length_batches import choose_lengths, input_lengths, length_batches
 from realm_jax.retrieval.manifest import Manifest
+from realm_jax.retrieval.shares import ALONE, Share
 from realm_jax.run_dir import RunDir
 from realm_jax.training.snapshots import flatten_params, load_snapshot, snapshot_checksum
 

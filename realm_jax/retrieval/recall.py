@@ -1,6 +1,7 @@
 """How much of exact search's answer a version finds, on a sample: figure `search_recall` of its manifest."""
 
-from collections.abc import Callable, Iterable
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,55 @@ from jaxtyping import Float32, Int64
 
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.inputs import SpecialIds, query_inputs
-from realm_jax.retrieval.exact import brute_force
+from realm_jax.retrieval.ball_tree import BallTreeIndex
+from realm_jax.retrieval.exact import ExactIndex, brute_force
 from realm_jax.retrieval.index import SearchResult, merge_results
+from realm_jax.retrieval.manifest import Backend, Shard
 from realm_jax.retrieval.scann_index import ScannIndex, ScannShard
+from realm_jax.retrieval.shards import load_scann_shard, map_embeddings
+from realm_jax.storage import Place
+
+logger = logging.getLogger(__name__)
+
+WORTH_A_TREE = 0.95
+"""Share of documents that a ball tree must prune to be faster than a product of matrices (docs/results/index_backends.md)."""
+
+
+def recall_of_version(
+    directory: Place,
+    shards: Sequence[Shard],
+    backend: Backend,
+    parameters: Mapping[str, Any],
+    queries: Float32[np.ndarray, "queries embed"],
+    num_results: int,
+) -> float:
+    """Recall of a version as it will be served. A ball tree is exact: of it the share of pruned documents is reported.
+
+    Args:
+      directory: of the version.
+      shards: all of it.
+      backend: of the version.
+      parameters: of that backend, as the manifest has them.
+      queries: the sample.
+      num_results: how many of the best documents are compared.
+    """
+    embed_dim = queries.shape[1]
+    rows = [map_embeddings(directory, shard, embed_dim) for shard in shards]
+    if backend == "scann":
+        searchers = (load_scann_shard(directory, shard, embed_dim, parameters) for shard in shards)
+        return recall_of_shards(queries, searchers, rows, num_results)
+    if backend == "ball_tree":
+        pruned = BallTreeIndex(rows, **parameters).pruned_share(queries, num_results)
+        logger.info(
+            "ball tree: %.1f %% of the documents are pruned for the %d sampled queries%s",
+            100 * pruned, len(queries),
+            "" if pruned > WORTH_A_TREE else "; the backend 'exact' will search this index faster",
+        )  # fmt: skip
+        return 1.0
+    found = ExactIndex(rows, **parameters).search(queries, num_results)
+    parts = zip(shards, rows, strict=True)
+    expected = [brute_force(queries, np.asarray(part), num_results, shard.first_document) for shard, part in parts]
+    return search_recall(found, merge_results(expected, num_results))
 
 
 def recall_of_shards(

@@ -95,6 +95,23 @@ def test_the_job_scores_the_answers_it_writes(places, capsys):
             assert figures["rows"][row][figure] == found[searched][figure]
 
 
+def test_predictions_know_a_question_as_its_source_writes_it(places):
+    root, _ = places
+    rows = [json.loads(line) for line in (root / "questions.jsonl").read_text().splitlines()[:3]]
+    spread = [f"  {row['question'].replace(' ', chr(9) + ' ')}\n" for row in rows]
+    odd = root / "odd.jsonl"
+    odd.write_text("".join(json.dumps(row | {"question": text}) + "\n" for row, text in zip(rows, spread, strict=True)))
+    plain = root / "plain.jsonl"
+    plain.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    predictions = {}
+    for source in (odd, plain):
+        run_job(places, name=source.stem, questions=str(source))
+        written = json.loads(RunDir.of(root / "run").evaluation(f"{source.stem}-answers").read_text())["predictions"]
+        predictions[source] = {row["question"]: row["prediction"] for row in written}
+    assert list(predictions[odd]) == spread  # and is answered as if it stood on one line
+    assert list(predictions[odd].values()) == list(predictions[plain].values())
+
+
 def test_bm25s_row_is_the_reader_over_the_documents_of_bm25(places):
     root, task = places
     rows = run_job(places, name="dev")["answers"]["rows"]

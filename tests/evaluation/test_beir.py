@@ -81,6 +81,19 @@ def test_queries(folder, corpus):
     assert len(some.queries) == 2 and set(some.judgements) == {query.id for query in some.queries}
 
 
+def test_queries_are_asked_as_all_questions_are(folder, corpus, tmp_path):
+    place = tmp_path / "odd"
+    lines(place / "corpus.jsonl", [{"_id": "d0", "title": "Oslo", "text": "Oslo."}])
+    texts = {"q1": " Oslo\n\x00museum ", "q2": " \x07\n", "q3": "half \ud800"}
+    lines(place / "queries.jsonl", [{"_id": name, "text": text} for name, text in texts.items()])
+    (place / "qrels").mkdir()
+    (place / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td0\t1\nq2\td0\t1\nq3\td0\t1\n")
+    found = beir_queries(qrels_of(place), corpus, corpus.tokenizer)
+    assert [(query.text, query.as_written) for query in found.queries] == [("Oslo museum", " Oslo\n\x00museum ")]
+    assert found.queries[0].pieces.tolist() == corpus.tokenizer.encode("Oslo museum").ids.tolist()
+    assert found.dropped == {"empty question": 1, "text that is no Unicode (half a surrogate pair)": 1}
+
+
 def test_which_judgements_are_meant(folder, tmp_path):
     assert qrels_of(folder) == folder / "qrels" / "test.tsv"
     assert qrels_of(folder / "qrels" / "dev.tsv") == folder / "qrels" / "dev.tsv"

@@ -15,9 +15,10 @@ import pytest
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.inputs import SpecialIds, document_inputs
 from realm_jax.retrieval import build_version as module
-from realm_jax.retrieval.build_version import BatchSettings, BuildStopped, IndexSettings, Share, build_version
+from realm_jax.retrieval.build_version import BatchSettings, BuildStopped, IndexSettings, build_version
 from realm_jax.retrieval.exact import ExactSettings
 from realm_jax.retrieval.recall import embed_sentences, random_sentences, sample_documents
+from realm_jax.retrieval.shares import Share
 from realm_jax.retrieval.versions import list_versions, load_version, retire, verify
 from tests.retrieval.made_index import BATCHES, EMBED, CountingEmbed, make_corpus, make_version
 
