@@ -20,6 +20,7 @@ REQUIREMENTS = [
     "grain>=0.2.18,<0.3",
     "jaxtyping>=0.3.11,<0.4",
     "numpy>=2.0",
+    "scipy>=1.17",
     "gin-config>=0.5,<0.6",
     "safetensors>=0.8,<1",
     # corpora: SentencePiece 0.2.2 changed its interface; tensorflow-datasets forgets to name importlib_resources

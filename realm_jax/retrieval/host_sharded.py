@@ -71,7 +71,9 @@ class HostShardedIndex:
         return self._rows.take(document_ids)
 
 
-def load_own_shards(directory: Place, manifest: Manifest, mail: Mail, host: int) -> HostShardedIndex:
+def load_own_shards(
+    directory: Place, manifest: Manifest, mail: Mail, host: int, apart: bool = False
+) -> HostShardedIndex:
     """Loads this host's shards of a version, whose files every host can read. From an object store it downloads no others.
 
     Args:
@@ -79,12 +81,14 @@ def load_own_shards(directory: Place, manifest: Manifest, mail: Mail, host: int)
       manifest: what `verify` returned for the shards of this host.
       mail: between the hosts of the run.
       host: number of this one.
+      apart: see `load_version`.
 
     Raises:
       ValueError: fewer shards than hosts.
       IndexRefused: a version that cannot be served.
     """
-    own = load_version(directory, shards=shards_of_host(manifest, host, mail.num_hosts), manifest=manifest)
+    numbers = shards_of_host(manifest, host, mail.num_hosts)
+    own = load_version(directory, shards=numbers, manifest=manifest, apart=apart)
     if isinstance(directory, RemotePath):
         return HostShardedIndex(own, mail, RemoteRows(directory, manifest))
     blocks = [map_embeddings(directory, shard, manifest.embed_dim) for shard in manifest.shards]

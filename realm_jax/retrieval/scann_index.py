@@ -190,8 +190,8 @@ class ScannIndex:
         """
         Args:
           shards: of disjoint documents.
-          num_threads: how many shards are searched at once; None for as many as this process may use cores.
-            ScaNN releases the GIL while it searches.
+          num_threads: how many shards are searched at once, or parts of the queries where there are fewer shards; None for
+            as many as this process may use cores. ScaNN releases the GIL while it searches.
           rows: the embeddings that the shards were built from, for `embeddings`; ScaNN's own copy cannot be read.
         """
         self._rows = rows
@@ -205,8 +205,8 @@ class ScannIndex:
                     f"shards overlap: one ends before document {left.first_document + left.num_documents}, "
                     f"the next begins with {right.first_document}"
                 )
-        threads = min(len(shards), num_threads or len(os.sched_getaffinity(0)))
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="scann") if threads > 1 else None
+        self._threads = num_threads or len(os.sched_getaffinity(0))
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="scann") if self._threads > 1 else None
 
     @property
     def num_documents(self) -> int:
@@ -226,9 +226,16 @@ class ScannIndex:
         if len(queries) == 0:  # ScaNN raises for no query
             return SearchResult(np.zeros((0, num_results), np.int64), np.zeros((0, num_results), np.float32))
         queries = np.ascontiguousarray(queries)
-        search = functools.partial(_search_shard, queries=queries, num_results=num_results)
-        found = list(self._pool.map(search, self._shards) if self._pool else map(search, self._shards))
-        return merge_results(found, num_results)
+        parts = np.array_split(queries, min(len(queries), -(-self._threads // len(self._shards))))
+        pieces = [(shard, part) for shard in self._shards for part in parts]
+        search = functools.partial(_search_shard, num_results=num_results)
+        found = list(
+            self._pool.map(search, *zip(*pieces, strict=True))
+            if self._pool
+            else map(search, *zip(*pieces, strict=True))
+        )
+        by_shard = [found[first : first + len(parts)] for first in range(0, len(found), len(parts))]
+        return merge_results([_stacked(answers) for answers in by_shard], num_results)
 
     def embeddings(self, document_ids: Int64[np.ndarray, "*rows"]) -> Float32[np.ndarray, "*rows embed"]:
         """The embeddings that the shards were built from; zeros for id -1.
@@ -239,6 +246,11 @@ class ScannIndex:
         if self._rows is None:
             raise ValueError("this index was made without its embeddings; load it with versions.load_version")
         return self._rows.take(document_ids)
+
+
+def _stacked(answers: Sequence[SearchResult]) -> SearchResult:
+    """The answers of one shard to several parts of the queries as one."""
+    return SearchResult(*(np.concatenate(parts) for parts in zip(*answers, strict=True)))
 
 
 def _search_shard(shard: ScannShard, queries: np.ndarray, num_results: int) -> SearchResult:

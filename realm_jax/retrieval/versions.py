@@ -183,13 +183,14 @@ def load_version(
     manifest: Manifest | None = None,
     on_shard: Callable[[int, int], None] | None = None,
     num_threads: int | None = None,
+    apart: bool = False,
     exact: ExactSettings | None = None,
     spare: SpareRows | None = None,
 ) -> Index:
     """Loads a version shard by shard; beside what has been loaded there is never more than one shard in memory.
 
     Loading a ScaNN shard holds the GIL for a time that grows with the shard's bytes (docs/index_life_cycle.md has
-    figures); between two shards other threads run.
+    figures); between two shards other threads run, and with `apart` all the time.
 
     Args:
       version_dir: RUN/index/VERSION.
@@ -201,6 +202,7 @@ def load_version(
       on_shard: called after each shard (exact: each chunk; ball tree: each level too) with how many are loaded and how
         many there are. Raise in it to give up, sleep in it to go slowly.
       num_threads: of ScaNN's search, see `ScannIndex`.
+      apart: ScaNN's shards are loaded and searched by a process of their own, `ScannProcess`.
       exact: settings of the exact index; None for those that the version was built for, else the default ones.
       spare: whoever serves one version after the other keeps it, and gives it to every load: the exact index is written
         into the buffers of one that has ended.
@@ -229,6 +231,11 @@ def load_version(
             f"{version_dir} was built for the backend {manifest.backend!r} and holds no ScaNN assets; "
             "load it as 'exact', or rebuild it with IndexSettings.backend = 'scann'"
         )
+    rows = _rows(as_place(version_dir), manifest, numbers) if _are_consecutive(numbers) else None
+    if apart:
+        from realm_jax.retrieval.scann_process import ScannProcess
+
+        return ScannProcess(copy_of(as_place(version_dir)), manifest, numbers, rows, num_threads)
     from realm_jax.retrieval.scann_index import ScannIndex
 
     loaded = []
@@ -238,7 +245,6 @@ def load_version(
         )
         if on_shard is not None:
             on_shard(done + 1, len(numbers))
-    rows = _rows(as_place(version_dir), manifest, numbers) if _are_consecutive(numbers) else None
     return ScannIndex(loaded, num_threads, rows)
 
 

@@ -25,10 +25,21 @@ from realm_jax.models import KnowledgeEncoder, Retriever, RetrieverConfig, Trans
 from realm_jax.retrieval.candidates import select_candidates
 from realm_jax.retrieval.exact import DeviceResult
 from realm_jax.retrieval.index import SearchResult
+from realm_jax.retrieval.length_batches import length_histogram
 from realm_jax.retrieval.resident import Pieces, ResidentDocuments, choose_candidates, occurs_in, pair_rows
 from realm_jax.tasks.ict import check_vocabulary
+from realm_jax.tasks.length_groups import (
+    ALL_AT_ONCE,
+    LengthGroup,
+    RowEncoding,
+    by_length,
+    fits,
+    input_length,
+    plan_groups,
+)
 from realm_jax.tasks.task import (
     EncoderPass,
+    GroupedLoss,
     InStepRetrieval,
     Logits,
     Metrics,
@@ -70,7 +81,11 @@ class RealmModel(NamedTuple):
 
 
 def retrieval_scores(
-    params: Params, batch: RealmBatch, rng: jax.Array | None, model: RealmModel
+    params: Params,
+    batch: RealmBatch,
+    rng: jax.Array | None,
+    model: RealmModel,
+    rows: RowEncoding = ALL_AT_ONCE,
 ) -> Float[Array, "batch num_candidates"]:
     """f(x, z) = Embed_input(x)ᵀ Embed_doc(z) for every candidate, with the current parameters (REALM, section 3.2)."""
     retriever = Retriever(model.retriever)
@@ -85,12 +100,9 @@ def retrieval_scores(
 
     batch_size, num_documents, document_len = batch.documents.ids.shape
     query_embeds = embed(batch.query.ids, batch.query.segment_ids, "embed_queries", 0)
-    document_embeds = embed(
-        batch.documents.ids.reshape(-1, document_len),
-        batch.documents.segment_ids.reshape(-1, document_len),
-        "embed_documents",
-        1,
-    ).reshape(batch_size, num_documents, -1)
+    documents = Inputs(*(part.reshape(-1, document_len) for part in batch.documents))
+    document_embeds = rows(functools.partial(embed, method="embed_documents", stream=1), documents)
+    document_embeds = document_embeds.reshape(batch_size, num_documents, -1)
     if not model.train_documents:
         document_embeds = jax.lax.stop_gradient(document_embeds)
     scores = jnp.einsum("be,bke->bk", query_embeds, document_embeds)
@@ -104,7 +116,11 @@ def retrieval_scores(
 
 
 def read(
-    params: Params, batch: RealmBatch, rng: jax.Array | None, model: RealmModel
+    params: Params,
+    batch: RealmBatch,
+    rng: jax.Array | None,
+    model: RealmModel,
+    rows: RowEncoding = ALL_AT_ONCE,
 ) -> Float[Array, "batch num_candidates num_masks vocab"]:
     """Vocabulary logits at the masks for every candidate: the reader over [CLS] x [SEP] z [SEP] (REALM, section 3.2)."""
     reader = KnowledgeEncoder(model.reader)
@@ -117,11 +133,12 @@ def read(
 
     batch_size, num_documents, joint_len = batch.joint.ids.shape
     num_masks = batch.mask_positions.shape[1]
-    read_logits = logits(
-        batch.joint.ids.reshape(-1, joint_len),
-        batch.joint.segment_ids.reshape(-1, joint_len),
+    joint = Inputs(*(part.reshape(-1, joint_len) for part in batch.joint))
+    read_logits = rows(
+        functools.partial(logits, stream=3),
+        joint,
         jnp.repeat(batch.mask_positions, num_documents, axis=0),
-        3,
+        wider_by=batch.query.ids.shape[1],
     ).reshape(batch_size, num_documents, num_masks, -1)
     if model.null_document:
         null_joint = null_joint_inputs(batch.query.ids, model.special)
@@ -144,11 +161,14 @@ def realm_loss(
     *,
     model: RealmModel,
     marginal: Literal["per_token", "per_span"],
+    rows: RowEncoding = ALL_AT_ONCE,
 ) -> tuple[WeightedSum, Metrics]:
     """−log p(y|x), marginalized over the candidates per masked token (released code) or per span (paper)."""
-    log_retrieval_probs = losses.candidate_log_probs(retrieval_scores(params, batch, rng, model), batch.candidate_mask)
+    log_retrieval_probs = losses.candidate_log_probs(
+        retrieval_scores(params, batch, rng, model, rows), batch.candidate_mask
+    )
     gold_log_probs = losses.gold_log_probs(
-        read(params, batch, rng, model),
+        read(params, batch, rng, model, rows),
         jnp.broadcast_to(batch.mask_targets[:, None, :], (*log_retrieval_probs.shape, batch.mask_targets.shape[1])),
     )  # [batch, num_candidates, num_masks]
     marginal_log_probs = losses.marginal_per_token(log_retrieval_probs, gold_log_probs)
@@ -171,6 +191,32 @@ def realm_loss(
     return loss, metrics
 
 
+class RealmGroups(NamedTuple):
+    """REALM's loss with the candidates in groups of like length, whatever their number.
+
+    What is read with a document is at most the query longer than the document's own input, so that one order and one choice
+    of groups serve both encoders.
+    """
+
+    document_lengths: Int64[np.ndarray, "lengths"]  # how many documents of the corpus have each
+    num_groups: int
+
+    def fits(self, batch: RealmBatch, num_parts: int) -> Bool[Array, ""]:
+        lengths = input_length(batch.documents.ids).reshape(-1)
+        return fits(lengths, self._groups(len(lengths), num_parts), num_parts)
+
+    def loss(
+        self, params: Params, batch: RealmBatch, rng: jax.Array | None, num_parts: int, **settings: Any
+    ) -> tuple[WeightedSum, Metrics]:
+        """`realm_loss`, of a batch that fits."""
+        lengths = input_length(batch.documents.ids).reshape(-1)
+        rows = RowEncoding(by_length(lengths, num_parts), self._groups(len(lengths), num_parts))
+        return realm_loss(params, batch, rng, rows=rows, **settings)
+
+    def _groups(self, num_rows: int, num_parts: int) -> tuple[LengthGroup, ...]:
+        return plan_groups(self.document_lengths, num_rows // num_parts, self.num_groups, num_parts)
+
+
 @dataclasses.dataclass(frozen=True)
 class Realm:
     """Settings of REALM pre-training; the defaults are the paper's.
@@ -191,6 +237,7 @@ class Realm:
     query_len: int = 96
     document_len: int = 288
     joint_len: int = 384
+    length_groups: int = 1  # candidates are encoded in so many groups of like length; 1: all at their full length
     extra_results: int = 8  # searched beyond num_candidates, to replace excluded documents
     heldout_corpus: str | None = None  # sentences with gold documents, on which the loop measures recall
     num_heldout: int = 500
@@ -201,6 +248,8 @@ class Realm:
             raise ValueError(
                 f"Realm.num_candidates must be at least 2 (null document included), got {self.num_candidates}"
             )
+        if self.length_groups < 1:
+            raise ValueError(f"Realm.length_groups must be at least 1, got {self.length_groups}")
         if self.retriever.tied and not self.train_documents:
             raise ValueError(
                 "Realm.train_documents=False trains the query encoder alone, so the retriever needs tied=False; a tied "
@@ -233,6 +282,7 @@ class Realm:
         return self.program(special).task(
             sentences.batch,
             _refuse_without_candidates,
+            grouped=self._grouped(corpus, special),
             data=fingerprints(corpus, x_corpus),
             adopt=dict if self.retriever.tied else untied,
             retrieval=Retrieval(
@@ -253,6 +303,13 @@ class Realm:
                 ),
             ),
         )
+
+    def _grouped(self, corpus: Corpus, special: SpecialIds) -> GroupedLoss | None:
+        if self.length_groups == 1:
+            return None
+        groups = RealmGroups(length_histogram(corpus, self.document_len), self.length_groups)
+        loss = functools.partial(groups.loss, model=self._model(special), marginal=self.marginal)
+        return GroupedLoss(groups.fits, loss)
 
     def program(self, special: SpecialIds) -> Program:
         """What is compiled of it: query, documents and joint inputs; the null document is the query read once more."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int32, Int64
+from jaxtyping import Array, Bool, Float, Int32, Int64
 
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.inputs import Inputs
@@ -47,6 +47,14 @@ class Retrieval(NamedTuple):
     in_step: InStepRetrieval | None = None  # None: the host must take part
 
 
+class GroupedLoss(NamedTuple):
+    """The loss once more, with rows encoded in groups of like length: cheaper, for batches that fit the groups."""
+
+    fits: Callable[[Batch, int], Bool[Array, ""]]  # (batch, num_parts): whether this one does
+    # as `Task.loss`, with num_parts beside: among so many devices the batch's rows are divided
+    loss: Callable[..., tuple[WeightedSum, Metrics]]
+
+
 class Task(NamedTuple):
     """A method: pure functions of parameters and arrays, and batches that are pure functions of (seed, step, row)."""
 
@@ -62,6 +70,7 @@ class Task(NamedTuple):
         {}
     )  # fingerprints: `tokenizer`, `corpus`, and `x_corpus` where it is apart
     retrieval: Retrieval | None = None
+    grouped: GroupedLoss | None = None  # None: every row at its full length
     frozen: tuple[str, ...] = ()  # paths of parameters that no update touches: "retriever/document_encoder"
     adopt: Callable[[Params], Params] = dict  # another run's learners as this task's, for a warm start; parts will do
 

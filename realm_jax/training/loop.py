@@ -30,7 +30,7 @@ from realm_jax.training.checkpoint import NO_VERSION, Checkpoints, ResumeUnit, c
 from realm_jax.training.optimizer import OptimizerConfig, Schedule
 from realm_jax.training.recorder import Recorder
 from realm_jax.training.refresh import RefreshConfig, Refresher
-from realm_jax.training.sharding import MeshConfig, local_rows, on_this_host, put_batch, state_shardings
+from realm_jax.training.sharding import MeshConfig, batch_devices, local_rows, on_this_host, put_batch, state_shardings
 from realm_jax.training.state import TrainState, in_step_train_step, init_state, train_step
 from realm_jax.training.status import TrainerStatus
 from realm_jax.training.stop_requests import StopRequests
@@ -418,6 +418,7 @@ def _jit_step(
         schedules=layout.schedules,
         accumulation_steps=accumulation_steps,
         dropout=dropout,
+        num_parts=batch_devices(mesh),
     )
     return jax.jit(step, out_shardings=(layout.shardings, NamedSharding(mesh, P())), donate_argnums=0)
 

@@ -21,6 +21,7 @@ from realm_jax.retrieval.host_sharded import load_own_shards
 from realm_jax.retrieval.hot_swap import HotSwap, Swap, VersionSource, WaitStopped
 from realm_jax.retrieval.index import Index
 from realm_jax.retrieval.resident import place_documents
+from realm_jax.retrieval.scann_process import is_large
 from realm_jax.run_dir import RunDir
 from realm_jax.storage import as_place
 from realm_jax.tasks.task import Params, Retrieval
@@ -58,6 +59,9 @@ class RefreshConfig:
     )
     search: Literal["look_ahead", "in_step"] = (
         "look_ahead"  # in_step: on the devices, exactly, as part of the train step
+    )
+    scann: Literal["auto", "in_trainer", "apart"] = (
+        "auto"  # apart: loaded and searched by a process of its own; auto: where loading a shard would hold up a step
     )
     max_index_age_steps: int | None = None  # none: any age will do
     when_too_old: Literal["wait", "stop"] = "wait"
@@ -206,13 +210,14 @@ class Refresher:
             directory = run.index_version(version)
             manifest = versions.read_manifest(directory)
             self._ages_of[version] = _ShardSteps(manifest.mean_step, min(manifest.shard_steps))
+            apart = not in_step and (config.scann == "apart" or (config.scann == "auto" and is_large(manifest)))
             if mail is None:
                 manifest = versions.verify(directory, **expected)
-                return versions.load_version(directory, manifest=manifest, **placed), manifest.built_at
+                return versions.load_version(directory, manifest=manifest, apart=apart, **placed), manifest.built_at
             host = jax.process_index()  # the other hosts verify what they load
             own = versions.shards_of_host(manifest, host, mail.num_hosts)
             manifest = versions.verify(directory, shards=own, **expected)
-            return load_own_shards(directory, manifest, mail, host), manifest.built_at
+            return load_own_shards(directory, manifest, mail, host, apart), manifest.built_at
 
         self._hot_swap = HotSwap(
             VersionSource(self._list_versions, load),

@@ -82,17 +82,22 @@ def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, abstract_state)
 
 
+def batch_devices(mesh: Mesh) -> int:
+    """How many parts the rows of a batch are divided into."""
+    return int(mesh.shape["data"] * mesh.shape["fsdp"])
+
+
 def process_rows(mesh: Mesh, batch_size: int) -> slice:
     """The rows of a global batch that this process feeds.
 
     Raises:
       ValueError: when the batch does not divide over the devices of the batch axes.
     """
-    batch_devices = mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch_size % batch_devices:
+    num_parts = batch_devices(mesh)
+    if batch_size % num_parts:
         raise ValueError(
-            f"batch_size={batch_size} does not divide over {batch_devices} devices (data × fsdp); "
-            f"use a multiple of {batch_devices}"
+            f"batch_size={batch_size} does not divide over {num_parts} devices (data × fsdp); "
+            f"use a multiple of {num_parts}"
         )
     index_map = NamedSharding(mesh, BATCH).addressable_devices_indices_map((batch_size,))
     starts = [index[0].start or 0 for index in index_map.values() if index is not None]

@@ -1,7 +1,7 @@
 """The training state and the one step that changes it."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ from realm_jax.losses import WeightedSum
 from realm_jax.retrieval.device_rows import DeviceRows
 from realm_jax.retrieval.exact import search_sharded_chunks
 from realm_jax.retrieval.resident import ResidentDocuments, gather_documents
-from realm_jax.tasks.task import Batch, Params, Task
+from realm_jax.tasks.task import Batch, Metrics, Params, Task
 from realm_jax.training.optimizer import Schedule
 from realm_jax.training.sharding import BATCH
 
@@ -49,6 +49,7 @@ def train_step(
     schedules: Mapping[str, Schedule],
     accumulation_steps: int,
     dropout: bool,
+    num_parts: int = 1,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """One update: pure, to be jitted once with donation of `state`.
 
@@ -64,19 +65,40 @@ def train_step(
       schedules: learning rate of each learner, for the metrics.
       accumulation_steps: micro-batches; divides the batch.
       dropout: whether the models get a key for dropout.
+      num_parts: devices among which the rows of a batch are divided: those of the batch axes of the mesh.
 
     Returns:
       The state after the step, and the metrics as scalars.
     """
     step_rng = jax.random.fold_in(rng, state.step)
 
-    def total_loss(params: Params, micro_batch: Batch, key: jax.Array) -> tuple[Array, tuple[WeightedSum, Any]]:
-        loss, metrics = task.loss(params, micro_batch, key if dropout else None)
-        return loss.total, (loss, metrics)
+    def gradient(
+        loss_of: Callable[..., tuple[WeightedSum, Metrics]], micro_batch: Batch, key: jax.Array
+    ) -> tuple[Any, tuple[WeightedSum, Any]]:
+        def total_loss(params: Params) -> tuple[Array, tuple[WeightedSum, Any]]:
+            loss, metrics = loss_of(params, micro_batch, key if dropout else None)
+            return loss.total, (loss, metrics)
+
+        (_, aux), grads = jax.value_and_grad(total_loss, has_aux=True)(state.params)
+        return grads, aux
 
     def sums(micro_batch: Batch, key: jax.Array) -> tuple[Any, tuple[WeightedSum, Any]]:
-        (_, aux), grads = jax.value_and_grad(total_loss, has_aux=True)(state.params, micro_batch, key)
-        return grads, aux
+        if task.grouped is None:
+            return gradient(task.loss, micro_batch, key)
+        # the choice lies outside the gradient: inside it, either way's activations would be kept for both
+        in_groups = functools.partial(task.grouped.loss, num_parts=num_parts)
+        fitting = task.grouped.fits(micro_batch, num_parts)
+        grads, (loss, metrics) = jax.lax.cond(
+            fitting,
+            functools.partial(gradient, in_groups),
+            functools.partial(gradient, task.loss),
+            micro_batch,
+            key,
+        )
+        return grads, (
+            loss,
+            {**metrics, "fits_length_groups": WeightedSum(fitting.astype(jnp.float32), jnp.float32(1))},
+        )
 
     if accumulation_steps == 1:
         grads, (loss, metrics) = sums(batch, step_rng)

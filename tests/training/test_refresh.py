@@ -8,7 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from realm_jax.retrieval import scann_process
 from realm_jax.retrieval.build_version import BatchSettings, IndexSettings, build_version
+from realm_jax.retrieval.scann_index import ScannIndex
+from realm_jax.retrieval.scann_process import ScannProcess
 from realm_jax.retrieval.versions import list_versions, withdraw
 from realm_jax.run_dir import RunDir, read_json
 from realm_jax.training.checkpoint import NO_VERSION
@@ -53,11 +56,11 @@ def params(step):
     return {"retriever": {"projection": jnp.full((4,), float(step))}}
 
 
-def publish(run, corpus, version, checksum=None):
+def publish(run, corpus, version, checksum=None, backend="exact"):
     """What the embed job does, with made-up embeddings."""
     build_version(
         run.index, version, lambda ids, segments: np.ones((len(ids), EMBED), np.float32), corpus,
-        IndexSettings("exact"), embed_dim=EMBED, batches=BatchSettings(24, 8, 1, 16),
+        IndexSettings(backend), embed_dim=EMBED, batches=BatchSettings(24, 8, 1, 16),
         snapshot_checksum=checksum or snapshot_checksum(run, version),
     )  # fmt: skip
 
@@ -112,6 +115,18 @@ def test_a_resumed_run_serves_the_version_of_its_checkpoint(run, retrieval, make
     assert list_versions(run.index) == [0, 2, 3]
     assert resumed.version == swap.version == 2
     assert read_json(run.trainer_status(0))["index_version"] == 2
+
+
+@pytest.mark.parametrize(("scann", "large", "kind"), [
+    ("auto", False, ScannIndex), ("auto", True, ScannProcess), ("apart", False, ScannProcess), ("in_trainer", True, ScannIndex),
+])  # fmt: skip
+def test_large_shards_are_loaded_apart(run, retrieval, make, monkeypatch, scann, large, kind):
+    monkeypatch.setattr(scann_process, "LARGE_SHARD_BYTES", 0 if large else 16 << 20)
+    publish(run, retrieval.corpus, 0, "given", backend="scann")
+    refresher = make(scann=scann)
+    refresher.serve_first(0, params(0), NO_VERSION)
+    assert type(refresher.index) is kind
+    assert refresher.index.search(np.ones((2, EMBED), np.float32), 3).ids.shape == (2, 3)
 
 
 @pytest.mark.parametrize(
