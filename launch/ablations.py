@@ -1,14 +1,16 @@
 """The paper's Table 2 in small: what each part of REALM is worth on the embedded corpus, over several seeds.
 
     python launch/ablations.py --run_dir=runs/ablations --seeds=0,1,2
+    python launch/ablations.py --run_dir=runs/ablations --rows=refresh    # how the index is kept fresh, at the same work
 
 Every seed has its own world, its own warm starts (shared by its variants) and its own runs, two at a time, each on half of
 the cores, the index refreshed inside the trainer (synchronous, so that a run is reproducible). Done runs are not done
-again. Writes RUN/table.md and RUN/table.json.
+again. Writes RUN/table.md and RUN/table.json, of the other rows RUN/table-refresh.md and RUN/table-refresh.json.
 """
 
 import argparse
 import dataclasses
+import json
 import math
 import statistics
 import sys
@@ -31,6 +33,11 @@ class Variant:
 
     name: str
     bindings: tuple[str, ...] = ()
+    swaps: tuple[tuple[int, int], ...] = ()  # (step, version served from it on); none: each snapshot's, at once
+
+    @property
+    def folder(self) -> str:
+        return self.name.replace(",", "").replace(" ", "_")
 
 
 FROZEN = Variant("index never refreshed", ("--gin.refresh.RefreshConfig.mode=frozen",))
@@ -44,6 +51,24 @@ VARIANTS = (
     # as many documents as the others, so that only the null document is missing
     Variant("no null document", ("--gin.realm.Realm.null_document=False", "--gin.realm.Realm.num_candidates=4")),
 )
+# An embedder that needs PASS steps for the whole corpus: a version is of the snapshot that it began with.
+PASS, SHARDS = 80, 4
+PART = PASS // SHARDS
+REFRESHED = (
+    Variant("REALM"),
+    Variant("whole index, 80 steps late", swaps=tuple((step, step - PASS) for step in (100, 180, 260, 340))),
+    Variant(
+        "a quarter at a time, 20 steps late",
+        (
+            "--gin.refresh.RefreshConfig.index=@build_version.IndexSettings()",
+            f"--gin.build_version.IndexSettings.shard_bytes={512 * 512}",  # of 2000 documents: four shards
+            "--gin.build_version.IndexSettings.shards_per_version=1",
+        ),
+        swaps=tuple((step, step - PART) for step in range(2 * PART, 341, PART)),
+    ),
+    FROZEN,
+)
+TABLES = {"paper": VARIANTS, "refresh": REFRESHED}
 FIGURES = ("recall_at_1", "recall_at_5", "recall_at_20", "with_retrieval", "null_only", "null_document_prob")
 HEADS = ("recall@1", "recall@5", "recall@20", "span right", "without documents", "weight of null")
 
@@ -66,8 +91,16 @@ def trainer_stopped_early(command: Sequence[str]) -> str | None:
 class Ablations:
     """Runs what is missing, two processes at a time."""
 
-    def __init__(self, run: RunDir, seeds: Sequence[int], num_steps: int, others: Sequence[str]):
-        self.run, self.seeds, self.others = run, seeds, list(others)
+    def __init__(
+        self,
+        run: RunDir,
+        seeds: Sequence[int],
+        num_steps: int,
+        others: Sequence[str],
+        variants: Sequence[Variant] = VARIANTS,
+    ):
+        self.run, self.seeds, self.others, self.variants = run, seeds, list(others), variants
+        self.steps = num_steps
         self.num_steps = [f"--gin.train.num_steps={num_steps}"]
         self.display = Display()
         self.running: dict[int, Child] = {}
@@ -77,7 +110,7 @@ class Ablations:
         return RunDir.of(self.run.path / f"seed{seed}")
 
     def of_variant(self, seed: int, variant: Variant) -> RunDir:
-        return RunDir.of(self.of_seed(seed).path / variant.name.replace(" ", "_"))
+        return RunDir.of(self.of_seed(seed).path / variant.folder)
 
     def command(self, job: str, run: RunDir, gin_file: str, seed: int, extra: Sequence[str] = ()) -> list[str]:
         corpus = self.of_seed(seed).corpus
@@ -99,20 +132,30 @@ class Ablations:
                 run = self.of_seed(seed).stage(stage)
                 yield Work(f"{stage} {seed}", [self.command("train", run, f"runs/{stage}_tiny.gin", seed)])
 
-    def variants(self) -> Iterator[Work]:
+    def runs(self) -> Iterator[Work]:
         """Every row of the table for every seed, but those that are done."""
-        for variant in VARIANTS:
+        for variant in self.variants:
             for seed in self.seeds:
                 run = self.of_variant(seed, variant)
                 if run.evaluation("reading").exists():
                     continue
-                if variant is VARIANTS[0]:
+                if variant is self.variants[0]:
                     self.lend_stages(run)  # its evaluation measures the warm starts, once a seed
-                mode = "frozen" if variant is FROZEN else "synchronous"
-                refresh = [f"--gin.refresh.RefreshConfig.{name}" for name in (f"mode={mode}", "embedder=in_trainer")]
-                bindings = [*refresh, *variant.bindings, *self.num_steps]
+                bindings = [*self.refresh(variant), *variant.bindings, *self.num_steps]
                 commands = [self.command(job, run, RUN_FILE, seed, bindings) for job in ("train", "evaluate")]
                 yield Work(f"{variant.name} {seed}", commands)
+
+    def refresh(self, variant: Variant) -> list[str]:
+        """How the index follows the retriever; where a version comes late, its swaps are written down to be replayed."""
+        settings = {"mode": "frozen" if variant is FROZEN else "synchronous", "embedder": "in_trainer"}
+        if variant.swaps:
+            file = self.run.path / f"{variant.folder}.jsonl"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            swaps = [swap for swap in variant.swaps if swap[0] < self.steps]
+            lines = [json.dumps({"step": step, "version": version}) for step, version in swaps]
+            write_text_atomically(file, "\n".join(lines) + "\n")
+            settings |= {"mode": "replay", "replay_file": str(file)}
+        return [f"--gin.refresh.RefreshConfig.{name}={value}" for name, value in settings.items()]
 
     def lend_stages(self, run: RunDir) -> None:
         """Lets a variant's run find the seed's warm starts where evaluation looks for them."""
@@ -132,7 +175,7 @@ class Ablations:
         for title, works in (
             ("corpora", corpora),
             ("warm starts", list(self.warm_starts())),
-            ("REALM", list(self.variants())),
+            ("REALM", list(self.runs())),
         ):
             self.display.begin(title)
             self.follow(works)
@@ -175,7 +218,7 @@ class Ablations:
     def rows(self) -> dict[str, list[dict[str, float]]]:
         """Figures of each row by seed."""
         found: dict[str, list[dict[str, float]]] = {"ICT only": []}
-        for variant in VARIANTS:
+        for variant in self.variants:
             for seed in self.seeds:
                 run = self.of_variant(seed, variant)
                 retrieval = read_json(run.evaluation("retrieval"))["rows"]
@@ -183,7 +226,7 @@ class Ablations:
                 found.setdefault(variant.name, []).append({**retrieval["checkpoint"], **reading["realm"]})
                 if variant is FROZEN:
                     found.setdefault(SEARCHED_STALE, []).append(retrieval["served_index"])
-                if variant is VARIANTS[0]:
+                if variant is self.variants[0]:
                     found["ICT only"].append({**retrieval["ict"], **reading["ict"]})
                     found.setdefault("BM25", []).append({**retrieval["bm25"], **reading["bm25"]})
         return found
@@ -208,11 +251,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--run_dir", default="runs/ablations")
     parser.add_argument("--seeds", default="0,1,2", help="comma-separated; default 0,1,2")
     parser.add_argument("--num_steps", type=int, default=200, help="REALM steps of every variant; default 200")
+    parser.add_argument("--rows", choices=TABLES, default="paper", help="which table; default paper")
     known, others = parser.parse_known_args(arguments)
     if any(not argument.startswith("--gin.") for argument in others):
         parser.error(f"unknown argument {others[0]}; besides the above only --gin.NAME.PARAM=VALUE is passed on")
     seeds = [int(seed) for seed in known.seeds.split(",")]
-    ablations = Ablations(RunDir.of(known.run_dir), seeds, known.num_steps, others)
+    ablations = Ablations(RunDir.of(known.run_dir), seeds, known.num_steps, others, TABLES[known.rows])
     ablations.run.path.mkdir(parents=True, exist_ok=True)
     ablations.check_signals = StopSignals().check
     try:
@@ -223,9 +267,10 @@ def main(arguments: Sequence[str]) -> int:
     finally:
         ablations.stop()
     rows = ablations.rows()
-    write_json_atomically(ablations.run.path / "table.json", rows)
+    name = "table" if known.rows == "paper" else f"table-{known.rows}"
+    write_json_atomically(ablations.run.path / f"{name}.json", rows)
     text = table(rows, seeds)
-    write_text_atomically(ablations.run.path / "table.md", text + "\n")
+    write_text_atomically(ablations.run.path / f"{name}.md", text + "\n")
     print(text)
     return 0
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from realm_jax import config
 from realm_jax.run_dir import RunDir, write_json_atomically
 from tests.launch.stub_stages import load_launcher, says
 
@@ -16,7 +17,7 @@ def ablations():
 
 
 def test_every_row_for_every_seed_with_its_own_world(ablations, tmp_path):
-    work = list(ablations.Ablations(RunDir.of(tmp_path), [0, 7], 5, []).variants())
+    work = list(ablations.Ablations(RunDir.of(tmp_path), [0, 7], 5, []).runs())
     assert [item.name for item in work[:3]] == ["REALM 0", "REALM 7", "index never refreshed 0"]
     assert len(work) == 2 * len(ablations.VARIANTS)
     train, evaluate = work[1].commands
@@ -32,10 +33,27 @@ def test_every_row_for_every_seed_with_its_own_world(ablations, tmp_path):
     assert stage.is_dir() and stage.samefile(tmp_path / "seed7" / "stages" / "ict")
 
 
+def test_late_versions_are_replayed(ablations, tmp_path):
+    """At any step both rows have embedded as many documents: the whole index in 80 steps, or a quarter in 20."""
+    run = ablations.Ablations(RunDir.of(tmp_path), [0], 200, [], ablations.TABLES["refresh"])
+    work = {item.name: item.commands[0] for item in run.runs()}
+    swaps = {}
+    for name in ("whole index, 80 steps late 0", "a quarter at a time, 20 steps late 0"):
+        bindings = config.bind("train", [ablations.RUN_FILE], [part.removeprefix("--gin.") for part in work[name] if part.startswith("--gin.")])  # fmt: skip
+        refresh = bindings["refresh"]
+        assert refresh.mode == "replay" and refresh.embedder == "in_trainer"
+        swaps[name] = refresh.read_replay()
+        assert refresh.index.shards_per_version == (None if "whole" in name else 1)
+    whole, parts = swaps.values()
+    assert whole == {100: 20, 180: 100}
+    assert parts == {step: step - 20 for step in range(40, 200, 20)}
+    assert "--gin.refresh.RefreshConfig.mode=synchronous" in work["REALM 0"]
+
+
 def test_what_is_done_is_not_done_again(ablations, tmp_path):
     all_of_it = ablations.Ablations(RunDir.of(tmp_path), [0], 5, [])
     write_json_atomically(all_of_it.of_variant(0, ablations.VARIANTS[2]).evaluation("reading"), {})
-    names = [item.name for item in all_of_it.variants()]
+    names = [item.name for item in all_of_it.runs()]
     assert "uniform masks 0" not in names and len(names) == len(ablations.VARIANTS) - 1
 
 
@@ -53,7 +71,7 @@ def test_commands_of_one_work_run_in_order_and_a_failure_names_the_log(ablations
 
 def test_a_trainer_stopped_before_its_end_is_not_evaluated(ablations, tmp_path, monkeypatch):
     run = ablations.Ablations(RunDir.of(tmp_path), [0], 5, [])
-    train, evaluate = next(iter(run.variants())).commands
+    train, evaluate = next(iter(run.runs())).commands
     begun = []
 
     def child(name, command, log, cores, environment):
