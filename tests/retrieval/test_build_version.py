@@ -206,6 +206,29 @@ def test_builders_share_a_version(index_dir, corpus, tmp_path):
     assert not list(index_dir.glob("*.lock"))
 
 
+def test_builders_share_a_rolled_version(index_dir, corpus, tmp_path):
+    """Two of four shards are renewed, each by another builder; builder 0 links the other two."""
+    settings = dataclasses.replace(ROLLING, shards_per_version=2)
+    shares = [Share(number, 2, timeout_secs=30.0, poll_secs=0.01) for number in range(2)]
+    alone_dir = tmp_path / "alone"
+    for version in (100, 110, 120):
+        embeds = [_Shifted(version) for _ in shares]
+        with concurrent.futures.ThreadPoolExecutor(2) as threads:
+            building = [
+                threads.submit(_roll, index_dir, corpus, version, embed, settings=settings, share=share)
+                for embed, share in zip(embeds, shares, strict=True)
+            ]
+            manifests = [future.result() for future in building]
+        expected = _roll(alone_dir, corpus, version, _Shifted(version), settings=settings)
+        for manifest in manifests:
+            assert dataclasses.replace(manifest, built_at=0.0, build_secs=0.0) == dataclasses.replace(
+                expected, built_at=0.0, build_secs=0.0
+            )
+        assert min(embed.calls for embed in embeds) > 0
+    assert expected.shard_steps == (110, 110, 120, 120)
+    assert verify(index_dir / "00000120") == manifests[0]
+
+
 def test_a_share_that_is_not_done_is_named(index_dir, corpus):
     with pytest.raises(
         TimeoutError, match=r"builder 1 did not finish shard-00001-of-00004 within 0 s; .* start it again"

@@ -11,7 +11,7 @@ import pytest
 
 from realm_jax.data.inputs import NO_CANDIDATE
 from realm_jax.retrieval.build_version import BatchSettings, IndexSettings
-from realm_jax.retrieval.exact import ExactIndex, ExactSettings, search_sharded_chunks
+from realm_jax.retrieval.exact import ExactIndex, ExactSettings, brute_force, search_sharded_chunks
 from realm_jax.retrieval.resident import gather_documents, place_documents
 from realm_jax.run_dir import RunDir
 from realm_jax.training.checkpoint import load_params
@@ -94,6 +94,40 @@ def test_candidates_and_updates_are_the_hosts(corpus, axes, null_document):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours.params, theirs.params)
         state = ours
     assert excluded >= STEPS, "documents that give x away were found and left out"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_rows_of_fewer_bits_are_searched_as_what_they_stand_for(corpus, dtype):
+    """Inside the step nothing is scored again: the documents found are the best of the rounded rows, on any mesh."""
+    mesh = MeshConfig(fsdp=2, tensor=2).build()
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((corpus.num_documents, 16)).astype(np.float32)
+    queries = rng.standard_normal((BATCH, 16)).astype(np.float32)
+    index = ExactIndex(rows, dtype=dtype, chunk=3, mesh=mesh)
+    chunks, scales = index.device_rows
+    found = jax.jit(functools.partial(search_sharded_chunks, num_results=6, mesh=mesh))(
+        queries, chunks, num_documents=corpus.num_documents, scales=scales
+    )
+    if dtype == "int8":
+        rounded = rows / (np.abs(rows).max(axis=1, keepdims=True) / 127)
+        rounded = np.round(rounded) * np.abs(rows).max(axis=1, keepdims=True) / 127
+    else:
+        rounded = rows.astype(jnp.bfloat16).astype(np.float32)
+    expected = brute_force(queries.astype(jnp.bfloat16).astype(np.float32), rounded, 6)
+    np.testing.assert_array_equal(found.ids, expected.ids)
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5)
+    exactly = brute_force(queries, rows, 6)
+    assert not np.array_equal(expected.scores, exactly.scores), "rounding changes nothing here"
+
+
+def test_approximate_search_is_the_exact_one_on_a_cpu(corpus):
+    mesh = MeshConfig().build()
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((corpus.num_documents, 16)).astype(np.float32)
+    queries = rng.standard_normal((BATCH, 16)).astype(np.float32)
+    chunks = ExactIndex(rows, chunk=3, mesh=mesh).device_rows.chunks
+    found = search_sharded_chunks(jnp.asarray(queries), chunks, corpus.num_documents, 6, mesh, recall_target=0.9)
+    np.testing.assert_array_equal(found.ids, brute_force(queries, rows, 6).ids)
 
 
 def test_too_few_documents_leave_empty_slots(corpus):
