@@ -5,7 +5,7 @@
 Each size is one shard of ScaNN with √n leaves, built from a memory-mapped file as the embed job does, saved, and loaded again.
 It is searched with growing effort until its recall of exact search's best 8 reaches --recall, and timed there, with what
 scoring everything takes beside it, by a product of matrices in blocks. Slope: by which power of the size the time grew since
-the line above. Memory: what the process grew by as the shard was loaded, and what the building process holds at its end, the pages of
+the line above. Default: the recall of as many leaves as the embed job's settings visit. Memory: what the process grew by as the shard was loaded, and what the building process holds at its end, the pages of
 the memory-mapped file left out. 13 million documents
 of 128 want 7 GB of --folder twice.
 """
@@ -35,6 +35,7 @@ class Grown(NamedTuple):
     leaves: int
     searched: int
     recall: float
+    default_recall: float
     query_ms: float
     exact_ms: float
     build_secs: float
@@ -87,6 +88,7 @@ def measure(documents: int, draw: Draw, options: argparse.Namespace, folder: Pat
     shard = load_shard(folder / "scann", 0, documents, options.embed, settings)
     load_secs, gib = time.perf_counter() - start, resident_gib() - before
     searched, recall = settings.num_leaves, 0.0
+    default_recall = recall_of(ScannIndex([shard], options.threads).search(few, options.results).ids, expected)
     efforts = sorted({round(2 ** (n / 2)) for n in range(24)})
     for effort in [e for e in efforts if e < settings.num_leaves] + [settings.num_leaves]:
         index = ScannIndex([shard._replace(settings=ScannSettings(settings.num_leaves, effort))], options.threads)
@@ -101,7 +103,17 @@ def measure(documents: int, draw: Draw, options: argparse.Namespace, folder: Pat
         taken.append((time.perf_counter() - start) / len(queries) * 1e3)
     query_ms = statistics.median(taken)
     return Grown(
-        documents, settings.num_leaves, searched, recall, query_ms, exact_ms, build_secs, built_in, load_secs, gib
+        documents,
+        settings.num_leaves,
+        searched,
+        recall,
+        default_recall,
+        query_ms,
+        exact_ms,
+        build_secs,
+        built_in,
+        load_secs,
+        gib,
     )
 
 
@@ -118,7 +130,7 @@ def main() -> None:
     options = parser.parse_args()
     draw = between_neighbours(options.like, options.embed) if options.like else clusters(20_000, options.embed)
     print(
-        f"{'documents':>10}{'leaves':>8}{'visited':>9}{'recall':>8}{'query ms':>10}{'slope':>7}{'exact ms':>10}{'slope':>7}"
+        f"{'documents':>10}{'leaves':>8}{'visited':>9}{'recall':>8}{'default':>9}{'query ms':>10}{'slope':>7}{'exact ms':>10}{'slope':>7}"
         f"{'build s':>9}{'built in GiB':>13}{'load s':>8}{'GiB':>7}{'bytes a document':>18}",
         flush=True,
     )
@@ -134,7 +146,7 @@ def main() -> None:
                 f"{math.log(now.exact_ms / before.exact_ms) / times:.2f}",
             ]
         print(
-            f"{now.documents:>10}{now.leaves:>8}{now.searched:>9}{now.recall:>8.3f}{now.query_ms:>10.4f}{slopes[0]:>7}"
+            f"{now.documents:>10}{now.leaves:>8}{now.searched:>9}{now.recall:>8.3f}{now.default_recall:>9.3f}{now.query_ms:>10.4f}{slopes[0]:>7}"
             f"{now.exact_ms:>10.3f}{slopes[1]:>7}{now.build_secs:>9.1f}{now.built_in_gib:>13.2f}{now.load_secs:>8.2f}"
             f"{now.gib:>7.2f}{now.gib * 2**30 / now.documents:>18.0f}",
             flush=True,

@@ -87,15 +87,22 @@ class ScannSettings:
 
     @classmethod
     def for_documents(cls, num_documents: int) -> "ScannSettings":
-        """Settings for a shard of this many documents: brute force below 20 000, else √n leaves, a tenth searched.
+        """Settings for a shard of this many documents: brute force below 20 000, else √n leaves.
 
-        >>> ScannSettings.for_documents(200_000).num_leaves, ScannSettings.for_documents(2_000).num_leaves
-        (447, 0)
+        Of them a tenth is searched at 20 000 documents, and a smaller share of more: their number grows as ⁴√n, so that what
+        is scored of a shard grows as n to the ¾ (docs/results/index_backends.md says what recall that has).
+
+        >>> ScannSettings.for_documents(20_000).leaves_to_search, ScannSettings.for_documents(2_000).num_leaves
+        (14, 0)
+        >>> ScannSettings.for_documents(1_000_000).num_leaves, ScannSettings.for_documents(1_000_000).leaves_to_search
+        (1000, 37)
         """
         if num_documents < BRUTE_FORCE_BELOW:
             return cls()
-        leaves = math.isqrt(num_documents)
-        return cls(num_leaves=leaves, leaves_to_search=max(1, leaves // 10))
+        return cls(
+            num_leaves=math.isqrt(num_documents),
+            leaves_to_search=round(14 * (num_documents / BRUTE_FORCE_BELOW) ** 0.25),
+        )
 
 
 class ScannShard(NamedTuple):

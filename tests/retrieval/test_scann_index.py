@@ -30,7 +30,7 @@ def _recall(found: np.ndarray, expected: np.ndarray) -> float:
 def test_settings_follow_the_document_count():
     assert ScannSettings.for_documents(19_999) == ScannSettings()
     chosen = ScannSettings.for_documents(32_768)
-    assert (chosen.num_leaves, chosen.leaves_to_search, chosen.reorder) == (181, 18, 100)
+    assert (chosen.num_leaves, chosen.leaves_to_search, chosen.reorder) == (181, 16, 100)
     with pytest.raises(ValueError, match=r"1 <= leaves_to_search <= num_leaves"):
         ScannSettings(num_leaves=4, leaves_to_search=5)
 
