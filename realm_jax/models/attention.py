@@ -1,12 +1,16 @@
 """Scaled dot-product attention over padded rows."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 MASKED_LOGIT = -1e30
+
+Attention = Literal["own", "xla", "cudnn"]
+"""Who computes it: `attend` itself, or `jax.nn.dot_product_attention` by XLA or by cuDNN's fused kernel."""
 
 
 def attend(
@@ -15,6 +19,7 @@ def attend(
     value: Float[Array, "batch length num_heads head_dim"],
     mask: Bool[Array, "batch length"],
     dropout: Callable[[jax.Array], jax.Array] | None = None,
+    by: Attention = "own",
 ) -> Float[Array, "batch length num_heads head_dim"]:
     """softmax(QKᵀ / √d) V (Vaswani et al. 2017, arXiv:1706.03762, eq. 1), each row over the keys where `mask` is true.
 
@@ -27,7 +32,13 @@ def attend(
       mask: true where there is a token. A row without any is the mean of all values, and means nothing.
       dropout: applied to the weights. Dropping unnormalised weights and dividing by the sum of all is the same as dropping
         normalised ones.
+      by: "xla" or "cudnn" for the library's, where there is no dropout, which it does not have; tokens are then expected
+        before all padding.
     """
+    if by != "own" and dropout is None:
+        # cuDNN makes a bias of a mask, and skips nothing; of a row without any token the first key is read
+        lengths = jnp.maximum(mask.sum(axis=1, dtype=jnp.int32), 1)
+        return jax.nn.dot_product_attention(query, key, value, key_value_seq_lengths=lengths, implementation=by)
     scaled = (query.astype(jnp.float32) * query.shape[-1] ** -0.5).astype(query.dtype)
     # [batch, num_heads, length, length]
     logits = jnp.einsum("bqnh,bknh->bnqk", scaled, key, preferred_element_type=jnp.float32)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 
-from realm_jax.models.attention import attend
+from realm_jax.models.attention import Attention, attend
 from realm_jax.models.products import DENSE_PRODUCT, dense_dot_general
 from realm_jax.typed import check_fields
 
@@ -52,6 +52,7 @@ class TransformerConfig:
     convolution_width: int = (
         0  # odd: each layer begins by mixing so many neighbours (see LocalMixing); 0: none, as BERT
     )
+    attention: Attention = "own"  # cudnn: fused on NVIDIA GPUs, bfloat16, where there is no dropout
     dtype: str = "float32"  # of activations; parameters are always float32
     remat: bool = False  # recompute each layer in the backward pass instead of keeping its activations
     remat_saves: Literal["nothing", "products"] = (
@@ -78,6 +79,12 @@ class TransformerConfig:
             raise ValueError("TransformerConfig.remat_saves says what remat keeps, and remat is False; set remat=True")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"TransformerConfig.dtype: expected 'float32' or 'bfloat16', got {self.dtype!r}")
+        head_dim = self.hidden_size // self.num_heads
+        if self.attention == "cudnn" and (self.dtype != "bfloat16" or head_dim % 8 or head_dim > 128):
+            raise ValueError(
+                "TransformerConfig.attention='cudnn' needs dtype='bfloat16' and heads of 8, 16, … 128 numbers, "
+                f"got {self.dtype!r} and {head_dim}; use 'own'"
+            )
 
     @property
     def makes_products_again(self) -> bool:
@@ -144,7 +151,7 @@ class SelfAttention(nn.Module):
         dropout = None
         if config.attention_dropout_rate > 0 and not deterministic:
             dropout = nn.Dropout(config.attention_dropout_rate, deterministic=False)
-        context = attend(query, key, value, mask, dropout)
+        context = attend(query, key, value, mask, dropout, config.attention)
         return _dense(config, config.hidden_size, "out")(context.reshape(hidden.shape))
 
 

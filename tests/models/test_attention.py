@@ -1,11 +1,16 @@
 """Attention against the library's, and against numbers worked by hand."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from realm_jax.models import TransformerConfig
 from realm_jax.models.attention import attend
+from realm_jax.models.transformer import Transformer
+from tests import tiny
 
 
 def random_heads(dtype=jnp.float32, batch=3, length=7, num_heads=2, head_dim=4):
@@ -34,6 +39,48 @@ def test_equals_the_librarys(dtype, tolerance):
     found = attend(query, key, value, mask)
     assert found.dtype == dtype
     np.testing.assert_allclose(found.astype(jnp.float32), expected.astype(jnp.float32), atol=tolerance)
+
+
+def test_the_librarys_is_chosen_where_nothing_is_dropped():
+    heads = random_heads()
+    mask = lengths_mask([7, 3, 0])  # of the row without tokens only that it is finite matters
+    found, own = attend(*heads, mask, by="xla"), attend(*heads, mask)
+    np.testing.assert_allclose(found[:2], own[:2], atol=1e-6)
+    assert np.isfinite(found).all()
+    gradient = jax.grad(lambda value: attend(*heads[:2], value, mask, by="xla").sum())(heads[2])
+    assert np.isfinite(gradient).all()
+
+    def drop(weights):
+        return weights * 0.5
+
+    dropped = attend(*heads, mask, dropout=drop, by="xla")
+    np.testing.assert_array_equal(dropped, attend(*heads, mask, dropout=drop))
+    assert not np.allclose(dropped, found)
+
+
+def test_who_computes_it_is_a_setting_of_the_encoder():
+    config = tiny.encoder()
+    ids = jnp.array([[5, 6, 7, 8], [5, 6, 0, 0]], jnp.int32)
+    inputs = ids, ids * 0, ids != 0
+    params = Transformer(config).init(jax.random.key(0), *inputs)
+    own = Transformer(config).apply(params, *inputs)
+    by_xla = dataclasses.replace(config, attention="xla")
+    found = Transformer(by_xla).apply(params, *inputs)
+    np.testing.assert_allclose(found[0], own[0], atol=1e-5)
+    np.testing.assert_allclose(found[1, :2], own[1, :2], atol=1e-5)
+    programs = [str(jax.make_jaxpr(Transformer(c).apply)(params, *inputs)) for c in (config, by_xla)]
+    assert programs[0] != programs[1]
+
+
+def test_cudnn_needs_its_types():
+    with pytest.raises(
+        ValueError, match=r"attention='cudnn' needs dtype='bfloat16' .* got 'float32' and 64; use 'own'"
+    ):
+        TransformerConfig(attention="cudnn")
+    assert TransformerConfig(attention="cudnn", dtype="bfloat16").attention == "cudnn"
+    heads = random_heads(jnp.bfloat16, head_dim=8)
+    with pytest.raises(RuntimeError, match=r"(?i)cudnn"):  # no silent fallback
+        jax.jit(lambda *heads: attend(*heads, lengths_mask([7, 3, 1]), by="cudnn"))(*heads)
 
 
 def test_gradients_equal_the_librarys():
