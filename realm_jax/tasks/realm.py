@@ -214,6 +214,11 @@ class RealmGroups(NamedTuple):
         return realm_loss(params, batch, rng, rows=rows, **settings)
 
     def _groups(self, num_rows: int, num_parts: int) -> tuple[LengthGroup, ...]:
+        if num_rows % num_parts:
+            raise ValueError(
+                f"Realm.length_groups: {num_rows} candidates do not divide over {num_parts} devices (data × fsdp); "
+                "use a greater batch, fewer accumulation steps, or length_groups = 1"
+            )
         return plan_groups(self.document_lengths, num_rows // num_parts, self.num_groups, num_parts)
 
 

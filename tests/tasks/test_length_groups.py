@@ -13,6 +13,7 @@ from realm_jax.data.inputs import NO_CANDIDATE, Inputs
 from realm_jax.retrieval.length_batches import input_lengths
 from realm_jax.run_dir import RunDir
 from realm_jax.tasks.length_groups import RowEncoding, by_length, fits, plan_groups
+from realm_jax.tasks.realm import RealmGroups
 from realm_jax.training.metrics import read_metrics
 from realm_jax.training.optimizer import OptimizerConfig
 from realm_jax.training.refresh import RefreshConfig
@@ -123,7 +124,7 @@ def one_step(settings, ids, devices, accumulation_steps=1, **axes):
     [
         (False, 1, 1, {}),
         (True, 1, 1, {}),
-        (False, 1, 2, {}),
+        pytest.param(False, 1, 2, {}, marks=pytest.mark.slow),
         (False, 8, 1, {"data": 2, "fsdp": 2, "tensor": 2}),
     ],
 )
@@ -148,6 +149,15 @@ def test_what_is_read_of_a_cut_document_stays_whole(corpus):
     assert float(found["loss"]) == pytest.approx(float(expected["loss"]), rel=1e-5)
 
 
+def task_batch(corpus, batch_size):
+    task = tiny.realm(corpus.directory).build(seed=0)
+    return jax.tree.map(
+        jnp.asarray,
+        task.retrieval.join(task.examples(0, batch_size, slice(None)), candidates(corpus, True)[:batch_size]),
+    )
+
+
+@pytest.mark.slow
 def test_a_run_says_how_many_batches_fit(corpus, tmp_path):
     settings = dataclasses.replace(tiny.realm(corpus.directory), length_groups=2)
     refresh = RefreshConfig(mode="frozen", embedder="in_trainer", timeout_secs=120.0)
@@ -158,5 +168,8 @@ def test_a_run_says_how_many_batches_fit(corpus, tmp_path):
 
 
 def test_settings_are_checked(corpus):
+    groups = RealmGroups(np.bincount([4, 9]), 2)
+    with pytest.raises(ValueError, match=r"12 candidates do not divide over 8 devices .* length_groups = 1"):
+        groups.fits(task_batch(corpus, 4), 8)
     with pytest.raises(ValueError, match="length_groups must be at least 1, got 0"):
         dataclasses.replace(tiny.realm(corpus.directory), length_groups=0)
