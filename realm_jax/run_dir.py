@@ -49,6 +49,11 @@ class RunDir:
         return self.path / "metrics"
 
     @property
+    def profile(self) -> Place:
+        """Traces of steps, `train.profile_steps`."""
+        return self.path / "profile"
+
+    @property
     def metrics_jsonl(self) -> Place:
         return self.metrics / "metrics.jsonl"
 

@@ -28,6 +28,7 @@ from realm_jax.run_lock import InUse, exclusive
 from realm_jax.tasks.task import Params, Task, TaskConfig
 from realm_jax.training.checkpoint import NO_VERSION, Checkpoints, ResumeUnit, check_tokenizer, load_params
 from realm_jax.training.optimizer import OptimizerConfig, Schedule
+from realm_jax.training.profiler import Profiler
 from realm_jax.training.recorder import Recorder
 from realm_jax.training.refresh import RefreshConfig, Refresher
 from realm_jax.training.sharding import MeshConfig, batch_devices, local_rows, on_this_host, put_batch, state_shardings
@@ -58,6 +59,7 @@ def train(
     non_finite: Literal["stop", "skip"] = "stop",
     max_skipped_updates: int = 10,
     distributed: bool = False,
+    profile_steps: tuple[int, int] | None = None,
 ) -> dict[str, float]:
     """Trains a task; resumes by itself from the newest checkpoint in the run directory.
 
@@ -83,6 +85,7 @@ def train(
       distributed: the run spans several processes, each started with this same command and run directory. TPU pods, Slurm
         and Kubernetes jobs are found by themselves; elsewhere set JAX_COORDINATOR_ADDRESS (host:port of the first
         process), JAX_NUM_PROCESSES and JAX_PROCESS_ID for each.
+      profile_steps: the first and the last step of a trace that is written to RUN/profile, such as (10, 12), counted from 0.
 
     Returns:
       The last step's metrics.
@@ -105,6 +108,7 @@ def train(
         log_every_steps=log_every_steps,
     )
     run = RunDir.of(run_dir)
+    profiler = Profiler(run.profile, profile_steps)
     with _only_trainer(run):
         the_task, the_mesh = task.build(seed), mesh.build()
         _check_batch(the_task, batch_size, accumulation_steps)
@@ -187,8 +191,10 @@ def train(
                     look_ahead.start(step + 1, state.params, refresher.index if refresher else None)
                 inputs = prepared.batch if refresher is None else refresher.step_inputs(prepared.batch)
                 is_new = run_step.compile_for(state, inputs, rng)
+                profiler.before(step)
                 state, figures = run_step(state, inputs, rng)
                 del inputs  # an index that is swapped out must end, so that the next can take its buffers
+                profiler.after(step, figures)
                 recorder.dispatched(step, figures, prepared, refresher, is_timed=not is_new)
                 recorder.drain(keep=1)  # waits for the step before this one, so that one is always in flight
 
@@ -226,7 +232,7 @@ def train(
         finally:
             stop.restore()
             status.finish(outcome)
-            for closable in (look_ahead, refresher, recorder, checkpoints):
+            for closable in (profiler, look_ahead, refresher, recorder, checkpoints):
                 if closable is not None:
                     closable.close()
 
