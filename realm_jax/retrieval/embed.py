@@ -145,7 +145,7 @@ class _EmbedJob:
         keep_newest: int,
         every_snapshot: bool,
         progress: bool,
-        stop: threading.Event,
+        stop: "_Stop",
         status: "_Status",
         share: Share,
     ):
@@ -160,6 +160,7 @@ class _EmbedJob:
     ) -> None:
         """Builds the newest snapshot whenever there is one, until the trainers have finished, or seem dead for too long."""
         waiting_since = time.monotonic()
+        told = False
         while not self.stop.is_set():
             # asked before looking for snapshots: the last one is written before a trainer says that it has finished
             finished = self._trainers_finished() if self.share.number == 0 else self._leader_finished()
@@ -174,11 +175,18 @@ class _EmbedJob:
             elif finished or (once and list_versions(self.run.index)):
                 logger.info("training has ended" if finished else "the newest snapshot is embedded already")
                 return
-            elif not list_versions(self.run.index) and time.monotonic() - waiting_since > first_snapshot_timeout_secs:
-                raise TimeoutError(
-                    f"no snapshot came to {self.run.snapshots} in {first_snapshot_timeout_secs:g} s; start the train "
-                    "job with the same --run_dir, or make version 0 with --gin.embed.initial_params=SNAPSHOT"
-                )
+            elif not list_versions(self.run.index):
+                if time.monotonic() - waiting_since > first_snapshot_timeout_secs:
+                    raise TimeoutError(
+                        f"no snapshot came to {self.run.snapshots} in {first_snapshot_timeout_secs:g} s; start the train "
+                        "job with the same --run_dir, or make version 0 with --gin.embed.initial_params=SNAPSHOT"
+                    )
+                if not told:
+                    told = True
+                    logger.info(
+                        "waiting for the first snapshot in %s (up to %g s); a trainer makes it, or the convert job",
+                        self.run.snapshots, first_snapshot_timeout_secs,
+                    )  # fmt: skip
             self.sign_of_life.look(self._trainer_statuses() or [], trainer_timeout_secs)
             self.status.update(state="waiting")
             self._retire()
@@ -217,6 +225,7 @@ class _EmbedJob:
 
     def try_build(self, step: int, params_place: Place | None = None) -> Manifest | None:
         """`build`; None where it was told to stop, or came too late for the snapshot."""
+        self.stop.is_building = True
         try:
             return self.build(step, params_place)
         except FileNotFoundError as error:
@@ -226,6 +235,8 @@ class _EmbedJob:
             logger.info("snapshot %d was removed before it was read (%s)", step, error)
         except BuildStopped as stopped:
             logger.info("%s", stopped)
+        finally:
+            self.stop.is_building = False
         return None
 
     def build(self, version: int, params_place: Place | None = None) -> Manifest:
@@ -423,13 +434,20 @@ class _Status:
                 self.update(state="failed", error=str(error), at_once=True)
 
 
+class _Stop(threading.Event):
+    """Set when the job shall end; knows what it ends, for the message."""
+
+    is_building = False
+
+
 @contextlib.contextmanager
-def _stop_on_signals() -> Iterator[threading.Event]:
+def _stop_on_signals() -> Iterator[_Stop]:
     """An event that SIGTERM and SIGINT set; only the main thread can listen to them."""
-    stop = threading.Event()
+    stop = _Stop()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        logger.info("%s: ending after this batch", signal.Signals(number).name)
+        ends = "ending after this batch" if stop.is_building else "no longer waiting for a snapshot"
+        logger.info("%s: %s", signal.Signals(number).name, ends)
         stop.set()
 
     if threading.current_thread() is not threading.main_thread():

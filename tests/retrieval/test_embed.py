@@ -278,6 +278,36 @@ def test_waits_for_the_first_snapshot_in_vain(run):
     assert "no snapshot came" in read_json(run.embedder_status)["error"]
 
 
+def test_says_once_what_it_waits_for_and_how_it_ends(run, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    looks = []
+    retire = module._EmbedJob._retire
+
+    def look(job: Any) -> None:
+        retire(job)
+        looks.append(job.stop.is_building)
+        if len(looks) == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(module._EmbedJob, "_retire", look)
+    embed(run_dir=str(run.path), **SETTINGS)
+    awaited = f"waiting for the first snapshot in {run.snapshots} (up to 20 s); a trainer makes it, or the convert job"
+    assert caplog.text.count(awaited) == 1
+    assert looks == [False] * 3 and "SIGTERM: no longer waiting for a snapshot" in caplog.text
+    caplog.clear()
+    save_snapshot(run, 10, _params(0))
+    original = module.embed_snapshot
+
+    def build(*arguments: Any, **kwargs: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return original(*arguments, **kwargs)
+
+    monkeypatch.setattr(module, "embed_snapshot", build)
+    embed(run_dir=str(run.path), **SETTINGS)
+    assert "SIGTERM: ending after this batch" in caplog.text and "waiting" not in caplog.text
+    assert list_versions(run.index) == []
+
+
 @pytest.mark.faults
 def test_a_trainer_that_was_killed_is_missed_once_and_given_up(run, monkeypatch, caplog):
     save_snapshot(run, 10, _params(0))
