@@ -74,6 +74,22 @@ def test_a_required_value_of_another_job_may_stay_open(bind):
     assert bind(text, "SOURCE=wiki", job="embed")["source"] == "wiki"
 
 
+def test_required_values_are_named_at_once_with_what_may_be_one_misspelt(bind):
+    text = GOOD.replace("NUM_STEPS = 20", "NUM_STEPS = %gin.REQUIRED") + "CORPUS = %gin.REQUIRED\n"
+    both = r"run\.gin:\d+: CORPUS and NUM_STEPS are required; set them with --gin\.CORPUS=VALUE --gin\.NUM_STEPS=VALUE$"
+    with pytest.raises(ValueError, match=rf"^\S*{both}"):
+        bind(text)
+    open_buckets = "sample_jobs.teach.buckets = %gin.REQUIRED\n"
+    with pytest.raises(ValueError, match=r": CORPUS, NUM_STEPS and sample_jobs\.teach\.buckets are required; set them"):
+        bind(text + open_buckets)
+    with pytest.raises(ValueError) as excinfo:
+        bind(text + "OTHER = 3\n", "CORPSU=x", "NUM_STEPS=3")
+    first, second, third = str(excinfo.value).splitlines()
+    assert re.search(r"run\.gin:\d+: macro OTHER is used by nothing; leave it out$", first)
+    assert second == "--gin.CORPSU is used by nothing; did you mean CORPUS?"
+    assert re.search(r"CORPUS is required; set it with --gin\.CORPUS=VALUE$", third)
+
+
 def test_bindings_override_files_under_each_of_their_names(bind):
     for name in ("NUM_STEPS", "train.num_steps", "sample_jobs.teach.num_steps"):
         text = GOOD if name == "NUM_STEPS" else GOOD.replace("%NUM_STEPS", "5").replace("NUM_STEPS = 20\n", "")

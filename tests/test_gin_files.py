@@ -11,7 +11,7 @@ from realm_jax.jobs import JOBS
 GIN = Path(__file__).resolve().parent.parent / "gin"
 FILES = sorted(path.relative_to(GIN).as_posix() for path in GIN.rglob("*.gin"))
 RUNS = [name for name in FILES if name.startswith("runs/")]
-REQUIRED = re.compile(r"set it with --gin\.(\S+)=VALUE$")
+REQUIRED = re.compile(r"--gin\.(\S+)=VALUE(?= --gin\.|$)")
 
 
 def bind_with_required(job: str, name: str) -> dict:
@@ -21,10 +21,10 @@ def bind_with_required(job: str, name: str) -> dict:
         try:
             return config.bind(job, [name], bindings)
         except config.ConfigError as error:
-            open_name = REQUIRED.search(str(error))
-            if open_name is None or len(bindings) > 5:
+            open_names = REQUIRED.findall(str(error))
+            if not open_names or len(bindings) > 5:
                 raise
-            bindings.append(f"{open_name[1]}=nowhere")
+            bindings += [f"{name}=nowhere" for name in open_names]
 
 
 def configured_jobs(name: str) -> list[str]:

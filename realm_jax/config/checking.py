@@ -3,6 +3,7 @@
 The parsed configuration is walked as a graph: from the job functions along the references in their bindings.
 """
 
+import difflib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -22,27 +23,52 @@ def check(parsed: Parsed, job: str, function: Callable[..., Any]) -> None:
         if name not in macros:
             raise ConfigError(f"{place}: macro {name} is not defined; {choices('macros', name, macros)}")
     used: set[Key] = set()
+    lacking: list[Key] = []
     for name, entry in parsed.jobs.items():
         if name == job:
-            _check_job(parsed, name, function, used)
+            lacking = _check_job(parsed, name, function, used)
         elif any(selector == entry.selector for _, selector in gin_config._CONFIG):
             _Walk(parsed, used, strict=False).visit(entry.selector, ())
     for selector in parsed.offered:
         _Walk(parsed, used, strict=False).visit(selector, ())
+    if lacking:
+        raise ConfigError(_required(parsed, lacking, [key for key in parsed.places if key not in used]))
     for key, place in parsed.places.items():
         if key not in used:
             raise ConfigError(f"{place}: {_why_unused(key, used)}")
 
 
-def _check_job(parsed: Parsed, job: str, function: Callable[..., Any], used: set[Key]) -> None:
+def _check_job(parsed: Parsed, job: str, function: Callable[..., Any], used: set[Key]) -> list[Key]:
+    """Returns the required values that are open."""
     selector = parsed.jobs[job].selector
     if is_registered(function):
         selector = gin_config._inverse_lookup(function).selector
-        _Walk(parsed, used, strict=True).visit(selector, ())
+        walk = _Walk(parsed, used, strict=True)
+        walk.visit(selector, ())
+        if walk.lacking:
+            return list(walk.lacking)
     bound = gin_config._CONFIG.get(("", selector), {})
     for parameter in open_parameters(function):
         if parameter.name not in bound and parameter.name != "run_dir":
             raise ConfigError(_no_value(f"{job}.{parameter.name}", parameter.annotation))
+    return []
+
+
+def _required(parsed: Parsed, lacking: list[Key], unused: list[Key]) -> str:
+    """What to say of open required values; a macro that nothing uses may be one of them, misspelt."""
+    names = [_name(key) for key in lacking]
+    said = []
+    for key in unused:
+        if key.selector == MACRO:
+            similar = difflib.get_close_matches(key.scope, names, n=1, cutoff=0.6)
+            place = parsed.places[key]
+            what = f"{COMMAND_LINE}.{key.scope}" if place.startswith(COMMAND_LINE) else f"{place}: macro {key.scope}"
+            said.append(f"{what} is used by nothing; {f'did you mean {similar[0]}?' if similar else 'leave it out'}\n")
+    are, them = ("is", "it") if len(names) == 1 else ("are", "them")
+    listed = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    remedy = " ".join(f"{COMMAND_LINE}.{name}=VALUE" for name in names)
+    said.append(f"{parsed.places[lacking[0]]}: {listed} {are} required; set {them} with {remedy}")
+    return "".join(said)
 
 
 class _Walk:
@@ -55,6 +81,7 @@ class _Walk:
     def __init__(self, parsed: Parsed, used: set[Key], strict: bool):
         self.parsed, self.used, self.strict = parsed, used, strict
         self.path: list[tuple[str, tuple[str, ...]]] = []
+        self.lacking: dict[Key, None] = {}  # required values that are open, in the order of their use
 
     def visit(self, selector: str, scope: tuple[str, ...], called: bool = False) -> None:
         if (selector, scope) in self.path:
@@ -70,7 +97,8 @@ class _Walk:
         for value, key in bound.values():
             for reference in gin_config.iterate_references([value]):
                 if reference.configurable.selector == CONSTANT:
-                    self._refuse_required(reference, key)
+                    if self.strict and "/".join(reference.scopes) == REQUIRED:
+                        self.lacking[key] = None
                 else:
                     called_there = reference.evaluate or selector == SINGLETON
                     self.visit(reference.configurable.selector, tuple(reference.scopes) or scope, called_there)
@@ -79,11 +107,6 @@ class _Walk:
             if called:
                 self._check_complete(selector, scope, bound)
         self.path.pop()
-
-    def _refuse_required(self, reference: Any, key: Key) -> None:
-        if self.strict and "/".join(reference.scopes) == REQUIRED:
-            name = _name(key)
-            raise ConfigError(f"{self.parsed.places[key]}: {name} is required; set it with {COMMAND_LINE}.{name}=VALUE")
 
     def _check_values(self, selector: str, bound: Mapping[str, tuple[Any, Key]]) -> None:
         annotations = typed.resolved_annotations(gin_config._REGISTRY[selector].wrapped)
