@@ -93,6 +93,19 @@ def describe_value(value: Any) -> str:
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
 
 
+def mismatch(value: Any, annotation: Any) -> str:
+    """Says what was expected and got of a value that does not conform, and what a single str of several is written as.
+
+    >>> print(mismatch("runs/pretrain", tuple[str, ...]))
+    must be tuple[str, ...], got 'runs/pretrain' (str); write ("runs/pretrain",)
+    """
+    said = f"must be {describe(annotation)}, got {describe_value(value)}"
+    if isinstance(value, str) and conforms((value,), annotation):
+        quoted = repr(value) if '"' in value or "\\" in value else f'"{value}"'
+        return f"{said}; write ({quoted},)"
+    return said
+
+
 def resolved_annotations(function_or_class: Any) -> dict[str, Any]:
     """The annotations of a function's or constructor's parameters, by name; unresolvable ones stay as written."""
     if inspect.isclass(function_or_class) and not dataclasses.is_dataclass(function_or_class):
@@ -114,9 +127,7 @@ def check_fields(instance: Any) -> None:
         annotation = annotations.get(field.name, Any)
         value = getattr(instance, field.name)
         if not conforms(value, annotation):
-            raise ValueError(
-                f"{type(instance).__name__}.{field.name} must be {describe(annotation)}, got {describe_value(value)}"
-            )
+            raise ValueError(f"{type(instance).__name__}.{field.name} {mismatch(value, annotation)}")
 
 
 def check_arguments(name: str, function: Callable, arguments: Mapping[str, Any]) -> None:
@@ -134,4 +145,4 @@ def check_arguments(name: str, function: Callable, arguments: Mapping[str, Any])
     for parameter, value in arguments.items():
         annotation = annotations.get(parameter, Any)
         if not conforms(value, annotation):
-            raise ValueError(f"{name}.{parameter} must be {describe(annotation)}, got {describe_value(value)}")
+            raise ValueError(f"{name}.{parameter} {mismatch(value, annotation)}")

@@ -84,3 +84,16 @@ def test_check_arguments():
     typed.check_arguments("train", job, {"run_dir": "a", "steps": 2})
     with pytest.raises(ValueError, match=r"^train\.steps must be int, got 2\.5 \(float\)$"):
         typed.check_arguments("train", job, {"steps": 2.5})
+
+
+def test_a_text_where_several_are_wanted():
+    def job(*, warm_start: tuple[str, ...] = (), lengths: tuple[int, ...] = ()) -> None:
+        """Does nothing."""
+
+    expected = r'^train\.warm_start must be tuple\[str, \.\.\.\], got \'runs/a\' \(str\); write \("runs/a",\)$'
+    with pytest.raises(ValueError, match=expected):
+        typed.check_arguments("train", job, {"warm_start": "runs/a"})
+    with pytest.raises(ValueError, match=r"; write \('say \"a\"',\)$"):
+        typed.check_arguments("train", job, {"warm_start": 'say "a"'})
+    with pytest.raises(ValueError, match=r"got 'a' \(str\)$"):
+        typed.check_arguments("train", job, {"lengths": "a"})

@@ -114,10 +114,8 @@ class _Walk:
             self._check_parentheses(value, annotations.get(parameter, Any), key)
             for literal in _literal(value):
                 if not typed.conforms(literal, annotations.get(parameter, Any)):
-                    raise ConfigError(
-                        f"{self.parsed.places[key]}: {_name(key)} must be "
-                        f"{typed.describe(annotations[parameter])}, got {typed.describe_value(literal)}"
-                    )
+                    said = typed.mismatch(literal, annotations[parameter])
+                    raise ConfigError(f"{self.parsed.places[key]}: {_name(key)} {said}")
 
     def _check_parentheses(self, value: Any, annotation: Any, key: Key) -> None:
         if not isinstance(value, gin_config.ConfigurableReference) or value.evaluate:
