@@ -14,6 +14,7 @@ from realm_jax.corpus.sources.article import NOT_UTF8
 from realm_jax.corpus.sources.tfds import PREFIX
 from realm_jax.data.question_formats.json_lines import question_of
 from realm_jax.data.question_formats.question import QuestionFilter
+from realm_jax.data.question_formats.recognise import UnknownFormatError, meanings
 from realm_jax.data.questions import Question, read_questions
 from realm_jax.storage import is_remote
 
@@ -47,7 +48,13 @@ def asked(questions: str | tuple[str, ...]) -> Asked:
     if questions == STANDARD_INPUT:
         return Asked(_from_lines(_standard_input()), None, sys.stdin.isatty())
     if isinstance(questions, str) and _is_file(questions):
-        found = read_questions(questions)
+        try:
+            found = read_questions(questions)
+        except UnknownFormatError as error:
+            raise ValueError(
+                f"{error.what}; expected questions as plain text, one a line, on standard input "
+                f"(--gin.predict.questions={STANDARD_INPUT} < {questions}), or a file of one of these: {meanings()}"
+            ) from error
         for cause, count in found.dropped.items():
             logger.warning("%s: left out %d: %s; no answer is written for them", questions, count, cause)
         if not found.questions:

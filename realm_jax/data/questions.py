@@ -60,7 +60,7 @@ def read_questions(
       that do not compile are counted in `noted` and kept (they match nothing, as in the official scorer).
 
     Raises:
-      FileNotFoundError: nothing lies at the path.
+      FileNotFoundError: no file lies at the path.
       ValueError: the format is unknown or cannot be told, or a record is not what the format says; names file and line.
     """
     if source_format != "auto" and source_format not in FORMATS:
@@ -94,13 +94,18 @@ def _raw_questions(source: str, source_format: str, on_drop: OnCause, on_note: O
             )
         return read_tfds_questions(source, on_drop)
     path = fetch(source)
+    if not path.exists() or path.is_dir():  # a pipe is neither
+        raise FileNotFoundError(
+            f"expected a file of questions at {source}, which is {'a folder' if path.is_dir() else 'not there'}; name a "
+            f"file, or a TFDS data set as {tfds.PREFIX}NAME?split=SPLIT"
+        )
     found = recognise.format_of_lines(path) if source_format == "auto" else source_format
     if found in _LINE_READERS:
         return _LINE_READERS[found](path, on_drop)
     document = json_document(path)
     found = found or recognise.format_of_document(document)
     if found is None:
-        raise ValueError(f"cannot tell the format of {source}; {recognise.choose_among()}")
+        raise recognise.UnknownFormatError(f"cannot tell the format of {source}")
     if found == recognise.SQUAD:
         return read_squad(document, source, on_drop, on_note)
     return _DOCUMENT_READERS[found](document, source)

@@ -240,6 +240,21 @@ def test_lines_that_are_no_questions(monkeypatch, tmp_path):
         asked(str(tmp_path / "empty.jsonl"))
 
 
+def test_a_file_of_plain_questions_belongs_on_standard_input(tmp_path):
+    plain = tmp_path / "plain.txt"
+    plain.write_text("who wrote it\n")
+    told = (
+        "plain.txt, which begins with 'who wrote it'; expected questions as plain text, one a line, on standard input "
+        f"(--gin.predict.questions=- < {plain}), or a file of one of these: JSON lines"
+    )
+    with pytest.raises(ValueError, match=re.escape(told)) as excinfo:
+        asked(str(plain))
+    assert "named as the format" not in str(excinfo.value)
+    plain.write_text("")
+    with pytest.raises(ValueError, match=r"but the file is empty$"):
+        asked(str(plain))
+
+
 def test_the_version_that_is_served(run, tmp_path):
     assert served_version(run) == served_version(run, 500) == 500
     with pytest.raises(ValueError, match=r"index has no version 7; it has \[500\]"):

@@ -103,5 +103,11 @@ def test_a_line_that_is_no_json_is_named(tmp_path):
 def test_unknown_format(tmp_path):
     with pytest.raises(ValueError, match=r"format of questions among \['auto', 'jsonl'.*got 'csv'"):
         read_questions(tmp_path / "q.csv", "csv")
-    with pytest.raises(FileNotFoundError, match=r"q\.csv"):
-        read_questions(tmp_path / "q.csv")
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    for source, what in ((tmp_path / "q.csv", "not there"), (tmp_path, "a folder")):
+        told = rf"^expected a file of questions at {source}, which is {what}; name a file, or a TFDS data set as tfds:"
+        for source_format in ("auto", "jsonl", "squad"):
+            with pytest.raises(FileNotFoundError, match=told):
+                read_questions(source, source_format)

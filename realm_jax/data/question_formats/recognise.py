@@ -23,13 +23,26 @@ FORMATS = {
 LINE_FORMATS = (JSON_LINES, DPR_TSV, CURATED_TREC)
 
 
+class UnknownFormatError(ValueError):
+    """A file of questions in none of the formats."""
+
+    def __init__(self, what: str):
+        super().__init__(f"{what}; expected one of these: {meanings()}")
+        self.what = what
+
+
 def format_of_lines(path: Path) -> str | None:
     """The format of a file of lines by its first line that is not blank; None when the file seems one JSON document.
 
     Raises:
-      ValueError: when it is neither.
+      UnknownFormatError: when it is neither.
+      ValueError: when there is no line.
     """
     _, line = next(question_lines(path, lambda cause: None), (0, ""))
+    if not line:
+        raise ValueError(
+            f"expected questions in {path}, but the file {'holds no line of text' if path.stat().st_size else 'is empty'}"
+        )
     if line.lstrip().startswith("["):
         return None
     if line.lstrip().startswith("{"):
@@ -43,7 +56,7 @@ def format_of_lines(path: Path) -> str | None:
         return DPR_TSV
     if len(columns) >= 4:
         return CURATED_TREC
-    raise ValueError(f"cannot tell the format of {path}, which begins with {shortened(line, 80)}; {choose_among()}")
+    raise UnknownFormatError(f"cannot tell the format of {path}, which begins with {shortened(line, 80)}")
 
 
 def format_of_document(document: Any) -> str | None:
@@ -57,6 +70,6 @@ def format_of_document(document: Any) -> str | None:
     return None
 
 
-def choose_among() -> str:
-    listed = "; ".join(f"{name}: {meaning}" for name, meaning in FORMATS.items())
-    return f"expected one of these, named as the format if need be: {listed}"
+def meanings() -> str:
+    """The formats, in words."""
+    return "; ".join(FORMATS.values())

@@ -137,13 +137,22 @@ def test_dpr_training_files(tmp_path):
         read_questions(document(tmp_path / "list.json", content))
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", "[3]", '[{"x": 1}]', "3", "who was he?", "who\twhere\t[]"])
+@pytest.mark.parametrize("content", ["{}", "[]", "[3]", '[{"x": 1}]', "3", "who was he?", "who\twhere\t[]"])
 def test_what_cannot_be_told(tmp_path, content):
     path = tmp_path / "q.json"
     path.write_text(content)
     with pytest.raises(
-        ValueError, match=r"(cannot tell the format of .*q\.json.*expected one of these.*jsonl: |line 1: expected)"
+        ValueError,
+        match=r"(cannot tell the format of .*q\.json.*expected one of these: JSON lines, one \{|line 1: expected)",
     ):
+        read_questions(path)
+
+
+@pytest.mark.parametrize(("content", "what"), [(b"", "is empty"), (b" \n\n\xff\n", "holds no line of text")])
+def test_a_file_of_nothing(tmp_path, content, what):
+    path = tmp_path / "q.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^expected questions in .*q\.json, but the file {what}$"):
         read_questions(path)
 
 
