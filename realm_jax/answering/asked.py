@@ -21,6 +21,7 @@ from realm_jax.storage import is_remote
 logger = logging.getLogger(__name__)
 
 STANDARD_INPUT = "-"
+NO_RECORD = 'line that is no {"question": …} object'
 # How a question ends in Latin, Chinese and Japanese, Arabic, Greek (with either code point), Armenian and Ethiopic script;
 # and the full stops of scripts that put no spaces between words.
 _QUESTION_MARKS = ("?", "\uff1f", "\u061f", ";", "\u037e", "\u055e", "\u1367", "\u3002", "\uff61", "\u1362")
@@ -95,8 +96,9 @@ def _standard_input() -> Iterator[tuple[int, str | None]]:
 def _from_lines(
     lines: Iterable[tuple[int, str | None]], may_be_json: bool = True, must_be_any: bool = False
 ) -> Iterator[Question]:
-    """One question a numbered line: plain text, or an object as in files of JSON lines."""
+    """One question a numbered line: plain text, or an object as in files of JSON lines. What is none is counted."""
     dropped: Counter[str] = Counter()
+    first_without = 0  # the first line that begins an object and is none with a question
 
     def on_drop(cause: str) -> None:
         dropped[cause] += 1
@@ -111,17 +113,18 @@ def _from_lines(
             continue
         raw = Question(line.strip(), id=str(number))
         if may_be_json and line.lstrip().startswith("{"):
-            where = f"standard input, line {number}"
             try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{where} is not JSON: {error}") from error
-            raw = question_of(record, where, number)
+                raw = question_of(json.loads(line), "", number)
+            except (ValueError, RecursionError):
+                first_without = first_without or number
+                on_drop(NO_RECORD)
+                continue
         question = keep.question(raw)
         if question is not None:
             kept += 1
             yield question
     for cause, count in dropped.items():
-        logger.warning("left out %d: %s; no answer is written for them", count, cause)
+        which = f" (the first is line {first_without})" if cause == NO_RECORD else ""
+        logger.warning("left out %d: %s%s; no answer is written for them", count, cause, which)
     if must_be_any and not kept:
         raise ValueError(f"predict.questions holds no question ({', '.join(dropped) or 'it is empty'})")
