@@ -41,6 +41,7 @@ class Model:
       unused: tensors that the class has and nothing here computes with; written back into the same class.
       block_embeds: RealmForOpenQA's embeddings of its documents, [num_documents, embed].
       tokenizer: the WordPiece of vocab.txt, where there was one.
+      max_seq_length: pieces at which a sentence-transformers folder says to cut texts, where it does; written back into one.
     """
 
     params: Mapping[str, Any]
@@ -52,6 +53,7 @@ class Model:
     unused: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     block_embeds: np.ndarray | None = None
     tokenizer: WordPieceTokenizer | None = None
+    max_seq_length: int | None = None
 
 
 def load_hugging_face(
@@ -93,7 +95,7 @@ def make_model(folder: Folder, architecture: str, pooling: Pooling = "cls") -> M
         config = RetrieverConfig(
             settings.encoder_config(folder.settings), None, pooling=modules.pooling, normalize=modules.normalize
         )
-        model = _bert(folder, architecture, config)
+        model = dataclasses.replace(_bert(folder, architecture, config), max_seq_length=modules.max_seq_length)
     else:
         model = _realm(folder, architecture)
     return dataclasses.replace(
@@ -295,7 +297,7 @@ def save_hugging_face(folder: str | Path, architecture: str, model: Model, side:
             path, model.tokenizer, said["max_position_embeddings"], "RealmTokenizer" if is_realm else "BertTokenizer"
         )
     if architecture == SENTENCE_TRANSFORMER and model.retriever is not None:
-        write_modules(path, model.retriever)
+        write_modules(path, model.retriever, model.max_seq_length)
     if architecture == "BertForMaskedLM":  # the class has none of them, though files of it may
         return []
     return [name for name in layout.unused if name not in tensors]

@@ -68,7 +68,13 @@ def write_run(run: RunDir, model: Model) -> None:
     record = {name: None if config is None else dataclasses.asdict(config) for name, config in learners.items()}
     # written last: with it the conversion is whole
     write_json_atomically(
-        place / MODEL_FILE, {"architecture": model.architecture, "settings": dict(model.settings), **record}
+        place / MODEL_FILE,
+        {
+            "architecture": model.architecture,
+            "settings": dict(model.settings),
+            "max_seq_length": model.max_seq_length,
+            **record,
+        },
     )
 
 
@@ -94,6 +100,7 @@ def read_run(run: RunDir) -> Model:
         unused=read_safetensors(place / UNUSED_FILE) if (place / UNUSED_FILE).exists() else {},
         block_embeds=np.load(blocks, mmap_mode="r", allow_pickle=False) if blocks.exists() else None,
         tokenizer=tokenizer,
+        max_seq_length=record.get("max_seq_length"),  # not in what earlier versions wrote
     )
 
 

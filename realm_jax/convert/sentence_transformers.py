@@ -9,6 +9,7 @@ from realm_jax.models import RetrieverConfig
 from realm_jax.run_dir import write_json_atomically
 
 MODULES_FILE = "modules.json"
+_LENGTH_FILE = "sentence_bert_config.json"
 _POOLING_FOLDER = "1_Pooling"
 _KIND = "sentence_transformers.models."
 _MODES = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
@@ -19,6 +20,7 @@ class Modules(NamedTuple):
 
     pooling: Literal["cls", "mean"]
     normalize: bool
+    max_seq_length: int | None  # pieces at which the folder's own library cuts a text, where it says so
 
 
 def read_modules(path: Path) -> Modules:
@@ -49,13 +51,24 @@ def read_modules(path: Path) -> Modules:
         raise ValueError(f"{place} has {', '.join(modes) or 'no pooling mode'}, valid: one of {', '.join(_MODES)}")
     if said.get("include_prompt", True) is not True:
         raise ValueError(f"{place} leaves the prompt out of the pooling (include_prompt), which is not computed here")
-    return Modules("cls" if _MODES[modes[0]] == "cls" else "mean", "Normalize" in kinds)
+    place = path / _LENGTH_FILE
+    length = (
+        parse_settings(place.read_text(encoding="utf-8"), str(place)).get("max_seq_length") if place.is_file() else None
+    )
+    if length is not None and (type(length) is not int or length < 1):
+        raise ValueError(f"{place} has max_seq_length={length!r}, expected a number of pieces; correct it")
+    return Modules("cls" if _MODES[modes[0]] == "cls" else "mean", "Normalize" in kinds, length)
 
 
-def write_modules(path: Path, config: RetrieverConfig) -> None:
+def write_modules(path: Path, config: RetrieverConfig, max_seq_length: int | None = None) -> None:
     """Writes modules.json, the pooling's settings and sentence_bert_config.json beside the weights.
 
     `score_scale` has no place there: it changes no ranking.
+
+    Args:
+      path: of the weights.
+      config: of the retriever.
+      max_seq_length: pieces at which texts are cut; None takes all that the encoder has positions for.
     """
     parts = [("", "Transformer"), (_POOLING_FOLDER, "Pooling"), *([("2_Normalize", "Normalize")] * config.normalize)]
     listed = [
@@ -71,5 +84,6 @@ def write_modules(path: Path, config: RetrieverConfig) -> None:
         {"word_embedding_dimension": config.encoder.hidden_size, **modes, **others},
     )
     write_json_atomically(
-        path / "sentence_bert_config.json", {"max_seq_length": config.encoder.max_length, "do_lower_case": False}
+        path / _LENGTH_FILE,
+        {"max_seq_length": max_seq_length or config.encoder.max_length, "do_lower_case": False},
     )

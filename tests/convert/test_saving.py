@@ -11,6 +11,7 @@ import pytest
 import safetensors.numpy
 
 from realm_jax.convert import Model, load_hugging_face, save_hugging_face
+from realm_jax.convert.job import convert
 from realm_jax.models import Retriever
 from tests import tiny
 from tests.convert.made import golden_folder, sentence_transformer
@@ -38,6 +39,26 @@ def test_sentence_transformers_out_and_back(pooling: str, normalize: bool, tmp_p
     assert {name: value.tobytes() for name, value in theirs.items()} == {n: v.tobytes() for n, v in ours.items()}
     assert again.tokenizer.fingerprint == model.tokenizer.fingerprint
     assert set(json.loads((tmp_path / "ours" / "config.json").read_text())["architectures"]) == {"BertModel"}
+
+
+def test_the_length_at_which_texts_are_cut_goes_out_again(tmp_path: Path):
+    folder, length = sentence_transformer(tmp_path / "theirs"), "sentence_bert_config.json"
+    for said, kept, written in ((None, None, 20), ({"max_seq_length": None}, None, 20), ({"max_seq_length": 7}, 7, 7)):
+        if said is not None:
+            (folder / length).write_text(json.dumps(said))
+        model = load_hugging_face(folder)
+        place = tmp_path / f"ours-{kept}-{said is None}"
+        save_hugging_face(place, "SentenceTransformer", model)
+        assert model.max_seq_length == kept
+        assert json.loads((place / length).read_text())["max_seq_length"] == written
+    convert(run_dir=str(tmp_path / "run"), source=str(folder))
+    convert(run_dir=str(tmp_path / "run"), direction="out", destination=str(tmp_path / "again"))
+    assert json.loads((tmp_path / "again" / length).read_text())["max_seq_length"] == 7
+    (folder / length).write_text('{"max_seq_length": "7"}')
+    with pytest.raises(
+        ValueError, match=r"sentence_bert_config.json has max_seq_length='7', expected a number of pieces"
+    ):
+        load_hugging_face(folder)
 
 
 def test_newer_pooling_settings(tmp_path: Path):
