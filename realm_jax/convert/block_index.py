@@ -55,7 +55,9 @@ def index_blocks(run: RunDir, corpus: str = "", block_records: str = "", backend
       FileNotFoundError: no such file of records.
     """
     if not (run.weights / MODEL_FILE).is_file():
-        raise ValueError(f"{run.path} holds no converted model; convert a RealmForOpenQA into it first (source=…)")
+        raise ValueError(
+            f"{run.path} holds no converted model; convert a RealmForOpenQA into it first (--gin.convert.source=SOURCE)"
+        )
     model = read_run(run)
     if model.block_embeds is None:
         raise ValueError(
@@ -77,7 +79,7 @@ def _records(run: RunDir, named: str, expected: int) -> Path:
     if found is None:
         raise ValueError(
             f'{run.path} has the embeddings of {expected} documents, and not their texts; name those, a line {{"text": …}} '
-            "for each row (block_records=FILE)"
+            "for each row (--gin.convert.block_records=FILE)"
         )
     check_block_records(found, expected)
     if place.exists() and found != place:

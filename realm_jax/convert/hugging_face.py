@@ -113,7 +113,7 @@ def named_architecture(folder: Folder) -> str:
     if not isinstance(named, list) or len(named) != 1 or named[0] not in ARCHITECTURES:
         raise ValueError(
             f"{folder.path}/config.json names {', '.join(map(str, named)) or 'no class'} under architectures; say which class "
-            f"it is (architecture), one of: {', '.join(ARCHITECTURES)}"
+            f"it is (--gin.convert.architecture=CLASS), one of: {', '.join(ARCHITECTURES)}"
         )
     return str(named[0])
 

@@ -175,7 +175,7 @@ def with_tokenizer(model: Model, tokenizer: str, source: str) -> Model:
     chosen = load_tokenizer(tokenizer) if tokenizer else model.tokenizer
     if not isinstance(chosen, WordPieceTokenizer):
         raise ValueError(
-            f"{tokenizer or source} has no vocab.txt; name the model's WordPiece vocabulary (tokenizer=FILE)"
+            f"{tokenizer or source} has no vocab.txt; name the model's WordPiece vocabulary (--gin.convert.tokenizer=FILE)"
         )
     for name in ("retriever", "knowledge_encoder", "span_reader"):
         config = getattr(model, name)
@@ -224,7 +224,7 @@ def take_out(
     architecture = architecture or model.architecture
     if not architecture:
         raise ValueError(
-            f"say which class {', '.join(model.params)} shall be (architecture), one of: {', '.join(ARCHITECTURES)}"
+            f"say which class {', '.join(model.params)} shall be (--gin.convert.architecture=CLASS), one of: {', '.join(ARCHITECTURES)}"
         )
     texts: Iterator[str] | None = None
     if architecture == "RealmForOpenQA" and not converted:

@@ -74,9 +74,11 @@ def fill(layout: Layout, tensors: Tensors, what: str) -> Filled:
     """
     misfits = _misfits(layout, tensors)
     if misfits:
+        incomplete = any(slot.name not in tensors for slot in layout.slots)
         raise ValueError(
-            f"{what} does not fit: {'; '.join(misfits)}. Name the class that the file was saved from (architecture), or "
-            "correct its config.json"
+            f"{what} does not fit: {'; '.join(misfits)}. Name the class that the file was saved from "
+            f"(--gin.convert.architecture=CLASS), or correct its config.json"
+            f"{', or the file is incomplete: get it again' if incomplete else ''}"
         )
     flat: dict[str, np.ndarray] = {}
     stacked: dict[str, dict[int, np.ndarray]] = {}

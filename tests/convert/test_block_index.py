@@ -291,7 +291,9 @@ def test_a_corpus_in_which_rows_would_be_shifted(tmp_path: Path):
 
 
 def test_what_has_no_index_to_give(tmp_path: Path):
-    with pytest.raises(ValueError, match="holds no converted model; convert a RealmForOpenQA into it first"):
+    with pytest.raises(
+        ValueError, match=r"holds no converted model; convert a RealmForOpenQA into it first \(--gin\.convert\.source="
+    ):
         index(RunDir.of(tmp_path / "nothing"))
     folder, _ = golden_folder("RealmEmbedder", tmp_path / "theirs", VOCAB)
     run = RunDir.of(tmp_path / "run")

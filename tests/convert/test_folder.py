@@ -42,6 +42,9 @@ def test_every_misfit_is_named_in_one_error(tmp_path: Path):
     assert "2 misshapen: cls.dense.weight [6, 9], expected [6, 8], cls.predictions.bias [4], expected [31];" in message
     assert "1 not tied: cls.predictions.decoder.bias is not cls.predictions.bias" in message
     assert f"{folder} as RealmEmbedder does not fit" in message and "correct its config.json" in message
+    assert message.endswith(
+        "(--gin.convert.architecture=CLASS), or correct its config.json, or the file is incomplete: get it again"
+    )
     assert len(message.splitlines()) == 1
 
 
@@ -50,8 +53,9 @@ def test_an_untied_vocabulary_matrix_is_refused(tmp_path: Path):
     change(folder, cls__predictions__decoder__weight=np.zeros((31, 8), np.float32))
     with pytest.raises(
         ValueError, match=r"1 not tied: cls.predictions.decoder.weight is not bert.embeddings.word_embeddings.weight"
-    ):
+    ) as caught:
         load_hugging_face(folder)
+    assert str(caught.value).endswith("or correct its config.json")
 
 
 def test_a_config_of_another_size_names_the_tensors(tmp_path: Path):

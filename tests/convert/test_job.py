@@ -149,7 +149,10 @@ def test_a_trained_run_goes_out(tmp_path: Path):
     same(dict(model.params), load_params(RunDir.of(run))[1])
     assert model.retriever.encoder.hidden_size == 8 and model.retriever.pooling == "pooler"
     assert json.loads((tmp_path / "hf" / "config.json").read_text())["retriever_proj_size"] == 6
-    with pytest.raises(ValueError, match=r"say which class retriever shall be \(architecture\), one of: BertModel"):
+    with pytest.raises(
+        ValueError,
+        match=r"say which class retriever shall be \(--gin\.convert\.architecture=CLASS\), one of: BertModel",
+    ):
         convert(run_dir=str(run), direction="out")
     with pytest.raises(ValueError, match=r"has no version, and RealmForOpenQA holds its documents' embeddings"):
         convert(run_dir=str(run), direction="out", architecture="RealmForOpenQA")
@@ -160,7 +163,9 @@ def test_a_trained_run_goes_out(tmp_path: Path):
 def test_refusals(tmp_path: Path):
     folder, _ = golden_folder("RealmReader", tmp_path / "theirs")
     run = str(tmp_path / "run")
-    with pytest.raises(ValueError, match=r"has no vocab.txt; name the model's WordPiece vocabulary \(tokenizer=FILE\)"):
+    with pytest.raises(
+        ValueError, match=r"has no vocab.txt; name the model's WordPiece vocabulary \(--gin\.convert\.tokenizer=FILE\)"
+    ):
         convert(run_dir=run, source=str(folder))
     (tmp_path / "long.txt").write_text("\n".join([*VOCAB, "more"]))
     with pytest.raises(ValueError, match="the vocabulary has 32 pieces, the span_reader 31 rows"):
