@@ -88,7 +88,8 @@ def predict(
         _show(_squad(predictions))
     cut = sum(answer.pieces_left_out > 0 for _, answer in predictions)
     if cut:
-        logger.warning("%d questions were longer than query_len=%d pieces and cut", cut, task.query_len)
+        were = "question was" if cut == 1 else "questions were"
+        logger.warning("%d %s longer than query_len=%d pieces and cut", cut, were, task.query_len)
     return {
         "questions": len(predictions),
         "output": STANDARD_INPUT if target is None else str(target),

@@ -287,13 +287,22 @@ def learners(run: RunDir, step: int | None = None) -> list[str]:
 def _find_state(run: RunDir, step: int | None) -> tuple[int, Place]:
     steps = list_checkpoints(run)
     if not steps or (step is not None and step not in steps):
-        have = ", ".join(map(str, steps)) or "none"
+        there = f"there: {', '.join(map(str, steps)) or 'none'}" if _is_begun(run) else f"there is no run in {run.path}"
         raise FileNotFoundError(
-            f"no checkpoint {'' if step is None else f'of step {step} '}under {run.checkpoints} (there: {have}); "
+            f"no checkpoint {'' if step is None else f'of step {step} '}under {run.checkpoints} ({there}); "
             "train that run first or name another"
         )
     step = steps[-1] if step is None else step
     return step, uploaded_checkpoints.readable(run.checkpoints) / str(step) / "state"
+
+
+def _is_begun(run: RunDir) -> bool:
+    """Whether a job has made anything in the run: the one that asks has saved its configuration there already."""
+    if not run.path.is_dir():
+        return False
+    aside = {run.logs.name, run.status.name}
+    names = {entry.name for entry in run.path.iterdir()} - aside
+    return any(not name.startswith("config-") or name == run.config_file("train").name for name in names)
 
 
 def _params_tree(reader: ocp.PyTreeCheckpointer, state_dir: Place) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def test_odd_questions_get_their_line(run, task, capsys, caplog):
         "東京はどこですか",
     ]
     assert found[0]["prediction"] == "Oslo" and all(row["prediction"] for row in found)
-    assert "1 questions were longer than query_len=24 pieces and cut" in caplog.text
+    assert "1 question was longer than query_len=24 pieces and cut" in caplog.text
     assert "left out 1: text that is no Unicode" in caplog.text
 
 

@@ -159,6 +159,15 @@ def test_parameters_for_other_pieces_are_refused(run, mesh):
 
 
 def test_params_for_warm_starts_and_evaluation(run, mesh):
+    with pytest.raises(
+        FileNotFoundError, match=r"no checkpoint under .*run/checkpoints \(there is no run in .*/run\); train"
+    ):
+        load_params(run)
+    run.path.mkdir()
+    run.config_file("predict").touch()
+    with pytest.raises(FileNotFoundError, match=r"\(there is no run in .*/run\)"):
+        load_params(run)
+    run.config_file("train").touch()
     with pytest.raises(FileNotFoundError, match=r"no checkpoint under .*there: none"):
         load_params(run)
     saved(run, mesh, (2, 4)).close()
