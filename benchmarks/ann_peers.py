@@ -4,12 +4,13 @@
     python benchmarks/ann_peers.py [--documents=1000000] [--like=RUN/index/00000000] [--recall=0.95]
 
 Peers: HNSW (32 links), IVF with full vectors, and IVF with 4-bit product codes and the best scored again (FAISS's fast scan,
-its closest to what ScaNN does). Each is searched with growing effort until its recall of exact search's best 8 reaches
---recall, and then timed there, all in turn, with --threads threads. Memory is what the process grew by; ratios above 1: ours is
-faster. Documents and queries are random clusters, or drawn between the neighbours of a real index (--like).
+its closest to what ScaNN does; both score --reorder candidates again). Each is searched with growing effort until its recall
+of exact search's best 8 reaches --recall, and then timed there, all in turn, with --threads threads. Memory is what the
+process grew by; ratios above 1: ours is faster. Documents and queries are random clusters, or drawn between the neighbours of a real index (--like).
 """
 
 import argparse
+import dataclasses
 import functools
 import gc
 import resource
@@ -85,21 +86,23 @@ class Contest:
 
 
 def ours(contest: Contest) -> Found | None:
-    settings = ScannSettings.for_documents(len(contest.documents))
+    settings = dataclasses.replace(
+        ScannSettings.for_documents(len(contest.documents)), dims_per_block=contest.options.dims_per_block
+    )
 
     def search(index: Any, queries: np.ndarray, effort: int) -> np.ndarray:
         shard = index._replace(settings=settings_with(effort))
         return ScannIndex([shard], contest.options.threads).search(queries, contest.options.results).ids
 
     def settings_with(leaves: int) -> ScannSettings:
-        return ScannSettings(settings.num_leaves, leaves, reorder=settings.reorder)
+        return dataclasses.replace(settings, leaves_to_search=leaves, reorder=contest.options.reorder)
 
     built = settings.leaves_to_search
     print(f"  realm_jax: {settings.num_leaves} leaves, {built} searched by default", flush=True)
     efforts = sorted({*(2**n for n in range(1, 9)), 3, 6, 12, 24, 48, 96, built})
     efforts = [effort for effort in efforts if effort <= settings.num_leaves]
     return contest.enter(
-        "realm_jax, one ScaNN shard", lambda: build_shard(contest.documents), search, efforts, "leaves"
+        "realm_jax, one ScaNN shard", lambda: build_shard(contest.documents, 0, settings), search, efforts, "leaves"
     )
 
 
@@ -140,7 +143,7 @@ def faiss_peers(contest: Contest) -> list[Found | None]:
         def build(description: str = description) -> Any:
             index = made(description)
             if "RFlat" in description:
-                index.k_factor = max(1, 100 // results)  # as many scored again as ours has
+                index.k_factor = max(1, contest.options.reorder // results)
             return index
 
         found.append(contest.enter(f"FAISS {description}", build, set_by(parameter), efforts, parameter))
@@ -150,7 +153,7 @@ def faiss_peers(contest: Contest) -> list[Found | None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in {
-        "documents": 1_000_000, "embed": 128, "queries": 512, "results": 8, "repeats": 7, "threads": 2,
+        "documents": 1_000_000, "embed": 128, "queries": 512, "results": 8, "reorder": 24, "dims_per_block": 2, "repeats": 7, "threads": 2,
     }.items():  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--recall", type=float, default=0.95)
