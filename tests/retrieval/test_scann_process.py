@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -127,11 +128,26 @@ def test_it_ends_with_the_index(version):
     index = load_version(version, apart=True)
     process_id = index.process_id
     assert is_alive(process_id)
-    begin = time.perf_counter()
     del index
     gc.collect()
-    assert time.perf_counter() - begin < 0.5  # whoever lets go does not wait for it
     assert wait_until(lambda: not is_alive(process_id))
+
+
+def test_who_lets_go_of_an_index_does_not_wait_for_its_process(version, monkeypatch):
+    index = load_version(version, apart=True)
+    process, waiting, ended = index._child.process, [], threading.Event()
+    wait = process.wait
+
+    def wait_long():
+        waiting.append(threading.current_thread().name)
+        ended.wait(20)
+        return wait()
+
+    monkeypatch.setattr(process, "wait", wait_long)
+    index.close()
+    assert wait_until(lambda: waiting == ["scann-process-end"])
+    ended.set()
+    assert wait_until(lambda: process.returncode is not None)
 
 
 _DIES = """
