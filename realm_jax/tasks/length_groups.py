@@ -56,9 +56,7 @@ def plan_groups(
     certain[-1] = num_rows
     new = np.diff(certain, prepend=0)
     lengths = choose_lengths(new, num_groups)
-    if (
-        lengths[-1] != full
-    ):  # the whole corpus is shorter than the full length, and a document from elsewhere may not be
+    if lengths[-1] != full:  # the whole corpus is shorter than that; what is not from it may not be
         lengths = (*lengths[:-1], full)
     ends = np.array([num_rows if length == full else certain[length] for length in lengths])
     rows = np.diff(ends, prepend=0)
