@@ -8,18 +8,21 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from realm_jax.retrieval.build_version import IndexSettings
+from realm_jax.retrieval.host_sharded import load_own_shards
 from realm_jax.retrieval.manifest import IndexRefused
 from realm_jax.retrieval.scann_index import ScannSettings
 from realm_jax.retrieval.scann_process import LARGE_SHARD_BYTES, ScannProcess, SearchProcessEnded, is_large
 from realm_jax.retrieval.stall import StallMeter
 from realm_jax.retrieval.versions import load_version, verify
 from tests.retrieval.made_index import EMBED, make_corpus, make_version
+from tests.retrieval.test_host_sharded import PostOffice
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +74,21 @@ def test_shares_of_it(version):
         some.search(queries(), 20).ids, load_version(version, shards=[1, 2]).search(queries(), 20).ids
     )
     assert some.num_documents == load_version(version, shards=[1, 2]).num_documents
+
+
+def test_shared_by_hosts(version):
+    """Each host's process holds its own shards, and the hosts answer together."""
+    office, manifest = PostOffice(2), verify(version)
+    shared = [load_own_shards(version, manifest, office.of(host), host, apart=True) for host in range(2)]
+    assert sum(index.num_own_documents for index in shared) == 37
+    asked = [queries(3, seed=1), queries(5, seed=2)]
+    with ThreadPoolExecutor(2) as hosts:
+        answers = list(hosts.map(lambda index, q: index.search(q, 6), shared, asked))
+    whole = load_version(version)
+    for answer, own in zip(answers, asked, strict=True):
+        expected = whole.search(own, 6)
+        np.testing.assert_array_equal(answer.ids, expected.ids)
+        np.testing.assert_allclose(answer.scores, expected.scores, rtol=1e-4)  # whose are added up in another order
 
 
 def test_bad_queries_are_refused_here(apart):

@@ -101,7 +101,7 @@ def at_full_length(settings, long: bool):
 
 
 @functools.cache
-def compiled_step(settings, devices, accumulation_steps, axes):
+def compiled_step(settings, devices, accumulation_steps, axes, dropout=False):
     """(task, mesh, the step, the state before it on the host): compiled once, whatever the candidates."""
     task = settings.build(seed=0)
     mesh = MeshConfig(**dict(axes)).build(jax.devices()[:devices])
@@ -115,16 +115,16 @@ def compiled_step(settings, devices, accumulation_steps, axes):
             optimizer=optimizer,
             schedules={name: OPTIMIZER.schedule(10, name) for name in learners},
             accumulation_steps=accumulation_steps,
-            dropout=False,
+            dropout=dropout,
             num_parts=batch_devices(mesh),
         )
     )
     return task, mesh, step, state
 
 
-def one_step(settings, ids, devices, accumulation_steps=1, **axes):
+def one_step(settings, ids, devices, accumulation_steps=1, dropout=False, **axes):
     """Loss, metrics and parameters after an update."""
-    task, mesh, step, state = compiled_step(settings, devices, accumulation_steps, tuple(axes.items()))
+    task, mesh, step, state = compiled_step(settings, devices, accumulation_steps, tuple(axes.items()), dropout)
     state = jax.device_put(state, state_shardings(mesh, jax.eval_shape(lambda: state)))
     batch = task.retrieval.join(task.examples(0, BATCH, slice(None)), ids)
     state, figures = step(state, put_batch(mesh, batch), jax.random.key(1))
@@ -150,6 +150,19 @@ def test_updates_are_those_at_full_length(corpus, long, devices, accumulation_st
     for name in found:
         assert float(found[name]) == pytest.approx(float(expected[name]), rel=2e-4, abs=1e-5), name
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), params, expected_params)
+
+
+@pytest.mark.slow
+def test_dropout_is_drawn_within_the_groups(corpus):
+    """Masks have the groups' shapes, so that no update at full length has them: near its loss, the same at each run."""
+    settings = tiny.realm(corpus.directory, length_groups=3)
+    ids = candidates(corpus, False)
+    (found, params), (again, _) = (one_step(settings, ids, 1, dropout=True) for _ in range(2))
+    without, _ = one_step(settings, ids, 1)
+    assert float(found["fits_length_groups"]) == 1.0
+    assert float(found["loss"]) == float(again["loss"]) != float(without["loss"])
+    assert float(found["loss"]) == pytest.approx(float(without["loss"]), rel=0.2)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
 @pytest.mark.slow
