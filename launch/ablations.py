@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from processes import Child, Display, Stopped, StopSignals, split_cores, stop_all, stopped_early
+from processes import PREEMPTED, Child, Display, Stopped, StopSignals, split_cores, stop_all
 
 from realm_jax.run_dir import RunDir, read_json, write_json_atomically, write_text_atomically
 
@@ -79,13 +79,6 @@ class Work:
 
     name: str
     commands: Sequence[list[str]]
-
-
-def trainer_stopped_early(command: Sequence[str]) -> str | None:
-    """Where the trainer of a command that ended with status 0 stopped; None for a finished one and for other jobs."""
-    if list(command[1:4]) != ["-m", "realm_jax", "train"]:
-        return None
-    return stopped_early(RunDir.of(command[4].removeprefix("--run_dir=")))
 
 
 class Ablations:
@@ -190,13 +183,12 @@ class Ablations:
                     work, child = slots[half]
                     if child.running():
                         continue
+                    if child.process.returncode == PREEMPTED:
+                        self.stop()
+                        raise SystemExit(f"{work.name}: {child.last_words(1)}")
                     if child.process.returncode:
                         self.stop()
                         raise SystemExit(f"{work.name} failed; the end of {child.log}:\n{child.last_words()}")
-                    stopped = trainer_stopped_early(work.commands[0])
-                    if stopped is not None:
-                        self.stop()
-                        raise SystemExit(f"{work.name} {stopped}")
                     slots.pop(half)
                     if len(work.commands) > 1:
                         todo.insert(0, Work(work.name, work.commands[1:]))

@@ -11,11 +11,20 @@
 Every stage is an ordinary `python -m realm_jax JOB` in a process of its own, its output in RUN/logs/. The same command
 resumes whatever was interrupted: a corpus or a training that is done is not done again, evaluation and report are. The last
 line printed is the report's path.
+
+Where a run spans several machines, each of them executes this same command, with a run directory that all of them see:
+the first one makes the corpus, evaluates and reports, all of them train together and embed their shares beside it. Slurm,
+Kubernetes and JAX_PROCESS_ID of JAX_NUM_PROCESSES say which machine it is, or --host=0 --num_hosts=4. Others may embed alone:
+--embed_only there, --embedder=none here.
+
+Exit status: 0 done, 1 failed, 130 after Ctrl-C, 143 after SIGTERM, here or on another machine of the run: the same command goes on.
 """
 
 import argparse
 import dataclasses
+import functools
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -25,26 +34,30 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from processes import (  # noqa: E402 - beside this script
+from hosts import Host, has_accelerator, host_in, visible_devices  # noqa: E402 - beside this script
+from processes import (  # noqa: E402
     GRACE_SECS,
+    PREEMPTED,
     Child,
     Display,
     Stopped,
     StopSignals,
     split_cores,
     stop_all,
-    stopped_early,
 )
 
-from realm_jax.run_dir import RunDir, check_can_write, read_json  # noqa: E402 - the checkout's own package
+from realm_jax.corpus.info import CORPUS_FILE  # noqa: E402 - the checkout's own package
+from realm_jax.run_dir import RunDir, check_can_write, read_json  # noqa: E402
 from realm_jax.run_lock import InUse, exclusive  # noqa: E402
-from realm_jax.storage import require_local  # noqa: E402
+from realm_jax.storage import Place, RemotePath, as_place  # noqa: E402
 from realm_jax.training.progress import progress_figures  # noqa: E402
 
 RECIPES = ("tiny", "documents", "encyclopedia")
 TRAINERS = ("train", "ict", "reader")
 FIRST_BACK_OFF_SECS, LONGEST_BACK_OFF_SECS = 1.0, 60.0
 HEALTHY_SECS = 300.0  # an embed job that lived so long has nothing to do with the failures before it
+OTHER_HOST_SECS = 24 * 3600.0  # how long one machine waits for what another makes, such as the corpus
+LOOK_SECS, REMOTE_LOOK_SECS = 0.5, 5.0  # between two looks at the children; the run's files may cost requests
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +71,19 @@ class Settings:
     embedder: str
     embedder_devices: str
     trainer_devices: str
+    host: Host = Host()
+    embed_only: bool = False
+    logs: Path = Path("logs")
+
+    @property
+    def embeds(self) -> bool:
+        """Whether an embed job runs here beside the trainer."""
+        return self.embedder in ("cpu", "devices")
+
+    @property
+    def lock(self) -> Place:
+        """Held by the launcher of this machine."""
+        return self.run.launcher_lock if self.host.is_first else self.run.other_launcher_lock(self.host.number)
 
     @property
     def run_file(self) -> str:
@@ -71,6 +97,10 @@ class StageFailed(Exception):  # noqa: N818 - reads as what it says
     """A stage that ended with an error, or before it was done."""
 
 
+class Preempted(Exception):  # noqa: N818 - reads as what it says
+    """A training that SIGTERM ended, though not by this launcher: on another machine of the run."""
+
+
 class Launcher:
     """Starts the stages one after the other, two at a time where they do not need each other."""
 
@@ -81,31 +111,56 @@ class Launcher:
         """
         self.settings, self.run, self.check_signals = settings, settings.run, check_signals
         self.children: list[Child] = []
-        self.started = time.monotonic()
+        self.look_secs = REMOTE_LOOK_SECS if isinstance(self.run.path, RemotePath) else LOOK_SECS
         self.display = Display()
 
-    def launch(self) -> Path:
-        """All stages; returns the report's path.
+    def launch(self) -> Place | None:
+        """All stages of this machine; returns the report's path, if it is the one that writes it.
 
         Raises:
           StageFailed: naming the stage, with the end of its log.
           InUse: a trainer that this launcher did not start is at work.
-          Stopped: by a signal.
+          Stopped: by a signal, to this machine or to another of the run.
         """
-        self.stage("corpus", [self.child("corpus", self.run, self.settings.run_file, [])])
+        host, run_file = self.settings.host, self.settings.run_file
+        if self.settings.embed_only:
+            self.embed_for_others()
+            return None
+        if host.is_first:
+            self.stage("corpus", lambda: [self.child("corpus", self.run, run_file, [])])
+        else:
+            self.wait_for("corpus", self.run.corpus / CORPUS_FILE)
         first, second = split_cores()
-        self.stage(
-            "warm start",
-            [
-                self.child("train", self.run.stage("reader"), self.settings.stage_file("reader"), first, "reader"),
-                self.child("train", self.run.stage("ict"), self.settings.stage_file("ict"), second, "ict"),
-            ],
-        )
+        reader, ict = self.run.stage("reader"), self.run.stage("ict")
+        if host.is_alone and not has_accelerator():
+            self.stage("warm start", lambda: [*self.warm_starts(reader, first), *self.warm_starts(ict, second)])
+        else:  # one after the other: each has all devices
+            for run in (reader, ict):
+                self.stage(f"warm start: {run.path.name}", functools.partial(self.warm_starts, run))
         self.pretrain(first, second)
-        self.stage("evaluate", [self.child("evaluate", self.run, self.settings.run_file, [])])
-        self.stage("report", [self.child("report", self.run, None, [])])
+        if not host.is_first:
+            self.display.done()
+            return None
+        # the devices of one machine of a slice do not run without the others'
+        environment = {} if host.is_alone else {"JAX_PLATFORMS": "cpu"}
+        self.stage("evaluate", lambda: [self.child("evaluate", self.run, run_file, [], environment=environment)])
+        self.stage("report", lambda: [self.child("report", self.run, None, [], environment=environment)])
         self.display.done()
         return self.run.report_html
+
+    def warm_starts(self, run: RunDir, cores: Sequence[int] = ()) -> list[Child]:
+        name = run.path.name
+        return [self.child("train", run, self.settings.stage_file(name), cores, name)]
+
+    def wait_for(self, title: str, *places: Place) -> None:
+        """Waits for what another machine of the run makes; any of the places will do."""
+        self.display.begin(title)
+        deadline = time.monotonic() + OTHER_HOST_SECS
+        while not any(place.exists() for place in places):
+            self.display.show(f"waiting for {places[0]}, which another machine of the run makes")
+            if time.monotonic() > deadline:
+                raise StageFailed(f"{places[0]} did not come in {OTHER_HOST_SECS:.0f} s; see the other machines' logs")
+            self.pause()
 
     def child(
         self,
@@ -121,7 +176,9 @@ class Launcher:
         command = [sys.executable, "-m", "realm_jax", job, f"--run_dir={run.path}"]
         if gin_file is not None:
             command += [f"--gin_file={gin_file}", *self.macros(name), *self.settings.bindings, *extra]
-        child = Child(name, command, self.run.logs / f"{name}.log", cores, environment or {})
+        if job == "train" and not self.settings.host.is_alone:
+            command.append("--gin.train.distributed=True")
+        child = Child(name, command, self.settings.logs / f"{name}.log", cores, environment or {})
         self.children.append(child)
         return child
 
@@ -138,9 +195,10 @@ class Launcher:
                 found += [f"--gin.X_CORPUS={corpus / 'x_train'}", f"--gin.HELDOUT={corpus / 'x_heldout'}"]
         return found
 
-    def stage(self, title: str, children: list[Child]) -> None:
-        """Waits for processes that must all end well."""
+    def stage(self, title: str, start: Callable[[], list[Child]]) -> None:
+        """Starts processes and waits until all have ended well."""
         self.display.begin(title)
+        children = start()
         while any(child.running() for child in children):
             self.check(children)
             self.display.show(" · ".join(self.progress_of(child) for child in children if child.running()))
@@ -150,59 +208,66 @@ class Launcher:
     def pretrain(self, trainer_cores: Sequence[int], embedder_cores: Sequence[int]) -> None:
         """The trainer, and beside it an embed job that is started again whenever it dies."""
         self.display.begin("REALM")
-        check_no_trainer(self.run)
         in_trainer = self.settings.embedder == "in_trainer"
-        for status in self.run.status.glob("trainer-*.json"):
-            status.unlink()  # of an earlier trainer: the embed job would take its last word for this one's
+        if self.settings.host.is_first:
+            check_no_trainer(self.run)
+            for status in self.run.status.glob("trainer-*.json"):
+                status.unlink()  # of an earlier trainer: the embed job would take its last word for this one's
         inside = ["--gin.refresh.RefreshConfig.embedder=in_trainer", "--gin.refresh.RefreshConfig.mode=synchronous"]
         trainer = self.child(
-            "train", self.run, self.settings.run_file, [] if in_trainer else trainer_cores, "train",
-            inside if in_trainer else (), _visible_devices(self.settings.trainer_devices),
+            "train", self.run, self.settings.run_file, trainer_cores if self.settings.embeds else [], "train",
+            inside if in_trainer else (), visible_devices(self.settings.trainer_devices),
         )  # fmt: skip
-        embedder, embedder_began = None if in_trainer else self.start_embedder(embedder_cores), time.monotonic()
-        restart_at, back_off = 0.0, FIRST_BACK_OFF_SECS
+        embedder = Embedder(self, embedder_cores) if self.settings.embeds else None
         while trainer.running():
-            if embedder is not None and not embedder.running() and restart_at == 0.0:
-                code = embedder.process.returncode
-                if time.monotonic() - embedder_began >= HEALTHY_SECS:
-                    back_off = FIRST_BACK_OFF_SECS
-                self.display.note(
-                    f"embed job ended with {code}, starting it again in {back_off:.0f} s; see {embedder.log}"
-                )
-                restart_at, back_off = time.monotonic() + back_off, min(2 * back_off, LONGEST_BACK_OFF_SECS)
-            elif restart_at and time.monotonic() >= restart_at:
-                embedder, embedder_began, restart_at = self.start_embedder(embedder_cores), time.monotonic(), 0.0
+            if embedder is not None:
+                embedder.keep_alive()
             self.display.show(" · ".join(filter(None, [self.progress_of(trainer), self.embedder_progress()])))
             self.pause()
         self.check([trainer])
         if embedder is not None:
             deadline = time.monotonic() + GRACE_SECS
-            while embedder.running() and time.monotonic() < deadline:
+            while embedder.child.running() and time.monotonic() < deadline:
                 self.pause()  # it ends by itself when the trainer has
-            embedder.stop()
+            embedder.child.stop()
+
+    def embed_for_others(self) -> None:
+        """The embed job alone, from the first snapshot of the run's trainer, elsewhere, to its end."""
+        self.wait_for("corpus", self.run.corpus / CORPUS_FILE)
+        self.wait_for("trainer", self.run.snapshots)
+        self.display.begin("embed")
+        embedder = Embedder(self, [])
+        while embedder.child.running() or embedder.child.process.returncode:
+            embedder.keep_alive()
+            self.display.show(self.embedder_progress())
+            self.pause()
+        self.display.done()
 
     def pause(self) -> None:
         """Between two looks at the children."""
         self.check_signals()
-        time.sleep(0.5)
+        time.sleep(self.look_secs)
 
     def start_embedder(self, cores: Sequence[int]) -> Child:
-        environment = _visible_devices(self.settings.embedder_devices)
-        if self.settings.embedder == "cpu":
+        environment = visible_devices(self.settings.embedder_devices)
+        if self.settings.embedder == "cpu" and not self.settings.embed_only:
             environment["JAX_PLATFORMS"] = "cpu"
-        return self.child("embed", self.run, self.settings.run_file, cores, "embed", (), environment)
+        host = self.settings.host
+        share = (
+            () if host.is_alone else (f"--gin.embed.builder={host.number}", f"--gin.embed.num_builders={host.total}")
+        )
+        return self.child("embed", self.run, self.settings.run_file, cores, "embed", share, environment)
 
     def check(self, children: list[Child]) -> None:
         for child in children:
             if child.running():
                 continue
+            if child.process.returncode == PREEMPTED:
+                raise Preempted(f"{child.name}: {child.last_words(1)}")
             if child.process.returncode:
                 raise StageFailed(
                     f"{child.name} ended with {child.process.returncode}; the end of {child.log}:\n{child.last_words()}"
                 )
-            stopped = stopped_early(self.run_of(child)) if child.name in TRAINERS else None
-            if stopped is not None:
-                raise StageFailed(f"{child.name} {stopped}")
 
     def run_of(self, child: Child) -> RunDir:
         return self.run.stage(child.name) if child.name in ("ict", "reader") else self.run
@@ -237,6 +302,30 @@ class Launcher:
         stop_all(sorted(self.children, key=lambda child: child.name not in TRAINERS))
 
 
+class Embedder:
+    """The embed job beside the trainer, started again whenever it dies, ever later."""
+
+    def __init__(self, launcher: Launcher, cores: Sequence[int]):
+        self.launcher, self.cores = launcher, cores
+        self.child, self.began = launcher.start_embedder(cores), time.monotonic()
+        self.restart_at, self.back_off = 0.0, FIRST_BACK_OFF_SECS
+
+    def keep_alive(self) -> None:
+        if self.child.running():
+            return
+        if self.restart_at == 0.0:
+            if time.monotonic() - self.began >= HEALTHY_SECS:
+                self.back_off = FIRST_BACK_OFF_SECS
+            self.launcher.display.note(
+                f"embed job ended with {self.child.process.returncode}, starting it again in {self.back_off:.0f} s; "
+                f"see {self.child.log}"
+            )
+            self.restart_at = time.monotonic() + self.back_off
+            self.back_off = min(2 * self.back_off, LONGEST_BACK_OFF_SECS)
+        elif time.monotonic() >= self.restart_at:
+            self.child, self.began, self.restart_at = self.launcher.start_embedder(self.cores), time.monotonic(), 0.0
+
+
 def check_no_trainer(run: RunDir) -> None:
     """Refuses a run whose trainer is at work, such as one that outlived a killed launcher.
 
@@ -245,11 +334,6 @@ def check_no_trainer(run: RunDir) -> None:
     """
     with exclusive(run.trainer_lock, "a trainer is at work in this run"):
         pass
-
-
-def _visible_devices(devices: str) -> dict[str, str]:
-    """The accelerators that a process may use; empty for all."""
-    return {"CUDA_VISIBLE_DEVICES": devices, "TPU_VISIBLE_CHIPS": devices} if devices else {}
 
 
 def parse(arguments: Sequence[str]) -> Settings:
@@ -268,13 +352,23 @@ def parse(arguments: Sequence[str]) -> Settings:
     )
     parser.add_argument(
         "--embedder",
-        choices=("cpu", "devices", "in_trainer"),
+        choices=("cpu", "devices", "in_trainer", "none"),
         default="cpu",
-        help="where documents are embedded: on the CPU beside the trainer (default), on --embedder_devices, or by the "
-        "trainer itself between its steps",
+        help="where documents are embedded: on the CPU beside the trainer (default), on --embedder_devices, by the "
+        "trainer itself between its steps, or on other machines alone, with --embed_only there",
     )
     parser.add_argument("--trainer_devices", default="", help="accelerators of the trainer, such as 0,1,2")
     parser.add_argument("--embedder_devices", default="", help="accelerators of the embed job, such as 3")
+    parser.add_argument(
+        "--embed_only", action="store_true", help="this machine embeds for a trainer elsewhere, and does nothing else"
+    )
+    parser.add_argument(
+        "--host", type=int, help="which of the run's machines this is; default: as the environment says"
+    )
+    parser.add_argument("--num_hosts", type=int, help="how many machines execute this command for the run")
+    parser.add_argument(
+        "--log_dir", help="where the jobs' output goes; default: RUN/logs, of an object store ./logs/RUN"
+    )
     known, others = parser.parse_known_args(arguments)
     wrong = [argument for argument in others if not argument.startswith("--gin.")]
     if wrong:
@@ -284,34 +378,57 @@ def parse(arguments: Sequence[str]) -> Settings:
     if known.embedder == "devices" and not known.embedder_devices:
         parser.error("--embedder=devices needs --embedder_devices, and --trainer_devices without them")
     for source in known.corpus:
-        if not Path(source).exists() and not source.startswith("tfds:"):
+        if not source.startswith("tfds:") and not as_place(source).exists():
             parser.error(f"--corpus={source} does not exist")
     recipe = known.recipe or ("documents" if known.corpus else "tiny")
     if (recipe == "tiny") == bool(known.corpus):
         parser.error(f"--recipe={recipe} {'is for the embedded corpus, not for' if known.corpus else 'needs'} --corpus")
+    if (known.host is None) != (known.num_hosts is None):
+        parser.error("--host and --num_hosts go together, such as --host=0 --num_hosts=4")
+    if known.host is not None and not 0 <= known.host < known.num_hosts:
+        parser.error(f"--host must lie between 0 and --num_hosts - 1 = {known.num_hosts - 1}, got {known.host}")
     try:
-        require_local(known.run_dir, "launch/local.py, which keeps the jobs' output in --run_dir")
+        host = host_in(os.environ) if known.host is None else Host(known.host, known.num_hosts)
         check_can_write(known.run_dir, "--run_dir")
     except ValueError as refused:
         parser.error(str(refused))
+    if known.embedder == "in_trainer" and known.embed_only:
+        parser.error("--embed_only embeds for a trainer that does not: start that with --embedder=none")
+    run = RunDir.of(known.run_dir)
     return Settings(
-        RunDir.of(known.run_dir),
-        tuple(known.corpus),
-        recipe,
-        tuple(others),
-        known.embedder,
-        known.embedder_devices,
-        known.trainer_devices,
+        run=run,
+        documents=tuple(known.corpus),
+        recipe=recipe,
+        bindings=tuple(others),
+        embedder=known.embedder,
+        embedder_devices=known.embedder_devices,
+        trainer_devices=known.trainer_devices,
+        host=host,
+        embed_only=known.embed_only,
+        logs=log_folder(run, host, known.embed_only, known.log_dir),
     )
+
+
+def log_folder(run: RunDir, host: Host, embed_only: bool, said: str | None) -> Path:
+    """Where this machine's jobs leave their output: never where those of another machine of the run leave theirs."""
+    if said is not None:
+        return Path(said)
+    logs = Path("logs", run.path.name) if isinstance(run.path, RemotePath) else run.logs
+    if host.is_first and not embed_only:
+        return logs
+    return logs / f"{'embed-' if embed_only else ''}host-{host.number:05d}"
 
 
 def main(arguments: Sequence[str]) -> int:
     settings = parse(arguments)
     run = settings.run
+    if settings.embed_only:
+        return launched(settings)
     try:
-        with exclusive(run.launcher_lock, "another launcher is at work in this run"):
-            for trained in (run.stage("reader"), run.stage("ict"), run):
-                check_no_trainer(trained)
+        with exclusive(settings.lock, "another launcher is at work in this run"):
+            if settings.host.is_first:
+                for trained in (run.stage("reader"), run.stage("ict"), run):
+                    check_no_trainer(trained)
             return launched(settings)
     except InUse as refused:
         print(f"local.py: {refused}", file=sys.stderr)
@@ -326,12 +443,17 @@ def launched(settings: Settings) -> int:
     except StageFailed as failure:
         launcher.display.note(str(failure))
         return 1
+    except Preempted as elsewhere:
+        launcher.display.note(str(elsewhere))
+        return PREEMPTED
     except Stopped as stopped:
         launcher.display.note(str(stopped))
         return stopped.exit_status
     finally:
         launcher.stop()
-    said = (settings.run.logs / "report.log").read_text().rsplit("$ ", 1)[-1].splitlines()[1:]
+    if report is None:
+        return 0
+    said = (settings.logs / "report.log").read_text().rsplit("$ ", 1)[-1].splitlines()[1:]
     print("\n".join(line for line in said if line.strip() != str(report)))
     print(report)
     return 0

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from realm_jax.run_dir import RunDir, read_json
-
 ROOT = Path(__file__).resolve().parent.parent
 # glibc's defaults give a step's large buffers back to the system after every step and fault them in again, 4 KiB at a
 # time: a fifth to a quarter of a small CPU step. Huge pages, kept, cost that once. Other C libraries ignore the variable.
@@ -20,6 +18,7 @@ KEEP_HUGE_PAGES = ":".join(
     f"glibc.malloc.{name}={value}"
     for name, value in (("hugetlb", 1), ("arena_max", 1), ("mmap_threshold", 1 << 32), ("trim_threshold", 1 << 33))
 )
+PREEMPTED = 143  # the exit status of a training that SIGTERM ended early, and of a launcher
 GRACE_SECS = 60.0  # between SIGTERM and SIGKILL: a trainer finishes its step and writes a checkpoint
 
 
@@ -106,17 +105,6 @@ class StopSignals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._number = self._number or number
-
-
-def stopped_early(run: RunDir) -> str | None:
-    """Where a trainer that ended with status 0 was stopped before its last step, by SIGTERM; None if it has done all."""
-    place = run.trainer_status(0)
-    if not place.exists():
-        return f"ended without a word in {place}"
-    status = read_json(place)
-    if status["state"] == "finished":
-        return None
-    return f"stopped at step {status['step']} of {status['num_steps']}; the same command goes on"
 
 
 def _keep_on_cores(pid: int, cores: Sequence[int]) -> None:

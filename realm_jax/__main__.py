@@ -1,8 +1,9 @@
 """The command line: `python -m realm_jax JOB --run_dir=DIR [--gin_file=FILE …] [--gin.NAME.PARAM=VALUE …]`.
 
 A job may have flags of its own, such as `predict --explain`; its help lists them.
-Exit status: 0 done, 1 failed, 2 not understood, 130 interrupted. A user's mistake is told in a line or two; only a bug
-of ours shows a traceback (`--debug` shows it always).
+Exit status: 0 done, 1 failed, 2 not understood, 130 interrupted, 143 a training that SIGTERM ended early, with a checkpoint
+(the same command goes on). A user's mistake is told in a line or two; only a bug of ours shows a traceback (`--debug` shows
+it always).
 """
 
 import importlib.util
@@ -16,10 +17,10 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from realm_jax.jobs import JOBS, Job
+from realm_jax.jobs import JOBS, Job, Preempted
 
 USAGE = "python -m realm_jax JOB --run_dir=DIR [--gin_file=FILE ...] [--gin.NAME.PARAM=VALUE ...]"
-DONE, FAILED, NOT_UNDERSTOOD, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, NOT_UNDERSTOOD, INTERRUPTED, PREEMPTED = 0, 1, 2, 130, 143
 LIBRARIES = {
     "jax": "jax",
     "flax": "flax",
@@ -229,6 +230,9 @@ def _guarded(work: Callable[[], Any], command: CommandLine) -> int:
     except KeyboardInterrupt:
         print(f"\nrealm_jax {command.job}: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except Preempted as stopped:
+        print(f"realm_jax {command.job}: {stopped}", file=sys.stderr)
+        return PREEMPTED
     except (ValueError, OSError) as error:  # TimeoutError and FileNotFoundError are OSErrors
         if command.debug:
             traceback.print_exc()

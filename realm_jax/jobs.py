@@ -6,6 +6,10 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 
+class Preempted(Exception):  # noqa: N818 - reads as what it says
+    """SIGTERM ended a job before its last step, with a checkpoint of what was done: the same command goes on."""
+
+
 class Job(NamedTuple):
     """Where a job's function lives, as `module:function`; what it does in a line; arguments that run it, to imitate.
 

@@ -85,6 +85,10 @@ class RunDir:
         """Held by a launcher of the run's jobs."""
         return self.status / "launcher.lock"
 
+    def other_launcher_lock(self, host: int) -> Place:
+        """Held by the launcher of a machine of the run that is not the first."""
+        return self.status / f"launcher-{host:05d}.lock"
+
     @property
     def weights(self) -> Place:
         """What the convert job knows of weights from elsewhere: settings, gin files, tokenizer, tensors without a use."""

@@ -93,6 +93,7 @@ def train(
     Raises:
       ValueError: settings that do not fit each other, the corpus or the checkpoint.
       InUse: another trainer is at work in the run directory (a ValueError).
+      Preempted: SIGTERM, once the step's checkpoint is written.
       KeyboardInterrupt: Ctrl-C, once the step's checkpoint is written; a second one at once.
       TimeoutError: an index version or another host that did not come in time.
       NonFiniteUpdate: a loss or gradient that is not finite (a ValueError).
@@ -215,7 +216,7 @@ def train(
                 if refresher is not None:
                     refresher.last_snapshot(num_steps, state.params)
                 outcome = "finished"
-            stop.raise_interrupt()
+            stop.raise_reason(int(state.step), num_steps)
             return recorder.last_figures
         except WaitStopped as awaited:
             # state and candidates are as after the step before; the version may be newer already
@@ -227,7 +228,7 @@ def train(
             logger.warning(
                 "%s while waiting for %s; start the same command to go on from step %d", stop.name, awaited, done
             )
-            stop.raise_interrupt()
+            stop.raise_reason(done, num_steps)
             return recorder.last_figures
         finally:
             stop.restore()

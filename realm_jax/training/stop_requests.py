@@ -8,6 +8,8 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from realm_jax.jobs import Preempted
+
 logger = logging.getLogger(__name__)
 
 
@@ -58,14 +60,17 @@ class StopRequests:
         """
         return bool(self._asked)
 
-    def raise_interrupt(self) -> None:
-        """Once the run has stopped in its own time: what Ctrl-C does to any program; nothing where SIGTERM came first.
+    def raise_reason(self, step: int, num_steps: int) -> None:
+        """Says, once the run has stopped in its own time after `step` steps, why; nothing after the last of them.
 
         Raises:
-          KeyboardInterrupt: after Ctrl-C.
+          KeyboardInterrupt: after Ctrl-C, as any program does, also after the last step.
+          Preempted: after SIGTERM.
         """
         if self._asked[:1] == [signal.SIGINT]:
             raise KeyboardInterrupt
+        if step < num_steps:
+            raise Preempted(f"stopped by SIGTERM at step {step} of {num_steps}; the same command goes on")
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and number in self._asked:

@@ -48,6 +48,12 @@ status.write_text(json.dumps(dict(state={state!r}, step={step!r}, num_steps=320)
 """
 
 
+STOPPED = """
+print("realm_jax train: stopped by SIGTERM at step 120 of 320; the same command goes on")
+raise SystemExit(143)
+"""
+
+
 def says(run_dir: str, state: str = "finished", step: int = 320) -> str:
     """A program that says of itself what a trainer says at its end."""
     return SAYS.format(run_dir=run_dir, state=state, step=step)
@@ -58,7 +64,7 @@ def stub_stages(
 ) -> list[tuple[str, list[str]]]:
     """Makes every stage run scripts[name], by default nothing; returns what will be the names and true commands.
 
-    Trainers say at their end that they have finished; those in `stopped` that they stopped at step 120 of 320.
+    Trainers say at their end that they have finished; those in `stopped` end as after SIGTERM at step 120 of 320.
     """
     commands: list[tuple[str, list[str]]] = []
     original = local.Child
@@ -69,7 +75,7 @@ def stub_stages(
             script = scripts.get(name, "")
             if name in ("train", "reader", "ict"):
                 run_dir = command[4].removeprefix("--run_dir=")
-                script += "\n" + (says(run_dir, "failed", 120) if name in stopped else says(run_dir))
+                script += "\n" + (says(run_dir, "failed", 120) + STOPPED if name in stopped else says(run_dir))
             super().__init__(name, [sys.executable, "-S", "-c", script], log, (), environment)
 
     patch(local, "Child", Stub)

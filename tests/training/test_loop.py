@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 
+from realm_jax.jobs import Preempted
 from realm_jax.retrieval.build_version import BatchSettings, IndexSettings
 from realm_jax.retrieval.versions import list_versions, read_manifest
 from realm_jax.run_dir import RunDir, read_json
@@ -106,7 +107,8 @@ def whole_ict(corpus, tmp_path_factory):
 
 def test_ict_stopped_and_resumed_is_the_run_that_was_not(corpus, whole_ict, tmp_path):
     before = signal.getsignal(signal.SIGTERM)
-    run_ict(tmp_path, corpus, StoppedIct(tiny.ict(corpus.directory), 4))
+    with pytest.raises(Preempted, match=r"stopped by SIGTERM at step \d of 6; the same command goes on"):
+        run_ict(tmp_path, corpus, StoppedIct(tiny.ict(corpus.directory), 4))
     assert signal.getsignal(signal.SIGTERM) is before
     checkpoints = Checkpoints(RunDir.of(tmp_path))
     stopped_at = checkpoints.latest_step()
@@ -139,16 +141,16 @@ def test_the_first_ctrl_c_ends_a_run_with_a_checkpoint(corpus, whole_ict, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("numbers", "name", "interrupts"),
+    ("numbers", "name", "reason"),
     [
-        ((signal.SIGTERM,), "SIGTERM", False),
-        ((signal.SIGTERM, signal.SIGTERM), "SIGTERM", False),
-        ((signal.SIGINT,), "Ctrl-C", True),
-        ((signal.SIGINT, signal.SIGTERM), "Ctrl-C", True),
-        ((signal.SIGTERM, signal.SIGINT), "SIGTERM", False),
+        ((signal.SIGTERM,), "SIGTERM", Preempted),
+        ((signal.SIGTERM, signal.SIGTERM), "SIGTERM", Preempted),
+        ((signal.SIGINT,), "Ctrl-C", KeyboardInterrupt),
+        ((signal.SIGINT, signal.SIGTERM), "Ctrl-C", KeyboardInterrupt),
+        ((signal.SIGTERM, signal.SIGINT), "SIGTERM", Preempted),
     ],
 )
-def test_what_asked_a_run_to_stop(numbers, name, interrupts):
+def test_what_asked_a_run_to_stop(numbers, name, reason):
     stop = StopRequests()
     stop.listen()
     try:
@@ -156,8 +158,10 @@ def test_what_asked_a_run_to_stop(numbers, name, interrupts):
         for number in numbers:
             signal.raise_signal(number)
         assert stop.after_step(1) and stop.while_waiting() and stop.name == name
-        with pytest.raises(KeyboardInterrupt) if interrupts else contextlib.nullcontext():
-            stop.raise_interrupt()
+        with pytest.raises(reason):
+            stop.raise_reason(1, num_steps=2)
+        with pytest.raises(KeyboardInterrupt) if reason is KeyboardInterrupt else contextlib.nullcontext():
+            stop.raise_reason(2, num_steps=2)  # all is done
         if signal.SIGINT in numbers:
             with pytest.raises(KeyboardInterrupt):  # the second one is obeyed at once
                 signal.raise_signal(signal.SIGINT)
@@ -538,7 +542,7 @@ def test_stopped_while_waiting_for_a_refresh_and_resumed(
 ):  # fmt: skip
     place, before = str(corpus.directory), signal.getsignal(signal.SIGTERM)
     started = time.monotonic()
-    with Awaited(str(tmp_path), place, 3):
+    with Awaited(str(tmp_path), place, 3), pytest.raises(Preempted, match="at step 3 of"):
         run_realm(str(tmp_path), place, checkpoint_every_steps=checkpoint_every)
     assert time.monotonic() - started < 100  # the time-out is 120 s
     assert (
@@ -565,8 +569,8 @@ def test_stopped_while_waiting_for_the_first_index(corpus, whole_realm, tmp_path
         index=IndexSettings(backend="exact"), batches=BatchSettings(batch_size=8, num_lengths=1, query_len=16),
     )  # fmt: skip
     if embedder == "separate":
-        with Awaited(str(tmp_path), place, 0):
-            assert run_realm(str(tmp_path), place, refresh=refresh) == {}
+        with Awaited(str(tmp_path), place, 0), pytest.raises(Preempted, match="at step 0 of"):
+            run_realm(str(tmp_path), place, refresh=refresh)
     else:  # the signal comes while the trainer embeds
         original = refresh_module.embed_snapshot
 
@@ -575,7 +579,8 @@ def test_stopped_while_waiting_for_the_first_index(corpus, whole_realm, tmp_path
             return original(*arguments, **settings)
 
         monkeypatch.setattr(refresh_module, "embed_snapshot", signalled)
-        assert run_realm(str(tmp_path), place, refresh=refresh) == {}
+        with pytest.raises(Preempted, match="at step 0 of"):
+            run_realm(str(tmp_path), place, refresh=refresh)
         monkeypatch.undo()
     assert (
         "SIGTERM while waiting for index version 00000000; start the same command to go on from step 0" in caplog.text

@@ -69,8 +69,8 @@ def start_with(run_file, run, places, num_processes, *bindings, num_devices=1):
     return started
 
 
-def finish(processes):
-    """What each process said; all must end well."""
+def finish(processes, status=0):
+    """What each process said; all must end so, well if nothing else is said."""
     try:
         said = [process.communicate(timeout=200)[0] for process in processes]
     finally:
@@ -78,7 +78,7 @@ def finish(processes):
             process.kill()  # SIGTERM would be taken for a preemption
             process.communicate()
     for process, output in zip(processes, said, strict=True):
-        assert process.returncode == 0, output[-4000:]
+        assert process.returncode == status, output[-4000:]
     return said
 
 
@@ -174,7 +174,7 @@ def test_a_preempted_process_stops_all_at_the_same_step(places, two, tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     processes[1].send_signal(signal.SIGTERM)
-    said = finish(processes)
+    said = finish(processes, PREEMPTED)
     stopped = [re.search(r"SIGTERM: checkpoint of step (\d) written", output) for output in said]
     assert stopped[0] and stopped[1] and stopped[0][1] == stopped[1][1] and int(stopped[0][1]) < 6
     assert [path.name for path in RunDir.of(tmp_path).checkpoints.iterdir()] == [stopped[0][1]]

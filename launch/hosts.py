@@ -1,0 +1,72 @@
+"""Which of a run's machines this is, and whether it has accelerators. jax is not asked: it would take them."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+NUMBERS = (("JAX_PROCESS_ID", "JAX_NUM_PROCESSES"), ("SLURM_PROCID", "SLURM_NTASKS"))
+DEVICE_FILES = ("accel0", "vfio/0", "nvidia0")
+"""Of a TPU by its two drivers, and of an NVIDIA GPU, in /dev."""
+
+
+class Host(NamedTuple):
+    """One of the machines that a run spans."""
+
+    number: int = 0
+    total: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it does what is done once: corpus, evaluation, report."""
+        return self.number == 0
+
+    @property
+    def is_alone(self) -> bool:
+        return self.total == 1
+
+
+def host_in(environment: Mapping[str, str]) -> Host:
+    """Which machine of how many this is, as jax's own variables, Slurm or a TPU slice on Kubernetes say; else the only one.
+
+    >>> host_in({"SLURM_PROCID": "2", "SLURM_NTASKS": "4"})
+    Host(number=2, total=4)
+    >>> host_in({"TPU_WORKER_ID": "1", "TPU_WORKER_HOSTNAMES": "a,b"})
+    Host(number=1, total=2)
+    >>> host_in({})
+    Host(number=0, total=1)
+
+    Raises:
+      ValueError: numbers that do not fit each other.
+    """
+    for number, count in NUMBERS:
+        if number in environment and count in environment:
+            return _checked(environment[number], environment[count], f"{number} and {count}")
+    workers = [name for name in environment.get("TPU_WORKER_HOSTNAMES", "").split(",") if name]
+    if len(workers) > 1:
+        return _checked(
+            environment.get("TPU_WORKER_ID", ""), str(len(workers)), "TPU_WORKER_ID and TPU_WORKER_HOSTNAMES"
+        )
+    return Host()
+
+
+def _checked(number: str, count: str, names: str) -> Host:
+    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise ValueError(
+            f"{names}: expected a host's number below the number of hosts, got {number or 'nothing'} of {count}; "
+            "set them, or give --host and --num_hosts"
+        )
+    return Host(int(number), int(count))
+
+
+def has_accelerator(environment: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> bool:
+    """Whether jobs here will use a TPU or GPU, which two processes cannot share without being told how."""
+    platforms = environment.get("JAX_PLATFORMS", "")
+    if platforms:
+        return not platforms.startswith("cpu")
+    return any((devices / name).exists() for name in DEVICE_FILES)
+
+
+def visible_devices(devices: str) -> dict[str, str]:
+    """Says to a process which accelerators are its own, such as 0,1,2; empty for all."""
+    return {"CUDA_VISIBLE_DEVICES": devices, "TPU_VISIBLE_CHIPS": devices} if devices else {}
