@@ -299,3 +299,14 @@ def test_every_job_of_the_table_exists_and_takes_a_run_dir_first(name):
     assert parameters[0].name == "run_dir"
     assert all(parameter.annotation is not inspect.Parameter.empty for parameter in parameters)
     assert f"--gin.{name}.PARAM=VALUE" in command_line.job_help(name)
+
+
+def test_what_the_jobs_import_leaves_the_devices_alone():
+    """A process joins a run before anything asks jax for a device, and a run file imports more than its job."""
+    code = (
+        "from jax._src import xla_bridge; from realm_jax.jobs import JOBS\n"
+        "for job in JOBS.values(): job.function()\n"
+        "assert not xla_bridge.backends_are_initialized()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

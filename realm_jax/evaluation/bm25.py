@@ -1,15 +1,25 @@
 """BM25 over the words of the documents: what a retriever has to beat (Robertson & Zaragoza 2009)."""
 
+import functools
+import importlib
 import logging
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-import bm25s
 import numpy as np
 
 from realm_jax.retrieval.index import SearchResult, best_of, check_num_results
 
-# bm25s sets its logger to DEBUG when imported and logs every call.
-logging.getLogger("bm25s").setLevel(logging.WARNING)
+
+@functools.cache
+def _bm25s() -> Any:
+    """The library, imported when it is used: it computes with jax as it is imported, after which no process can join a run.
+
+    It also sets its logger to DEBUG then, and logs every call.
+    """
+    library = importlib.import_module("bm25s")
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
+    return library
 
 
 class Bm25Index:
@@ -31,11 +41,11 @@ class Bm25Index:
           ValueError: when no text has a word left.
         """
         self._stopwords: str | list[str] = stopwords or []
-        words = bm25s.tokenize(list(texts), stopwords=self._stopwords, show_progress=False)
+        words = _bm25s().tokenize(list(texts), stopwords=self._stopwords, show_progress=False)
         self.num_documents = len(words.ids)
         if not words.vocab or not any(words.ids):
             raise ValueError(f"none of the {self.num_documents} documents has a word to search by")
-        self._bm25 = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
+        self._bm25 = _bm25s().BM25(method="lucene", k1=1.5, b=0.75)
         self._bm25.index(words, show_progress=False)
 
     def search(self, queries: Sequence[str], num_results: int) -> SearchResult:
@@ -46,7 +56,7 @@ class Bm25Index:
         check_num_results(num_results)
         if not queries:
             return SearchResult(np.zeros((0, num_results), np.int64), np.zeros((0, num_results), np.float32))
-        words = bm25s.tokenize(list(queries), stopwords=self._stopwords, return_ids=False, show_progress=False)
+        words = _bm25s().tokenize(list(queries), stopwords=self._stopwords, return_ids=False, show_progress=False)
         rows = [self._search_one(query, num_results) for query in words]
         return SearchResult(np.concatenate([row.ids for row in rows]), np.concatenate([row.scores for row in rows]))
 
