@@ -18,6 +18,7 @@ from realm_jax.run_dir import RunDir, read_json
 from realm_jax.storage import Place, move_folder
 from realm_jax.text.tokenizer import check_same_pieces
 from realm_jax.training import uploaded_checkpoints
+from realm_jax.training.checksums import checksum
 from realm_jax.training.sharding import BATCH
 from realm_jax.training.state import TrainState
 
@@ -79,6 +80,7 @@ class Checkpoints:
                     "index_version": unit.index_version,
                     "has_candidates": unit.candidate_ids is not None,
                     "identity": self._identity,
+                    "checksum": _checksum(unit),
                 }
             ),
         }
@@ -111,7 +113,7 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 unit = self._restore(step, abstract_state, mesh, batch_size)
-            except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
+            except Exception as error:  # of a file that is cut short or gone Orbax raises just that
                 logger.error(
                     "checkpoint %s cannot be read (%s); trying the one before it", self._directory / str(step), error
                 )
@@ -168,10 +170,13 @@ class Checkpoints:
             wanted = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=NamedSharding(mesh, BATCH))
             items["candidates"] = ocp.args.StandardRestore({"ids": wanted})
         restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        version = int(restored.meta["index_version"])
-        self._versions[step] = version
         ids = restored.candidates["ids"] if "candidates" in items else None
-        return ResumeUnit(restored.state, version, ids)
+        unit = ResumeUnit(restored.state, int(restored.meta["index_version"]), ids)
+        expected, got = restored.meta.get("checksum"), _checksum(unit)
+        if expected not in (None, got):  # none: written before there was one
+            raise ValueError(f"what it holds is corrupt: expected checksum {expected}, got {got}")
+        self._versions[step] = unit.index_version
+        return unit
 
     def kept_versions(self) -> list[int]:
         """Index versions that a resume from a kept checkpoint would need."""
@@ -209,6 +214,11 @@ class Checkpoints:
                 f"checkpoint of step {self._writing} could not be written; make sure that the disk of {self._directory} has "
                 f"space and can be written to, then start the same command: it goes on from the one before ({reason})"
             ) from error
+
+
+def _checksum(unit: ResumeUnit) -> int:
+    """Of all that a checkpoint holds: the libraries that write the arrays notice no bit that flips on the disk."""
+    return int(checksum((unit.state, jnp.int32(unit.index_version), unit.candidate_ids)))
 
 
 def checkpoint_identity(place: Place) -> Identity:

@@ -1,14 +1,15 @@
 """Checkpoints: exact on any mesh, atomic, refused when damaged, never silently lost."""
 
+import json
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
-from realm_jax.run_dir import RunDir
+from realm_jax.run_dir import RunDir, read_json
 from realm_jax.training.checkpoint import NO_VERSION, Checkpoints, ResumeUnit, check_tokenizer, load_params
 from realm_jax.training.optimizer import OptimizerConfig
 from realm_jax.training.sharding import BATCH, MeshConfig, put_batch, state_shardings
@@ -122,6 +123,52 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(run, mesh, dam
     assert int(unit.state.step) == 4 and unit.index_version == 2
     assert_same(unit.state.params, params(44))
     last.close()
+
+
+@pytest.mark.faults
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # the other reads of Orbax, once one has failed
+@pytest.mark.parametrize("damage", ["a flipped bit", "half a file", "a missing file"])
+def test_values_that_are_not_those_written_are_noticed(run, mesh, damage, caplog):
+    """Large arrays lie in files of their own, in which no library notices a flipped bit."""
+
+    def large(step):
+        kernel = jax.random.normal(jax.random.key(step), (64, 64))
+        return state(mesh, step)._replace(
+            params=jax.device_put({"kernel": kernel}, NamedSharding(mesh, PartitionSpec()))
+        )
+
+    checkpoints = Checkpoints(run)
+    for step in (2, 4):
+        checkpoints.save(step, ResumeUnit(large(step), step - 1, candidate_ids(mesh, step)))
+    checkpoints.close()
+    file = max((run.checkpoints / "4" / "state").rglob("d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    if damage == "a flipped bit":
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    elif damage == "half a file":
+        file.write_bytes(content[: len(content) // 2])
+    else:
+        file.unlink()
+    again = Checkpoints(run)
+    unit = again.restore(wanted(large(0)), mesh, batch_size=8)
+    again.close()
+    assert int(unit.state.step) == 2
+    assert_same(unit.state, large(2))
+    assert f"checkpoint {run.checkpoints / '4'} cannot be read" in caplog.text
+    assert ("what it holds is corrupt: expected checksum" in caplog.text) == (damage == "a flipped bit")
+
+
+def test_a_checkpoint_without_a_checksum_is_read(run, mesh):
+    """One written before there was such a thing."""
+    saved(run, mesh).close()
+    place = run.checkpoints / "4" / "meta" / "metadata"
+    place.write_text(json.dumps({name: value for name, value in read_json(place).items() if name != "checksum"}))
+    again = Checkpoints(run)
+    assert int(again.restore(wanted(state(mesh)), mesh, batch_size=8).state.step) == 4
+    again.close()
 
 
 def test_no_checkpoint_fits(run, mesh):
