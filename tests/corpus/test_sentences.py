@@ -61,6 +61,12 @@ def test_odd_text_keeps_every_visible_character(text):
     check_cover(text)
 
 
+@pytest.mark.parametrize("stops", ["." * 300_000, "?.)" * 100_000, "。." * 100_000, "a..." * 75_000])
+def test_a_run_of_stops_is_looked_at_once(stops):
+    """It took minutes when every stop of a run was tried as its first."""
+    check_cover(f"{stops}x")
+
+
 def check_cover(text):
     end = 0
     for a, b in sentence_spans(text):

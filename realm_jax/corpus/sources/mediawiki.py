@@ -18,7 +18,7 @@ from realm_jax.corpus.sources.article import (
     OnDrop,
 )
 from realm_jax.corpus.sources.files import read_chunks
-from realm_jax.corpus.sources.wikitext import wikitext_to_text
+from realm_jax.corpus.sources.wikitext import is_unbalanced, wikitext_to_text
 
 _REDIRECT_LINE = re.compile(r"\s*#\s*redirect\b", re.IGNORECASE)
 _OPEN, _CLOSE = b"<page>", b"</page>"
@@ -52,7 +52,7 @@ def read_mediawiki(files: Sequence[Path], on_drop: OnDrop, max_text_chars: int) 
                 # mwxml meets a page without a title, say, with whatever error its absence leads to
                 on_drop(MALFORMED)
                 continue
-            if wikitext is None or page.id is None or page.title is None:
+            if wikitext is None or page.id is None or page.title is None or is_unbalanced(wikitext):
                 on_drop(MALFORMED)
             elif _REDIRECT_LINE.match(wikitext):
                 on_drop(REDIRECT)

@@ -23,16 +23,17 @@ TEXT_SUFFIXES = MARKDOWN_SUFFIXES | {"", ".txt", ".text"}
 _COMPRESSION_SUFFIXES = frozenset({".gz", ".bz2", ".xz"})
 
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n(?:---|\.\.\.)\n", re.DOTALL)
-_FRONT_TITLE = re.compile(r"^title:[ \t]*(['\"]?)(.+?)\1[ \t]*$", re.MULTILINE)
+_FRONT_TITLE = re.compile(r"^title:(.+)$", re.MULTILINE)
 _FENCE = re.compile(r"^ {0,3}(```+|~~~+).*?(?:^ {0,3}\1[`~]*[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
-_HEADING = re.compile(r"^ {0,3}#{1,6}[ \t]+(.*?)[ \t]*#*[ \t]*$", re.MULTILINE)
+_HEADING = re.compile(r"^ {0,3}#{1,6}[ \t]+(.*)$", re.MULTILINE)
 _UNDERLINED_HEADING = re.compile(r"^(?![ \t]*$)(.+)\n {0,3}(?:=+|-{2,})[ \t]*$", re.MULTILINE)
-_IMAGE = re.compile(r"!\[[^\]\n]*\](?:\([^)\n]*\)|\[[^\]\n]*\])")
-_LINK = re.compile(r"\[([^\]\n]+)\](?:\([^)\n]*\)|\[[^\]\n]*\])")
+# The search for a second mark ends at a further first one, or after so many characters: else a file of marks takes hours.
+_IMAGE = re.compile(r"!\[[^\[\]\n]*+\](?:\([^)\n]{0,2000}\)|\[[^\[\]\n]*+\])")
+_LINK = re.compile(r"\[([^\[\]\n]++)\](?:\([^)\n]{0,2000}\)|\[[^\[\]\n]*+\])")
 _LINK_DEFINITION = re.compile(r"^ {0,3}\[[^\]\n]+\]:[ \t]*\S+.*$", re.MULTILINE)
-_EMPHASIS = re.compile(r"(?<![\w*])(\*{1,3}|_{1,3})(?=\S)(.+?)(?<=\S)\1(?![\w*])")
-_CODE = re.compile(r"`+([^`\n]+)`+")
+_EMPHASIS = re.compile(r"(?<![\w*])(\*{1,3}|_{1,3})(?=\S)(.{1,300}?)(?<=\S)\1(?![\w*])")
+_CODE = re.compile(r"(?<!`)`+([^`\n]+)`+")
 _TAG = re.compile(r"</?[a-zA-Z][^<>\n]*>")
 _TABLE_OR_RULE = re.compile(r"^ {0,3}(?:\|.*|[-*_=](?:[ \t]*[-*_=]){2,})[ \t]*$", re.MULTILINE)
 _LIST_ITEM = re.compile(r"^[ \t]*(?:[-*+•]|\d{1,3}[.)])[ \t]+")
@@ -97,20 +98,31 @@ def _from_markdown(text: str) -> tuple[str, str]:
     title = ""
     if front := _FRONT_MATTER.match(text + "\n"):
         if found := _FRONT_TITLE.search(front[1]):
-            title = found[2]
+            title = _unquoted(found[1].strip())
         text = text[front.end() :]
-    text = _COMMENT.sub("", _FENCE.sub("", text))
+    text = _FENCE.sub("", text)
+    last_end = text.rfind("-->") + 3  # a comment that begins behind it has no end to search for
+    text = _COMMENT.sub("", text[:last_end]) + text[last_end:] if last_end > 2 else text
     text = _UNDERLINED_HEADING.sub(lambda match: f"\n# {match[1]}\n", text)
     text = _TABLE_OR_RULE.sub("", _LINK_DEFINITION.sub("", _QUOTE_MARK.sub("", text)))
     text = _LINK.sub(r"\1", _IMAGE.sub("", text))
     text = _TAG.sub("", _CODE.sub(r"\1", _EMPHASIS.sub(r"\2", text)))
     first_heading = _HEADING.search(text)
     if first_heading and not title:
-        title = first_heading[1]
+        title = _heading(first_heading)
         if not text[: first_heading.start()].strip():
             text = text[first_heading.end() :]  # the document's own title stands beside the text, not in it
-    text = _HEADING.sub(r"\n\1\n", text)
+    text = _HEADING.sub(lambda match: f"\n{_heading(match)}\n", text)
     return title.strip(), _join_paragraphs(text)
+
+
+def _heading(match: re.Match[str]) -> str:
+    """Its text, without the number signs that may stand behind it too."""
+    return match[1].rstrip(" \t").rstrip("#").rstrip(" \t")
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1] if len(text) > 2 and text[0] == text[-1] and text[0] in "'\"" else text
 
 
 def _from_plain(text: str) -> tuple[str, str]:

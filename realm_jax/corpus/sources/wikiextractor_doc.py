@@ -9,8 +9,8 @@ from realm_jax.corpus.sources.article import MALFORMED, OVER_LONG, PAGE_WITHOUT_
 from realm_jax.corpus.sources.files import read_lines
 from realm_jax.corpus.sources.json_lines import without_title_line
 
-# The title is greedy: some versions do not escape the quotation marks in it.
-_OPENING = re.compile(r'<doc id="([^"]*)".*? title="(.*)"[^"<>]*>\s*$')
+# The title is greedy: some versions do not escape the quotation marks in it. Where it begins is not tried twice.
+_OPENING = re.compile(r'<doc id="([^"]*)"(?>.*? title=")(.*)"[^"<>]*>\s*$')
 
 
 def read_wikiextractor_doc(files: Sequence[Path], on_drop: OnDrop, max_text_chars: int) -> Iterator[Article]:

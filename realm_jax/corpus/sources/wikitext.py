@@ -53,6 +53,8 @@ _EMPTY_ITEMS = re.compile(r",(?:[ \t]*,)+")  # what a list of templates leaves
 _SPACES = re.compile(r"[^\S\n]+")
 _SPACE_BEFORE_STOP = re.compile(r" +(?=[,.;:!?)](?:\s|$))", re.MULTILINE)
 _LINE_BREAKS = re.compile(r" *\n[ \n]*")
+# The parser looks for the end of every mark that is open, through the whole page: with thousands of them for hours.
+_MAX_OPEN, _MAX_OPEN_TAGS = 500, 2000
 _HEADING_LINE = "\x01"  # marks a heading until empty sections are gone
 
 
@@ -71,6 +73,17 @@ def wikitext_to_text(wikitext: str) -> str:
     parts: list[str] = []
     _render(tree, parts)
     return _tidy("".join(parts))
+
+
+def is_unbalanced(wikitext: str) -> bool:
+    """Whether a page has so many marks without an end that no article was meant.
+
+    >>> is_unbalanced("{{a}} <br> [[b]]"), is_unbalanced("[[b|" * 1000), is_unbalanced("<b>" * 3000)
+    (False, True, True)
+    """
+    open_marks = max(wikitext.count(begin) - wikitext.count(end) for begin, end in ("[]", "{}", "<>"))
+    open_tags = wikitext.count("<") - 2 * wikitext.count("</") - wikitext.count("/>")
+    return open_marks > _MAX_OPEN or open_tags > _MAX_OPEN_TAGS
 
 
 def _render(tree: Any, parts: list[str]) -> None:

@@ -84,6 +84,15 @@ def test_mediawiki_pages_that_are_too_long_or_not_utf8(tmp_path):
     assert dropped == {"over-long record": 1, "not UTF-8": 1}
 
 
+@pytest.mark.parametrize("marks", ["[[a|", "{{a|{{b", "<b a=", "<ref>", "<b>", "\n{|\n|", "[http://a "])
+def test_mediawiki_pages_of_marks_without_an_end(tmp_path, marks):
+    """The parser looks for the end of each through the whole page: of such pages it took hours."""
+    dump = DUMP_HEAD + page(1, "Marks", marks * 50_000) + page(2, "Good", "Text <br>" * 900) + "</mediawiki>\n"
+    (tmp_path / "dump.xml").write_text(dump)
+    articles, dropped = read(tmp_path / "dump.xml")
+    assert [article.id for article in articles] == ["2"] and dropped == {"malformed record": 1}
+
+
 @pytest.mark.needs_data
 def test_real_mediawiki_dump(shared_data):
     articles, dropped = read(shared_data / "mediawiki_dump" / "enwiki-table-markup.xml.bz2")

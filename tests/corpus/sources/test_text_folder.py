@@ -2,6 +2,8 @@
 
 import gzip
 
+import pytest
+
 from realm_jax.corpus.sources import Article
 from tests.corpus.sources.reading import read
 
@@ -74,3 +76,32 @@ def test_wrapped_lines_of_plain_text_are_joined(tmp_path):
 def test_a_single_text_file(tmp_path):
     (tmp_path / "note.txt").write_text("Only this.")
     assert read(tmp_path / "note.txt") == ([Article("note.txt", "note", "Only this.")], {})
+
+
+@pytest.mark.parametrize(
+    ("markdown", "title", "text"),
+    [
+        ("---\ntitle: 'A \"b\"' \n---\nText.", 'A "b"', "Text."),
+        ("---\ntitle:  ''\n---\nText.", "''", "Text."),
+        ("# A # b ## \nText.", "A # b", "Text."),
+        ("# #\nText.", "a", "Text."),
+        ("A [b [c](d) e](f) ![g](h) ``i`` <!-- j --> <!-- k", "a", "A [b c e](f)  i  <!-- k"),
+        ("*" + "a" * 300 + "* *" + "b" * 301 + "*", "a", "a" * 300 + " *" + "b" * 301 + "*"),
+    ],
+)
+def test_marks(tmp_path, markdown, title, text):
+    (tmp_path / "a.md").write_text(markdown)
+    articles, _ = read(tmp_path)
+    assert [(article.title, article.text) for article in articles] == [(title, text)]
+
+
+@pytest.mark.parametrize(
+    "marks",
+    ["# a" + " " * 300_000 + "x\nb", "<!--" * 100_000, " *a" * 50_000, "[" * 300_000, "[a](" * 50_000, "![" * 100_000, "a " + "`" * 300_000 + "x",
+     "---\ntitle: a" + " " * 300_000 + "b\n---\nc"],
+)  # fmt: skip
+def test_marks_without_an_end_are_not_searched_for_again_and_again(tmp_path, marks):
+    """Each took minutes to years when the time grew with the square or the cube of their number."""
+    (tmp_path / "a.md").write_text(marks)
+    articles, _ = read(tmp_path)
+    assert len(articles) == 1

@@ -49,3 +49,12 @@ def test_bad_wikiextractor_docs(tmp_path):
         "malformed record": 4,
         "over-long record": 1,
     }
+
+
+def test_an_opening_tag_of_many_titles_is_read_once(tmp_path):
+    """It took hours when every one was tried as the beginning of the title."""
+    many = ' title="' * 100_000
+    (tmp_path / "wiki_00").write_text(f'<doc id="1"{many}\nText.\n</doc>\n<doc id="2"{many}">\nText.\n</doc>\n')
+    articles, dropped = read(tmp_path)
+    assert [(article.id, len(article.title)) for article in articles] == [("2", len(many) - len(' title="') - 1)]
+    assert dropped == {"malformed record": 1}
