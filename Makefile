@@ -46,7 +46,7 @@ $(VENV)/.installed: setup.py $(wildcard constraints/*.txt)
 	$(call make_environment,$(VENV),dev)
 
 $(VENV)-tpu/.installed: setup.py $(wildcard constraints/*.txt)
-	$(call make_environment,$(VENV)-tpu,dev$(comma)tpu)
+	$(call make_environment,$(VENV)-tpu,dev$(comma)tpu$(comma)gcs)
 
 comma := ,
 
@@ -60,6 +60,38 @@ check-corpus:  # before minutes of installing; a data set's name (tfds:) is no p
 
 pretrain: check-corpus install ## pre-train on the embedded corpus, or on your CORPUS=; the last line is the report's path
 	@$(BIN)/python launch/local.py --run_dir='$(RUN_DIR)' $(if $(CORPUS),--corpus='$(CORPUS)') $(GIN)
+
+# A TPU VM by its name, from here, with nothing installed but gcloud; on the TPU VM itself without TPU=.
+TPU ?=
+ZONE ?=
+PROJECT ?=
+TPU_TYPE ?= v5litepod-8
+RECIPE ?=
+EMBEDDER ?=
+DRY_RUN ?=
+LAUNCH_ARGS ?=
+LAUNCH = $(if $(CORPUS),--corpus='$(CORPUS)') $(if $(RECIPE),--recipe='$(RECIPE)') $(if $(EMBEDDER),--embedder='$(EMBEDDER)') $(LAUNCH_ARGS) $(GIN)
+TPU_VM = launch/tpu_vm/pretrain.py --tpu='$(TPU)' --zone='$(ZONE)' $(if $(PROJECT),--project='$(PROJECT)') --accelerator_type='$(TPU_TYPE)' \
+	$(if $(filter command line environment,$(origin RUN_DIR)),--run_dir='$(RUN_DIR)') $(if $(SPOT),--spot) $(if $(QUEUED),--queued) \
+	$(if $(EMBEDDER_TPUS),--embedder_tpus='$(EMBEDDER_TPUS)') $(if $(DRY_RUN),--dry_run) $(LAUNCH)
+NEEDS_ZONE = @if [ -z '$(TPU)' ] || [ -z '$(ZONE)' ]; then echo "expected TPU=NAME and ZONE=ZONE, such as us-west4-a," \
+	"got TPU='$(TPU)' ZONE='$(ZONE)'" >&2; exit 1; fi
+
+.PHONY: tpu-pretrain tpu-delete
+ifeq ($(TPU),)
+tpu-pretrain: $(VENV)-tpu/.installed ## pre-train on a TPU VM: TPU=NAME ZONE=… [TPU_TYPE=v5litepod-8] [SPOT=1] [QUEUED=1] [DRY_RUN=1]
+	@if [ -n '$(ZONE)' ]; then echo "ZONE='$(ZONE)' without TPU=NAME: name the TPU VM, or leave both out on the TPU VM itself" >&2; exit 1; fi
+	LIBTPU_INIT_ARGS="$${LIBTPU_INIT_ARGS:---fibers_default_thread_stack_size=2097152}" \
+		$(VENV)-tpu/bin/python launch/local.py --run_dir='$(RUN_DIR)' $(LAUNCH)
+else
+tpu-pretrain:
+	$(NEEDS_ZONE)
+	@$(PYTHON) $(TPU_VM)
+endif
+
+tpu-delete: ## end the run on the TPU VM with a checkpoint, and delete the TPU VM: TPU=NAME ZONE=…
+	$(NEEDS_ZONE)
+	@$(PYTHON) $(TPU_VM) --delete
 
 test: install ## all tests but the slow ones
 	$(BIN)/python -m pytest -q -n $(WORKERS) $(PYTEST_ARGS)

@@ -337,7 +337,9 @@ def check_no_trainer(run: RunDir) -> None:
 
 
 def parse(arguments: Sequence[str]) -> Settings:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--run_dir", required=True, help="where the run lies; an interrupted one is resumed")
     parser.add_argument(
         "--corpus",

@@ -11,9 +11,34 @@ import pytest
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 
 
+SETTINGS = {
+    "TPU",
+    "ZONE",
+    "PROJECT",
+    "TPU_TYPE",
+    "RECIPE",
+    "EMBEDDER",
+    "DRY_RUN",
+    "SPOT",
+    "QUEUED",
+    "EMBEDDER_TPUS",
+    "LAUNCH_ARGS",
+}
+
+
 def make(repository, *arguments, **environment):
     # this test may itself run under make, whose flags and variables must not reach the one tested
-    inherited = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "PYTHON", "VENV", "RUN_DIR", "CORPUS", "GIN"}
+    inherited = {
+        "MAKEFLAGS",
+        "MFLAGS",
+        "MAKELEVEL",
+        "MAKEOVERRIDES",
+        "PYTHON",
+        "VENV",
+        "RUN_DIR",
+        "CORPUS",
+        "GIN",
+    } | SETTINGS
     clean = {name: value for name, value in os.environ.items() if name not in inherited}
     return subprocess.run(
         ["make", "--no-print-directory", *arguments],
@@ -35,7 +60,9 @@ def stub(folder, name, says_yes):
 def test_alone_it_lists_the_targets(repository):
     done = make(repository)
     assert done.returncode == 0
-    targets = "pretrain test check bench bench-torch clean tpu-compile parity convert-extras beam"
+    targets = (
+        "pretrain tpu-pretrain tpu-delete test check bench bench-torch clean tpu-compile parity convert-extras beam"
+    )
     for target in targets.split():
         assert f"  {target} " in done.stdout
 
@@ -93,3 +120,30 @@ def test_a_corpus_that_is_not_there_is_refused_before_anything_is_installed(repo
     (tmp_path / "my texts").mkdir()
     for there in ("", "tfds:wikipedia/20230601.en?split=train[:1%]", tmp_path / "my texts"):
         assert make(repository, "check-corpus", f"CORPUS={there}").returncode == 0
+
+
+def test_a_run_on_a_tpu_vm_can_be_read_before_it_is_paid_for(repository):
+    settings = [
+        "TPU=realm",
+        "ZONE=here",
+        "TPU_TYPE=v4-16",
+        "RUN_DIR=gs://bucket/run",
+        "SPOT=1",
+        "EMBEDDER=in_trainer",
+        "DRY_RUN=1",
+    ]
+    done = make(repository, "tpu-pretrain", *settings, "GIN=--gin.SEED=3")
+    assert done.returncode == 0, done.stderr
+    commands = [line for line in done.stdout.splitlines() if not line.startswith("#")]
+    assert all(line.startswith("gcloud compute tpus ") for line in commands)
+    assert sum("--run_dir=gs://bucket/run --embedder=in_trainer --gin.SEED=3 --host=" in line for line in commands) == 2
+    assert any("--spot" in line and "--accelerator-type=v4-16" in line for line in commands)
+    deletes = make(repository, "tpu-delete", *settings)
+    assert "gcloud compute tpus tpu-vm delete realm --quiet --zone=here" in deletes.stdout.splitlines()
+
+
+def test_a_tpu_vm_without_a_zone_is_refused_before_anything_is_installed(repository, tmp_path):
+    for arguments in (["tpu-pretrain", "TPU=realm"], ["tpu-delete"]):
+        done = make(repository, *arguments, f"VENV={tmp_path / 'venv'}")
+        assert done.returncode != 0 and "expected TPU=NAME and ZONE=ZONE" in done.stderr
+    assert not (tmp_path / "venv").exists()

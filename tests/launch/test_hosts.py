@@ -151,7 +151,7 @@ def test_a_machine_that_only_embeds(quick, monkeypatch, tmp_path):  # noqa: F811
 
 @pytest.mark.slow
 def test_two_machines_pretrain_together(tmp_path):
-    """The launcher itself on both, on the embedded corpus: trained to the end by both, every version made by both."""
+    """The launcher itself on both, on the embedded corpus: trained to the end by both, an embed job on each."""
     run, address = RunDir.of(tmp_path / "run"), f"localhost:{free_port()}"
     launchers = []
     for number in range(2):
@@ -178,4 +178,4 @@ def test_two_machines_pretrain_together(tmp_path):
     assert len([row for row in read_metrics(run) if "loss" in row]) == 6
     for process in range(2):
         assert json.loads(run.trainer_status(process).read_text())["state"] == "finished"
-        assert json.loads(run.builder_status(process).read_text())["documents_done"] > 0
+        assert json.loads(run.builder_status(process).read_text())["newest_version"] == 6

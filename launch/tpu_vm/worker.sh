@@ -1,0 +1,96 @@
+#!/usr/bin/env bash
+# What launch/tpu_vm/pretrain.py has each machine of a slice do.
+#
+#   worker.sh install           an environment with the tested versions and jax for TPUs, unless there is one
+#   worker.sh start ARGUMENT…   launch/local.py with these arguments, in the background, unless it runs already
+#   worker.sh running           whether it runs, by the exit status
+#   worker.sh follow [LINES]    its output after the first so many lines, until it ends; then its exit status
+#   worker.sh stop              ends it with a checkpoint
+#
+# Output and exit status lie in ~/realm_jax_launcher. REALM_JAX_PYTHON names a Python that has all packages: nothing is
+# installed then.
+set -euo pipefail
+
+checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+state=$HOME/realm_jax_launcher
+log=$state/output.log pid=$state/pid status=$state/status
+python=${REALM_JAX_PYTHON:-$checkout/.venv-tpu/bin/python}
+STOP_SECS=90 # the launcher's own patience with its jobs is 60
+
+running() { [ -f "$pid" ] && kill -0 "$(cat "$pid")" 2>/dev/null; }
+
+install() {
+    [ -z "${REALM_JAX_PYTHON:-}" ] || return 0
+    if ! command -v python3.13 python3.12 python3.11 >/dev/null; then
+        sudo DEBIAN_FRONTEND=noninteractive apt-get -qq update
+        sudo DEBIAN_FRONTEND=noninteractive apt-get -qq install -y python3.11 python3.11-venv make >/dev/null
+    fi
+    cd "$checkout"
+    # the environment depends on these files alone: a newer checkout with the same ones keeps it
+    local wanted known=.venv-tpu/.made_of
+    wanted=$(cat setup.py constraints/*.txt | sha256sum)
+    if [ -f .venv-tpu/.installed ] && [ "$wanted" = "$(cat $known 2>/dev/null)" ]; then
+        touch .venv-tpu/.installed
+    else
+        rm -rf .venv-tpu
+    fi
+    make .venv-tpu/.installed
+    echo "$wanted" >$known
+}
+
+start() {
+    if running; then
+        echo "already running, process $(cat "$pid"); stop it first to change its settings"
+        return
+    fi
+    mkdir -p "$state"
+    rm -f "$status" "$pid"
+    : >"$log"
+    # libtpu's compiler needs larger stacks than it gives itself (docs/tpu.md)
+    LIBTPU_INIT_ARGS=${LIBTPU_INIT_ARGS:---fibers_default_thread_stack_size=2097152} PYTHONUNBUFFERED=1 \
+        setsid nohup bash -c '"$@" & echo $! >"$PID.new"; mv "$PID.new" "$PID"; wait $!; echo $? >"$STATUS.new"; mv "$STATUS.new" "$STATUS"' \
+        - env "$python" "$checkout/launch/local.py" "$@" >>"$log" 2>&1 </dev/null &
+    while [ ! -f "$pid" ]; do sleep 0.1; done
+    echo "started, process $(cat "$pid"); output in $log"
+}
+
+follow() {
+    if [ ! -f "$log" ]; then
+        echo "nothing was started here" >&2
+        return 3
+    fi
+    tail -n +$((${1:-0} + 1)) -f "$log" &
+    local tailing=$!
+    while running; do sleep 0.5; done
+    sleep 0.5 # what was written last
+    kill "$tailing" 2>/dev/null || true
+    wait "$tailing" 2>/dev/null || true
+    local ended
+    ended=$(cat "$status" 2>/dev/null || echo 137) # none is left by one that was killed
+    return "$ended"
+}
+
+stop() {
+    if ! running; then
+        echo "nothing is running"
+        return
+    fi
+    local process
+    process=$(cat "$pid")
+    kill -TERM "$process"
+    for ((looks = 0; looks < 5 * STOP_SECS; looks++)); do
+        kill -0 "$process" 2>/dev/null || { echo "stopped"; return; }
+        sleep 0.2
+    done
+    kill -KILL "$process"
+    echo "killed: it had not ended after $STOP_SECS s"
+}
+
+export PID=$pid STATUS=$status
+case ${1:-} in
+    install | start | running | follow | stop) "$@" ;;
+    *)
+        sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+        exit 2
+        ;;
+esac

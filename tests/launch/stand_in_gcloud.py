@@ -1,0 +1,161 @@
+#!/usr/bin/env python3
+"""A `gcloud` whose TPU VMs are folders of this machine: commands for a worker run here, in a home of its own.
+
+The cloud lies in $STAND_IN_CLOUD: NAME.json is what there is of a node, calls.jsonl what was asked. A node that a test
+pre-empts (`preempt`) loses its processes and its homes, and its connections break.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+CLOUD = Path(os.environ.get("STAND_IN_CLOUD", "no cloud"))
+MARK = "STAND_IN_NODE"
+CONNECTION_LOST = 255
+
+
+def node_file(name: str) -> Path:
+    return CLOUD / f"{name}.json"
+
+
+def read(name: str) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads(node_file(name).read_text()))
+    except FileNotFoundError:
+        return None
+
+
+def write(name: str, node: dict[str, Any]) -> None:
+    new = node_file(name).with_suffix(f".{os.getpid()}.new")
+    new.write_text(json.dumps(node))
+    new.replace(node_file(name))
+
+
+def num_workers(accelerator_type: str) -> int:
+    return {"v5litepod-8": 1, "v5litepod-16": 2}[accelerator_type]  # fewer than it has, to be quick
+
+
+def home(name: str, worker: int) -> Path:
+    return CLOUD / "homes" / name / str(worker)
+
+
+def kill_all(name: str) -> None:
+    """SIGKILL to all processes of a node's machines."""
+    mark = f"{MARK}={name}".encode()
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (place / "environ").read_bytes().split(b"\0"):
+                os.kill(int(place.name), signal.SIGKILL)
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+
+
+def preempt(name: str) -> None:
+    node = read(name)
+    assert node is not None
+    write(name, node | {"state": "PREEMPTED"})
+    kill_all(name)
+
+
+def ready(name: str) -> dict[str, Any]:
+    node = read(name)
+    if node is None or node["state"] != "READY":
+        print(f"ssh: connect to host {name}: Connection refused", file=sys.stderr)
+        sys.exit(CONNECTION_LOST)
+    return node
+
+
+def ssh(name: str, worker: int, command: str) -> int:
+    node = ready(name)
+    place = home(name, worker)
+    place.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {
+        "HOME": str(place), MARK: name, "JAX_PROCESS_ID": str(worker), "JAX_NUM_PROCESSES": str(node["workers"]),
+        "JAX_COORDINATOR_ADDRESS": os.environ.get("STAND_IN_COORDINATOR", ""),
+    }  # fmt: skip
+    process = subprocess.Popen(["bash", "-c", command], cwd=place, env=environment, stdin=subprocess.DEVNULL)
+    while process.poll() is None:
+        if read(name) != node:
+            process.kill()
+            return CONNECTION_LOST
+        time.sleep(0.05)
+    return CONNECTION_LOST if read(name) != node else process.returncode
+
+
+def create(name: str, accelerator_type: str) -> None:
+    if read(name) is not None:
+        sys.exit(f"ERROR: ALREADY_EXISTS: {name}")
+    write(name, {"state": "READY", "workers": num_workers(accelerator_type), "type": accelerator_type})
+
+
+def delete(name: str) -> None:
+    kill_all(name)
+    node_file(name).unlink()
+    shutil.rmtree(CLOUD / "homes" / name, ignore_errors=True)
+
+
+def main(arguments: list[str]) -> int:
+    with (CLOUD / "calls.jsonl").open("a") as calls:
+        calls.write(json.dumps(arguments) + "\n")
+    assert arguments[:2] == ["compute", "tpus"] and "--zone=here" in arguments
+    group, verb, *rest = arguments[2:]
+    flags = dict(
+        argument[2:].split("=", 1) if "=" in argument else (argument[2:], "")
+        for argument in rest
+        if argument.startswith("--")
+    )
+    places = [argument for argument in rest if not argument.startswith("--")]
+    name = places[0]
+    if group == "queued-resources":
+        return queued(verb, name, flags)
+    if verb == "create":
+        create(name, flags["accelerator-type"])
+    elif verb == "delete":
+        delete(name)
+    elif verb == "describe":
+        node = read(name)
+        if node is None:
+            sys.exit(f"ERROR: (gcloud.compute.tpus.tpu-vm.describe) NOT_FOUND: Resource '{name}' was not found")
+        print(json.dumps({"state": node["state"], "networkEndpoints": [{}] * node["workers"]}))
+    elif verb == "scp":
+        source, (name, place) = places[0], places[1].split(":")
+        for worker in range(ready(name)["workers"]):
+            home(name, worker).mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, home(name, worker) / place)
+    elif verb == "ssh":
+        workers = range(ready(name)["workers"]) if flags["worker"] == "all" else [int(flags["worker"])]
+        return max(ssh(name, worker, flags["command"]) for worker in workers)
+    else:
+        sys.exit(f"ERROR: unknown command {verb}")
+    return 0
+
+
+def queued(verb: str, name: str, flags: dict[str, str]) -> int:
+    """A request waits for its second look; a file NAME.suspended makes it be suspended once."""
+    request, suspended = CLOUD / f"{name}.request", CLOUD / f"{name}.suspended"
+    if verb == "create":
+        assert flags["node-id"] == name
+        request.write_text(flags["accelerator-type"])
+    elif verb == "delete":
+        request.unlink()
+        if read(name) is not None:
+            delete(name)
+    elif not request.exists():
+        sys.exit("ERROR: NOT_FOUND: no such request")
+    elif suspended.exists():
+        suspended.unlink()
+        print(json.dumps({"state": {"state": "SUSPENDED"}}))
+    else:
+        print(json.dumps({"state": {"state": "WAITING_FOR_RESOURCES"}}))
+        create(name, request.read_text())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

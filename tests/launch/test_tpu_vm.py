@@ -1,0 +1,342 @@
+"""`make tpu-pretrain` against a stand-in gcloud: what is asked of it, in which order, and what becomes of a run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from realm_jax.run_dir import RunDir
+from realm_jax.training.metrics import read_metrics
+from tests.launch import stand_in_gcloud
+from tests.launch.stub_stages import LAUNCH, load_launcher
+from tests.training.test_two_hosts import free_port
+
+STAND_IN = Path(stand_in_gcloud.__file__)
+POD = ["--tpu=realm", "--zone=here", "--accelerator_type=v5litepod-16", "--run_dir=/shared/run"]
+ONE = ["--tpu=realm", "--zone=here"]
+
+
+@pytest.fixture
+def pretrain(monkeypatch):
+    """The script, in a hurry; signal handlers are put back."""
+    sys.path.insert(0, str(LAUNCH / "tpu_vm"))
+    module = load_launcher("tpu_vm/pretrain")
+    for name in ("LOOK_SECS", "WAIT_SECS", "LOST_SECS"):
+        monkeypatch.setattr(module, name, 0.05)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield module
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    sys.path.remove(str(LAUNCH / "tpu_vm"))
+
+
+@pytest.fixture
+def cloud(tmp_path, monkeypatch):
+    """An empty cloud, and a Python on its machines that runs $LAUNCHER (bash) in place of launch/local.py."""
+    place = tmp_path / "cloud"
+    (place / "bin").mkdir(parents=True)
+    (place / "bin" / "gcloud").write_text(f'#!/bin/sh\nexec {sys.executable} -S {STAND_IN} "$@"\n')
+    (place / "python").write_text('#!/bin/bash\necho "$*" >>"$STAND_IN_CLOUD/started"\neval "$LAUNCHER"\n')
+    for program in (place / "bin" / "gcloud", place / "python"):
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{place / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("STAND_IN_CLOUD", str(place))
+    monkeypatch.setenv("REALM_JAX_PYTHON", str(place / "python"))
+    monkeypatch.setenv("LAUNCHER", "echo hello from $HOME; exit 0")
+    monkeypatch.setattr(stand_in_gcloud, "CLOUD", place)
+    yield place
+    for node in place.glob("*.json"):
+        stand_in_gcloud.kill_all(node.stem)
+
+
+def calls(cloud):
+    """What gcloud was asked for, the looks left out."""
+    asked = [json.loads(line) for line in (cloud / "calls.jsonl").read_text().splitlines()]
+    return [" ".join(words[2:4]) for words in asked if words[3] != "describe"]
+
+
+def started(cloud):
+    return [line.split("launch/local.py ")[1] for line in sorted((cloud / "started").read_text().splitlines())]
+
+
+def wait_for(condition, secs=30.0):
+    end = time.monotonic() + secs
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def test_a_run_on_a_pod_from_nothing(pretrain, cloud, capsys):
+    assert pretrain.main([*POD, "--spot", "--corpus=tfds:x", "--gin.SEED=3"]) == 0
+    order = ["tpu-vm create", "tpu-vm ssh", "tpu-vm scp", *["tpu-vm ssh"] * 5]
+    assert calls(cloud) == order  # running? upload; install on all, start on two, follow two
+    created = next(line for line in (cloud / "calls.jsonl").read_text().splitlines() if '"create"' in line)
+    for flag in ("--accelerator-type=v5litepod-16", "--version=v2-alpha-tpuv5-lite", "--spot"):
+        assert f'"{flag}"' in created
+    common = "--run_dir=/shared/run --corpus=tfds:x --gin.SEED=3"
+    assert started(cloud) == [f"{common} --host={host} --num_hosts=2" for host in range(2)]
+    written = capsys.readouterr()
+    assert written.out == f"hello from {stand_in_gcloud.home('realm', 0)}\n"  # of the first machine alone
+    assert "still there, at a cost: realm; the same command with --delete" in written.err
+    # what git ignores stays here
+    checkout = stand_in_gcloud.home("realm", 1) / "realm_jax"
+    assert (checkout / "launch" / "local.py").exists() and not (checkout / ".git").exists()
+    # once more: the TPU VM is there
+    assert pretrain.main(POD) == 0
+    assert calls(cloud).count("tpu-vm create") == 1
+
+
+def test_a_run_that_is_at_work_is_followed(pretrain, cloud, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv(
+        "LAUNCHER", f"echo begun; while [ ! -e {tmp_path / 'may_end'} ]; do sleep 0.05; done; echo ended"
+    )
+    first = threading.Thread(target=lambda: pretrain.Supervisor(pretrain.parse(ONE)[0], pretrain.parse(ONE)[0].trainer, pretrain.Gcloud("here", None), lambda: None, False).run())  # fmt: skip
+    first.start()
+    wait_for(lambda: (cloud / "started").exists())
+    threading.Timer(0.5, (tmp_path / "may_end").touch).start()
+    assert pretrain.main(ONE) == 0
+    first.join(30)
+    assert capsys.readouterr().out == "begun\nended\n" and len(started(cloud)) == 1
+    assert calls(cloud).count("tpu-vm scp") == 1
+
+
+def test_after_pre_emption_it_is_created_again(pretrain, cloud, monkeypatch, capsys, tmp_path):
+    done = tmp_path / "done"
+    monkeypatch.setenv("LAUNCHER", f"while [ ! -e {done} ]; do sleep 0.05; done; echo resumed")
+
+    def take_away():
+        wait_for(lambda: (cloud / "started").exists() and len(started(cloud)) == 2)
+        stand_in_gcloud.preempt("realm")
+        done.touch()
+
+    thread = threading.Thread(target=take_away)
+    thread.start()
+    assert pretrain.main([*POD, "--max_failures=0"]) == 0
+    thread.join()
+    assert len(started(cloud)) == 4
+    assert [call for call in calls(cloud) if call.split()[1] not in ("ssh", "scp")] == [
+        "tpu-vm create", "tpu-vm delete", "tpu-vm create",
+    ]  # fmt: skip
+    written = capsys.readouterr()
+    assert "realm is PREEMPTED: it is replaced, and the run goes on from its last checkpoint" in written.err
+    assert written.out == "resumed\n"
+
+
+@pytest.mark.parametrize(("status", "starts"), [(7, 3), (2, 1)])
+def test_failing_again_and_again_is_told_with_the_last_words(pretrain, cloud, monkeypatch, capsys, status, starts):
+    """The second machine fails; the first is stopped each time. Bad arguments stay bad."""
+    monkeypatch.setenv(
+        "LAUNCHER",
+        f'case "$*" in *--host=1*) echo no disk; exit {status};; esac; trap "exit 143" TERM; sleep 100 & wait $!',
+    )
+    assert pretrain.main([*POD, "--max_failures=2"]) == 1
+    said = capsys.readouterr().err
+    assert f"realm, machine 1: ended with {status}; its last words:\nno disk\n" in said
+    assert said.count("all machines start again from the last checkpoint") == starts - 1
+    assert len(started(cloud)) == 2 * starts
+    (left,) = (stand_in_gcloud.home("realm", 0) / "realm_jax_launcher" / "status",)
+    assert left.read_text() == "143\n"
+
+
+def test_a_signal_on_another_machine_is_no_failure(pretrain, cloud, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("LAUNCHER", f"[ -e {tmp_path / 'once'} ] && exit 0; touch {tmp_path / 'once'}; exit 143")
+    assert pretrain.main([*ONE, "--max_failures=0"]) == 0
+    assert len(started(cloud)) == 2
+
+
+def test_a_lost_connection_is_made_again_and_no_line_is_told_twice(pretrain, cloud, monkeypatch, capsys, tmp_path):
+    ended = tmp_path / "may_end"
+    monkeypatch.setenv("LAUNCHER", f"echo one; echo two; while [ ! -e {ended} ]; do sleep 0.05; done; echo three")
+    follow, lost = pretrain.Gcloud.follow, []
+
+    def breaks(self, name, worker, command):
+        process = follow(self, name, worker, command)
+        if not lost:
+            lost.append(command)
+
+            def cut():
+                wait_for(lambda: "two" in capsys_out)
+                os.killpg(process.pid, signal.SIGKILL)
+                ended.touch()
+
+            threading.Thread(target=cut).start()
+            poll = process.poll
+            process.poll = lambda: 255 if poll() is not None else None
+        return process
+
+    capsys_out = []
+    monkeypatch.setattr("builtins.print", lambda *words, **others: capsys_out.append(*words))
+    monkeypatch.setattr(pretrain.Gcloud, "follow", breaks)
+    assert pretrain.main(ONE) == 0
+    assert [line for line in capsys_out if line in ("one", "two", "three")] == ["one", "two", "three"]
+    assert len(started(cloud)) == 1
+
+
+def test_being_stopped_ends_the_run_with_a_checkpoint(pretrain, cloud, monkeypatch, capsys):
+    monkeypatch.setenv("LAUNCHER", 'trap "echo checkpoint; exit 143" TERM; echo begun; sleep 100 & wait $!')
+
+    def stop():
+        wait_for(lambda: (cloud / "started").exists() and len(started(cloud)) == 2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    assert pretrain.main(POD) == 143
+    thread.join()
+    assert "ending the run, with up to 90 s for a checkpoint" in capsys.readouterr().err
+    for worker in range(2):
+        place = stand_in_gcloud.home("realm", worker) / "realm_jax_launcher"
+        assert (place / "status").read_text() == "143\n" and "checkpoint" in (place / "output.log").read_text()
+    assert stand_in_gcloud.read("realm") is not None
+    assert pretrain.main([*POD, "--delete"]) == 0
+    assert stand_in_gcloud.read("realm") is None
+
+
+def test_a_queue_is_waited_for_and_joined_again(pretrain, cloud, capsys):
+    (cloud / "realm.suspended").touch()
+    (cloud / "realm.request").write_text("v5litepod-8")
+    assert pretrain.main([*ONE, "--queued", "--spot"]) == 0
+    asked = [call for call in calls(cloud) if call.startswith("queued")]
+    assert asked == ["queued-resources delete", "queued-resources create"]
+    assert "realm: WAITING_FOR_RESOURCES" in capsys.readouterr().err
+    assert pretrain.main([*ONE, "--queued", "--delete"]) == 0
+    assert not (cloud / "realm.request").exists() and stand_in_gcloud.read("realm") is None
+
+
+def test_slices_that_only_embed(pretrain, cloud, monkeypatch):
+    """They are restarted by themselves, and stopped when the trainer is done."""
+    monkeypatch.setenv(
+        "LAUNCHER",
+        'case "$*" in *--embed_only*) trap "exit 143" TERM; touch $STAND_IN_CLOUD/embeds$$; sleep 100 & wait $!;; '
+        "*) while [ $(ls $STAND_IN_CLOUD | grep -c embeds) -lt 2 ]; do sleep 0.05; done;; esac",
+    )
+    assert pretrain.main([*POD, "--embedder_tpus=2"]) == 0
+    embeds = [line for line in started(cloud) if "--embed_only" in line]
+    assert [line.split("--log_dir=logs/realm ")[1] for line in embeds] == [
+        f"--host={host} --num_hosts=2" for host in range(2)
+    ]
+    assert [line for line in started(cloud) if "--embedder=none" in line and "--host=1" in line]
+    for number in range(2):
+        status = stand_in_gcloud.home(f"realm-embedder-{number}", 0) / "realm_jax_launcher" / "status"
+        assert status.read_text() == "143\n"
+
+
+def test_dry_run_prints_every_command_and_runs_none(pretrain, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))  # neither gcloud nor git
+    assert pretrain.main([*POD, "--queued", "--embedder_tpus=1", "--project=mine", "--dry_run"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    commands = [line for line in printed if not line.startswith("#")]
+    assert all(line.startswith("gcloud compute tpus ") for line in commands)
+    assert sum("worker.sh start" in line for line in commands) == 5  # four machines and the embedder's one
+    assert sum("queued-resources create" in line for line in commands) == 2
+    assert all(line.endswith("--project=mine") for line in commands)
+
+
+def test_without_gcloud_it_says_where_to_get_it(pretrain, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert pretrain.main(ONE) == 1
+    assert "gcloud is not installed; see https://cloud.google.com/sdk/docs/install" in capsys.readouterr().err
+
+
+def test_what_gcloud_refuses_is_told_in_its_words(pretrain, cloud, capsys):
+    stand_in_gcloud.node_file("realm").write_text("{")
+    assert pretrain.main(ONE) == 1
+    said = capsys.readouterr().err
+    assert "gcloud compute tpus tpu-vm describe realm" in said and "JSONDecodeError" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([*ONE, "--accelerator_type=v5litepod-16"], "--run_dir=runs/realm lies on one machine of several"),
+        ([*ONE, "--embedder_tpus=1"], "--run_dir=runs/realm lies on one machine of several"),
+        ([*ONE, "--accelerator_type=a100"], "expected an accelerator type such as v5litepod-8 or v4-32, got 'a100'"),
+        ([*ONE, "--host=1"], "--host is for launch/local.py alone"),
+        ([*POD, "--embedder_tpus=1", "--embedder_type=v4-32"], "--embedder_type=v4-32 has 4 machines"),
+        (["--tpu=realm"], "--zone"),
+    ],
+)
+def test_a_wrong_command_line(pretrain, capsys, arguments, message):
+    with pytest.raises(SystemExit) as refused:
+        pretrain.parse(arguments)
+    assert refused.value.code == 2 and message in capsys.readouterr().err
+
+
+def worker(home, *arguments, **environment):
+    return subprocess.run(
+        ["bash", str(LAUNCH / "tpu_vm" / "worker.sh"), *arguments],
+        env=os.environ | {"HOME": str(home)} | environment, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+
+def test_a_machine_without_a_run(tmp_path):
+    assert worker(tmp_path, "running").returncode == 1
+    assert worker(tmp_path, "follow").returncode == 3
+    assert worker(tmp_path, "stop").stdout == "nothing is running\n"
+    unknown = worker(tmp_path, "dance")
+    assert unknown.returncode == 2 and "worker.sh start ARGUMENT" in unknown.stderr
+
+
+def test_an_environment_is_made_anew_only_for_other_packages(repository, tmp_path):
+    checkout, log = tmp_path / "realm_jax", tmp_path / "made"
+    for name in ("launch/tpu_vm/worker.sh", "setup.py", "constraints/py311.txt"):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_bytes((repository / name).read_bytes())
+    (tmp_path / "bin").mkdir()
+    make = tmp_path / "bin" / "make"
+    make.write_text(f'#!/bin/sh\n[ -e "$1" ] || {{ mkdir -p .venv-tpu; touch "$1"; echo made >>{log}; }}\n')
+    make.chmod(0o755)
+    path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+
+    def install():
+        done = subprocess.run(
+            ["bash", str(checkout / "launch/tpu_vm/worker.sh"), "install"],
+            env=os.environ | {"HOME": str(tmp_path), "PATH": path}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
+    install()
+    install()
+    assert log.read_text() == "made\n"
+    with (checkout / "setup.py").open("a") as file:
+        file.write("# another package\n")
+    install()
+    assert log.read_text() == "made\nmade\n"
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+def test_two_machines_train_together_and_one_is_pre_empted(pretrain, cloud, monkeypatch, tmp_path, capsys):
+    """The real launcher and trainers; the TPU VM is taken away in mid-training, and the run resumes on a new one."""
+    run = RunDir.of(tmp_path / "run")
+    monkeypatch.setenv("REALM_JAX_PYTHON", sys.executable)
+    monkeypatch.setenv("STAND_IN_COORDINATOR", f"localhost:{free_port()}")
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
+    taken_at = []
+
+    def take_away():
+        wait_for(lambda: len([row for row in read_metrics(run) if "loss" in row]) > 4, 600)
+        taken_at.append(max(int(step.name) for step in run.checkpoints.iterdir() if step.name.isdigit()))
+        stand_in_gcloud.preempt("realm")
+
+    thread = threading.Thread(target=take_away)
+    thread.start()
+    arguments = [
+        *POD[:-1], f"--run_dir={run.path}", "--gin.train.num_steps=12", "--gin.train.checkpoint_every_steps=2",
+        "--gin.train.evaluate_every_steps=0", "--gin.evaluate.max_queries=20", "--gin.evaluate.num_masked_sentences=20",
+    ]  # fmt: skip
+    assert pretrain.main(arguments) == 0
+    thread.join()
+    said = capsys.readouterr()
+    assert "realm is PREEMPTED" in said.err and str(run.report_html) in said.out
+    assert [row["step"] for row in read_metrics(run) if "loss" in row] == list(range(1, 13))
+    log = (run.logs / "train.log").read_text()
+    assert (taken_at[0] >= 2 and f"resuming at step {taken_at[0]}" in log) or "resuming at step" in log
+    assert "process 0 of 2" in log
