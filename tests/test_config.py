@@ -1,4 +1,5 @@
 import re
+import sys
 from pathlib import Path
 
 import gin
@@ -307,6 +308,34 @@ def test_refused_on_the_command_line(bind, binding, expected):
     with pytest.raises(ValueError) as excinfo:
         bind(GOOD, binding)
     assert re.search(expected, message(excinfo)), message(excinfo)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "20\nimport antigravity",
+        "20\nfrom turtledemo import clock",
+        "20\ninclude '/etc/passwd'",
+        "20\nsample_jobs.teach.corpus = 'x'",
+        "(1)\nimport antigravity",
+        "'a'\nimport antigravity\n)",
+        "@sample_jobs.Encoder()\nimport antigravity",
+        "20\rimport antigravity",
+        "20\x0cimport antigravity",
+    ],
+)
+def test_a_value_brings_along_no_statement(bind, value):
+    """--gin.NAME=VALUE is one value: nothing is imported or read for what stands behind it."""
+    before = set(sys.modules)
+    with pytest.raises(ValueError, match=r"^--gin\.train\.num_steps"):
+        bind(GOOD, f"train.num_steps={value}")
+    assert not {"antigravity", "turtledemo", "turtledemo.clock"} & (set(sys.modules) - before)
+
+
+@pytest.mark.parametrize("value", ["@os.system('true')", "@os.getpid()", "@os.getpid", "@sample_jobs.os.getpid()"])
+def test_a_value_names_only_what_the_files_import(bind, value):
+    with pytest.raises(ValueError, match=r"'os' is not imported|there is no 'os' in sample_jobs|--gin"):
+        bind(GOOD, f"train.schedule={value}")
 
 
 def test_a_job_parameter_without_a_value_is_named(bind):

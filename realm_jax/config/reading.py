@@ -75,7 +75,10 @@ class Parsed:
             name, equals, value = binding.partition("=")
             if not equals or not re.fullmatch(r"[\w./]+", name.strip()):
                 raise ConfigError(f"{COMMAND_LINE}.{binding}: expected {COMMAND_LINE}.NAME.PARAM=VALUE")
-            lines = [*self._imports(), f"{name.strip()} = {_as_gin_value(value.strip())}"]
+            statement = f"{name.strip()} = {_as_gin_value(value.strip())}"
+            if _is_several(statement):  # an import, say: a value brings along no code
+                raise ConfigError(f"{COMMAND_LINE}.{binding}: expected one value, got further statements behind it")
+            lines = [*self._imports(), statement]
             self._read("\n".join(lines), COMMAND_LINE)
 
     def _imports(self) -> list[str]:
@@ -228,6 +231,14 @@ def _as_gin_value(text: str) -> str:
     except (SyntaxError, tokenize.TokenError):
         return repr(text)
     return text
+
+
+def _is_several(text: str) -> bool:
+    """Whether a further statement follows the first; nothing is looked up or imported for it."""
+    try:
+        return any(number > 0 for number, _ in enumerate(config_parser.ConfigParser(text, _Placeholders())))
+    except (SyntaxError, tokenize.TokenError):
+        return False
 
 
 class _Placeholders(config_parser.ParserDelegate):
