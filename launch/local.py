@@ -52,7 +52,17 @@ from realm_jax.run_lock import InUse, exclusive  # noqa: E402
 from realm_jax.storage import Place, RemotePath, as_place  # noqa: E402
 from realm_jax.training.progress import progress_figures  # noqa: E402
 
-RECIPES = ("tiny", "documents", "encyclopedia")
+STAGES = ("reader", "ict", "realm")
+RECIPES = tuple(  # names of which there is a run file for every stage
+    sorted(
+        set.intersection(
+            *(
+                {file.stem.removeprefix(f"{stage}_") for file in (ROOT / "gin/runs").glob(f"{stage}_*.gin")}
+                for stage in STAGES
+            )
+        )
+    )
+)
 TRAINERS = ("train", "ict", "reader")
 FIRST_BACK_OFF_SECS, LONGEST_BACK_OFF_SECS = 1.0, 60.0
 HEALTHY_SECS = 300.0  # an embed job that lived so long has nothing to do with the failures before it

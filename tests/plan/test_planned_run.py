@@ -1,13 +1,19 @@
 """The run that a run file would train, read without its corpus, and what cannot be planned."""
 
 import dataclasses
+import re
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from realm_jax import config
 from realm_jax.plan import planned_run
 from realm_jax.plan.bound_jobs import LEFT_OPEN, arguments_of
+from realm_jax.plan.figures import gather
+from realm_jax.plan.hardware import find_slice
 from realm_jax.plan.planned_run import MeshSizes, PlannedRun, mesh_sizes, run_of_the_file
+from realm_jax.plan.programs import programs_of
 from realm_jax.retrieval.build_version import DEFAULT_BATCHES
 from realm_jax.tasks.task import Task
 from realm_jax.training.optimizer import OptimizerConfig
@@ -40,6 +46,41 @@ def test_any_run_file_of_training_can_be_planned(name):
     program = run.program()
     assert program.flops_per_example > 0
     assert mesh_sizes(run.mesh, 1, run.batch_size, "v5e:1x1") == (1, 1, 1)
+
+
+ON_TPU = [f"runs/{stage}_base.gin" for stage in ("realm", "ict", "reader")]
+ON_GPU = [f"runs/{stage}_base_gpu.gin" for stage in ("realm", "ict", "reader")]
+
+
+@pytest.mark.parametrize("name", [*ON_TPU, *ON_GPU])
+def test_recipes_for_accelerators_are_traced(name):
+    """For eight devices, and those on GPUs for seven as well, the embed job having one."""
+    bind(name)
+    run = run_of_the_file()
+    sizes = mesh_sizes(run.mesh, 8, run.batch_size, "eight")
+    assert name in ON_TPU or mesh_sizes(run.mesh, 7, run.batch_size, "seven") == (7, 1, 1)
+    step = programs_of(run, run.program(), jax.devices(), sizes, jax.devices()[:1])["train step"]
+    state, figures = step.jitted.trace(*step.values).out_info
+    assert figures["loss"].shape == () and state.step.dtype == jnp.int32
+
+
+@pytest.mark.parametrize("name", ON_TPU)
+def test_recipes_for_tpus_fit_and_take_the_time_that_they_say(name):
+    kwargs = config.bind("plan", [name])
+    run, tpu = run_of_the_file(), find_slice(kwargs["topology"])
+    assert tpu.name == "v5e:2x4"
+    figures = gather(
+        run, run.program(), tpu, mesh_sizes(run.mesh, 8, run.batch_size, tpu.name), {},
+        num_documents=1_000_000, mean_document_len=288, embed_chips=1, utilisation=0.4,
+    )  # fmt: skip
+    assert figures.memory.needed < 0.5 * figures.memory.capacity
+    said = re.search(
+        r"Time: (.+) if 40 %.*\((\d+) (\d+) steps of ([\d.]+) ([TP])FLOP\)", config.find_gin_file(name).read_text()
+    )
+    hours = {"1.5 hours": 1.5, "25 minutes": 25 / 60, "half an hour": 0.5}[said[1]]
+    assert figures.step.secs * run.num_steps / 3600 == pytest.approx(hours, rel=0.1)
+    assert int(said[2] + said[3]) == run.num_steps
+    assert figures.step.flops.model == pytest.approx(float(said[4]) * {"T": 1e12, "P": 1e15}[said[5]], rel=0.02)
 
 
 def test_what_is_left_open_stays_open_for_others():
