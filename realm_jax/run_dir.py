@@ -225,5 +225,5 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     path = as_place(path)
     try:
         return json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: thousands of brackets
         raise ValueError(f"{path} does not hold JSON: {error}") from error

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32, Int64, Integer
 
+DAMAGED = "the offsets of an array are damaged: they point outside of its values; build the corpus again"
+
 
 class Ragged:
     """Rows of different lengths: flat values and int64 offsets, usually memory-mapped.
@@ -26,7 +28,10 @@ class Ragged:
         """One row as int32 (a copy: the files hold unsigned 16-bit values, which must not be subtracted from)."""
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
-        return self._values[self._offsets[row] : self._offsets[row + 1]].astype(np.int32)
+        start, stop = int(self._offsets[row]), int(self._offsets[row + 1])
+        if not 0 <= start <= stop <= self.num_values:
+            raise ValueError(DAMAGED)
+        return self._values[start:stop].astype(np.int32)
 
     def values_of(self, first: int, stop: int) -> Int64[np.ndarray, "num_values *pair"]:
         """The values of rows first to stop - 1 one after the other; `lengths` tells where each row ends."""
@@ -70,7 +75,10 @@ class Ragged:
         safe = np.maximum(ids, 0).astype(np.int64)
         starts = self._offsets[safe] if len(self) else np.zeros(safe.shape, np.int64)
         ends = self._offsets[safe + 1] if len(self) else starts
-        return starts, np.where(ids >= 0, ends - starts, 0)
+        lengths = ends - starts
+        if ids.size and (starts.min() < 0 or lengths.min() < 0 or ends.max() > self.num_values):
+            raise ValueError(DAMAGED)
+        return starts, np.where(ids >= 0, lengths, 0)
 
 
 def open_array(path: Path, length: int | None = None) -> np.ndarray:
@@ -78,8 +86,12 @@ def open_array(path: Path, length: int | None = None) -> np.ndarray:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise ValueError(f"{path} is missing; build the corpus again") from error
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # of a damaged header numpy raises whatever its parser raises
         raise ValueError(f"{path} is damaged or cut short ({error}); build the corpus again") from error
+    if array.ndim == 0 or array.dtype.kind not in "iu":
+        raise ValueError(
+            f"{path}: expected whole numbers in rows, got {array.dtype} {array.shape}; build the corpus again"
+        )
     if length is not None and len(array) != length:
         raise ValueError(f"{path}: expected {length} rows, got {len(array)}; build the corpus again")
     return array.view(np.ndarray)
@@ -87,5 +99,9 @@ def open_array(path: Path, length: int | None = None) -> np.ndarray:
 
 def open_ragged(directory: Path, name: str, num_rows: int) -> Ragged:
     offsets = open_array(directory / f"{name}.offsets.npy", num_rows + 1)
+    if offsets.ndim != 1 or not len(offsets):
+        raise ValueError(
+            f"{directory / name}.offsets.npy: expected a row of offsets, got {list(offsets.shape)}; build the corpus again"
+        )
     values = open_array(directory / f"{name}.values.npy", int(offsets[-1]))
     return Ragged(values, offsets)

@@ -91,7 +91,10 @@ class Corpus:
         """The id of the article, file or record that a document was cut from."""
         if not 0 <= document < self.num_documents:
             raise IndexError(f"document {document} of {self.num_documents}")
-        return self._source_name(int(np.searchsorted(self._source_first, document, side="right")) - 1)
+        source = int(np.searchsorted(self._source_first, document, side="right")) - 1
+        if not 0 <= source < self.info.num_sources:
+            raise ValueError(f"{self.directory}/tokens/source_first.npy is damaged; build the corpus again")
+        return self._source_name(source)
 
     def documents_of(self, source_id: str) -> Int64[np.ndarray, "num_found"]:
         """The documents cut from a source, ascending; empty for an unknown id. By binary search, no table in memory."""
@@ -99,11 +102,17 @@ class Corpus:
         first = int(np.searchsorted(self._source_hashes, wanted, side="left"))
         last = int(np.searchsorted(self._source_hashes, wanted, side="right"))
         runs = [
-            np.arange(self._source_first[source], self._source_first[source + 1], dtype=np.int64)
+            self._documents_from(source)
             for source in sorted(self._source_order[first:last].tolist())
             if self._source_name(source) == source_id
         ]
         return np.concatenate(runs) if runs else np.zeros(0, np.int64)
+
+    def _documents_from(self, source: int) -> Int64[np.ndarray, "num_found"]:
+        start, stop = (int(first) for first in self._source_first[source : source + 2])
+        if not 0 <= start <= stop <= self.num_documents:
+            raise ValueError(f"{self.directory}/tokens/source_first.npy is damaged; build the corpus again")
+        return np.arange(start, stop, dtype=np.int64)
 
     def block(self, document: int | np.integer) -> Block:
         """The text of a document with its sentences and salient spans in characters.

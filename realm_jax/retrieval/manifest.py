@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +32,7 @@ class ShardFile:
     def __post_init__(self) -> None:
         check_fields(self)
         parts = Path(self.path).parts
-        if not parts or ".." in parts or Path(self.path).is_absolute():
+        if not parts or ".." in parts or Path(self.path).is_absolute() or "\x00" in self.path:
             raise ValueError(f"a shard's file must lie within its version, got {self.path!r}")
 
 
@@ -95,6 +96,9 @@ class Manifest:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        for name in ("search_recall", "built_at", "build_secs"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be a finite number, got {getattr(self, name)}")
         expected = 0
         for shard in self.shards:
             if shard.first_document != expected or shard.count < 1:

@@ -80,7 +80,7 @@ def finished_shard(version_dir: Place, name: str, made_from: Mapping[str, Any]) 
         for file in shard.files:
             check_size(version_dir, file)
             check_content(version_dir, file)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return shard
 
@@ -90,7 +90,7 @@ def recorded_origin(version_dir: Place, name: str) -> dict[str, Any] | None:
     try:
         made_from = json.loads((version_dir / name / SHARD_RECORD).read_bytes())["made_from"]
         return made_from if {"version", "snapshot_checksum"} <= set(made_from) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -82,7 +82,7 @@ def read_manifest(version_dir: str | os.PathLike[str]) -> Manifest:
         manifest = Manifest.from_json(json.loads(path.read_bytes()))
     except FileNotFoundError as error:
         raise IndexRefused(f"{path} is missing: this index version was never published, or is retired") from error
-    except (ValueError, OSError) as error:  # torn JSON and broken UTF-8 are ValueErrors too
+    except (ValueError, OSError, RecursionError) as error:  # torn JSON and broken UTF-8 are ValueErrors too
         if isinstance(error, OSError) and is_remote(path):
             raise  # a network that fails now may be back at the next look
         raise IndexRefused(f"{path} is damaged: {error}; {REBUILD}") from error

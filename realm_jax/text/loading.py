@@ -1,8 +1,8 @@
 """Loads a tokenizer of either kind from what was saved, or from a bare vocabulary or model file."""
 
-import json
 from pathlib import Path
 
+from realm_jax.run_dir import read_json
 from realm_jax.storage import fetch
 from realm_jax.text.sentence_piece import SENTENCEPIECE_FILE, SentencePieceTokenizer
 from realm_jax.text.tokenizer import SETTINGS_FILE
@@ -22,7 +22,9 @@ def load_tokenizer(path: str | Path) -> SentencePieceTokenizer | WordPieceTokeni
         return _load_sentencepiece(path)
     settings: dict = {}
     if (path / SETTINGS_FILE).is_file():
-        settings = json.loads((path / SETTINGS_FILE).read_text(encoding="utf-8"))
+        settings = read_json(path / SETTINGS_FILE)
+        if not isinstance(settings, dict) or not isinstance(settings.get("fingerprint", ""), str):
+            raise ValueError(f"{path / SETTINGS_FILE} holds no settings of a tokenizer; build the corpus again")
     tokenizer: SentencePieceTokenizer | WordPieceTokenizer
     if settings.get("kind", "sentencepiece") == "sentencepiece" and (path / SENTENCEPIECE_FILE).is_file():
         tokenizer = _load_sentencepiece(path / SENTENCEPIECE_FILE)

@@ -207,6 +207,35 @@ def test_damaged_files(corpus, name):
         Corpus.open(corpus.directory)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("bodies.offsets", np.float64([0, 7, 9, 13]), "expected whole numbers in rows, got float64"),
+        ("bodies.offsets", np.int64(3), "expected whole numbers in rows, got int64"),
+        ("bodies.offsets", np.array([0, 1, 2, 3], object), "is damaged or cut short"),
+        ("bodies.offsets", b"\x93NUMPY\x01\x00\x08\x00{'descr':", "is damaged or cut short"),
+        ("bodies.offsets", np.int64([0, -5, 9, 13]), "offsets of an array are damaged"),
+        ("bodies.offsets", np.int64([0, 99, 9, 13]), "offsets of an array are damaged"),
+        ("source_first", np.int64([2, 2, 3]), "source_first.npy is damaged"),
+        ("source_first", np.int64([0, 1 << 40, 3]), "source_first.npy is damaged"),
+    ],
+)
+def test_arrays_of_hostile_content(corpus, name, content, message):
+    """Nothing is unpickled, and no row or source of a corpus that somebody changed is read from elsewhere in the file."""
+    path = corpus.directory / "tokens" / f"{name}.npy"
+    path.unlink()
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.save(path, content)
+    with pytest.raises(ValueError, match=message):
+        changed = Corpus.open(corpus.directory)
+        changed.bodies[0]
+        changed.bodies.gather(np.array([0]), 4)
+        changed.source_id(0)
+        changed.documents_of("é1")
+
+
 def test_arrays_of_another_corpus(corpus, tmp_path, blocks, tokenizer):
     other = make_corpus(tmp_path / "other", blocks[:1], tokenizer)
     target = corpus.directory / "tokens/bodies.values.npy"
@@ -229,6 +258,7 @@ def test_wrong_tokenizer_and_blocks(corpus, tmp_path, blocks):
     ("content", "message"),
     [
         ("{", "does not hold JSON: .*"),
+        ("[" * 100_000, "does not hold JSON: .*"),
         ("[1]", "expected format_version 1, got list"),
         ('{"format_version": 9}', "expected format_version 1, got 9"),
         ('{"format_version": 1}', "lacks a field: .*"),
