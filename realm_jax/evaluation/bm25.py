@@ -1,7 +1,6 @@
 """BM25 over the words of the documents: what a retriever has to beat (Robertson & Zaragoza 2009)."""
 
 import functools
-import importlib
 import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -17,9 +16,10 @@ def _bm25s() -> Any:
 
     It also sets its logger to DEBUG then, and logs every call.
     """
-    library = importlib.import_module("bm25s")
+    import bm25s
+
     logging.getLogger("bm25s").setLevel(logging.WARNING)
-    return library
+    return bm25s
 
 
 class Bm25Index:

@@ -27,6 +27,7 @@ from realm_jax.run_dir import RunDir
 from realm_jax.run_lock import InUse, exclusive
 from realm_jax.tasks.task import Params, Task, TaskConfig
 from realm_jax.training.checkpoint import NO_VERSION, Checkpoints, ResumeUnit, check_tokenizer, load_params
+from realm_jax.training.metric_sinks import MetricSink
 from realm_jax.training.optimizer import OptimizerConfig, Schedule
 from realm_jax.training.profiler import Profiler
 from realm_jax.training.recorder import Recorder
@@ -60,6 +61,7 @@ def train(
     max_skipped_updates: int = 10,
     distributed: bool = False,
     profile_steps: tuple[int, int] | None = None,
+    metric_sinks: tuple[MetricSink, ...] = (),
 ) -> dict[str, float]:
     """Trains a task; resumes by itself from the newest checkpoint in the run directory.
 
@@ -85,6 +87,7 @@ def train(
       distributed: the run spans several processes, each started with this same command and run directory. TPU pods, Slurm
         and Kubernetes jobs are found by themselves; elsewhere set JAX_COORDINATOR_ADDRESS (host:port of the first
         process), JAX_NUM_PROCESSES and JAX_PROCESS_ID for each.
+      metric_sinks: where metrics go besides RUN/metrics, such as `training.metric_sinks.Wandb`.
       profile_steps: the first and the last step of a trace that is written to RUN/profile, such as (10, 12), counted from 0.
 
     Returns:
@@ -160,6 +163,7 @@ def train(
             log_every_steps=log_every_steps,
             non_finite=non_finite,
             max_skipped_updates=max_skipped_updates,
+            metric_sinks=metric_sinks,
         )
 
         def write_checkpoint(step: int) -> None:
