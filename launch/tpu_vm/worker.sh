@@ -19,11 +19,20 @@ STOP_SECS=90 # the launcher's own patience with its jobs is 60
 
 running() { [ -f "$pid" ] && kill -0 "$(cat "$pid")" 2>/dev/null; }
 
+has_python() {
+    local one
+    for one in python3.13 python3.12 python3.11; do
+        if "$one" -c 'import ensurepip, venv' 2>/dev/null; then return 0; fi
+    done
+    return 1
+}
+
 install() {
     [ -z "${REALM_JAX_PYTHON:-}" ] || return 0
-    if ! command -v python3.13 python3.12 python3.11 >/dev/null; then
-        sudo DEBIAN_FRONTEND=noninteractive apt-get -qq update
-        sudo DEBIAN_FRONTEND=noninteractive apt-get -qq install -y python3.11 python3.11-venv make >/dev/null
+    if ! has_python || ! command -v make >/dev/null; then # a fresh machine may still be updating itself: wait for its lock
+        local apt="sudo DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300"
+        $apt update
+        $apt install -y python3.11 python3.11-venv make >/dev/null
     fi
     cd "$checkout"
     # the environment depends on these files alone: a newer checkout with the same ones keeps it
