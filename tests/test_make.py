@@ -147,3 +147,23 @@ def test_a_tpu_vm_without_a_zone_is_refused_before_anything_is_installed(reposit
         done = make(repository, *arguments, f"VENV={tmp_path / 'venv'}")
         assert done.returncode != 0 and "expected TPU=NAME and ZONE=ZONE" in done.stderr
     assert not (tmp_path / "venv").exists()
+
+
+def test_on_the_tpu_vm_itself_the_same_target_just_runs(repository, tmp_path):
+    done = make(
+        repository, "-n", "tpu-pretrain", "RUN_DIR=runs/here", "CORPUS=docs", "RECIPE=base", f"VENV={tmp_path / 'venv'}"
+    )
+    assert (
+        f"{tmp_path / 'venv'}-tpu/bin/python launch/local.py --run_dir='runs/here' --corpus='docs' --recipe='base'"
+        in done.stdout
+    )
+    assert "LIBTPU_INIT_ARGS=" in done.stdout and "gcloud" not in done.stdout
+    refused = make(
+        repository,
+        "tpu-pretrain",
+        "ZONE=here",
+        f"VENV={tmp_path / 'venv'}",
+        "-o",
+        f"{tmp_path / 'venv'}-tpu/.installed",
+    )
+    assert refused.returncode != 0 and "ZONE='here' without TPU=NAME" in refused.stderr
