@@ -235,7 +235,10 @@ def scratch_of(place: Place) -> Path:
 
 
 def _in_cache(kind: str, place: RemotePath) -> Path:
+    """Raises OSError for an object whose name would lie elsewhere: a bucket may hold any name."""
     scheme, _, key = str(place).partition("://")
+    if scheme not in EXTRAS or ".." in key.split("/") or key.startswith("/") or "\x00" in key:
+        raise OSError(errno.EINVAL, "the name of an object leads out of its folder; remove it", str(place))
     return cache_dir() / kind / scheme / key
 
 

@@ -104,6 +104,22 @@ def test_json_is_read_and_replaced(objects):
     assert read_json(place) == {"a": 2} and objects.keys("") == ["bucket/a/b.json"]
 
 
+@pytest.mark.parametrize("name", ["../../../../outside", "a/../../../../../outside", "/outside", "a\x00b", ".."])
+def test_no_name_of_an_object_leads_out_of_the_cache(objects, tmp_path, name):
+    """A bucket may hold objects of any name, and a shared one those of anybody."""
+    put(as_place("gs://bucket/folder/file"), b"one")
+    if "\x00" not in name and not name.startswith("/"):  # names that the fake store knows to list
+        objects.put(f"bucket/folder/{name}", b"from elsewhere")
+        with pytest.raises(OSError, match="the name of an object leads out of its folder; remove it"):
+            fetch("gs://bucket/folder")
+    with pytest.raises(OSError, match="the name of an object leads out of its folder; remove it"):
+        copy_of(as_place("gs://bucket/folder") / name)
+    written = [
+        path for path in tmp_path.rglob("*") if path.is_file() and "store" not in path.relative_to(tmp_path).parts[:1]
+    ]
+    assert not written and not Path("/outside").exists()
+
+
 def test_a_copy_is_fetched_once_for_each_state(objects, monkeypatch):
     place = as_place("gs://bucket/folder/file")
     put(place, b"one")

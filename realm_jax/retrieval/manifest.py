@@ -32,7 +32,7 @@ class ShardFile:
     def __post_init__(self) -> None:
         check_fields(self)
         parts = Path(self.path).parts
-        if not parts or ".." in parts or Path(self.path).is_absolute() or "\x00" in self.path:
+        if not parts or ".." in parts or Path(self.path).is_absolute() or not self.path.isprintable():
             raise ValueError(f"a shard's file must lie within its version, got {self.path!r}")
 
 

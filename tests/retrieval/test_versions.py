@@ -210,6 +210,7 @@ def test_torn_manifests_are_refused(index_dir, corpus):
         whole.replace(b'"count": 9', b'"count": 8', 1),
         whole.replace(b'"built_at": ', b'"built_at": 1e999', 1),
         whole.replace(b".npy", b"\\u0000", 1),
+        whole.replace(b".npy", b"\\ud800", 1),
     ):
         path.write_bytes(torn)
         with pytest.raises(IndexRefused, match=r"manifest.json is damaged: .*remove the version's directory"):
