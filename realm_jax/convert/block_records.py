@@ -57,7 +57,7 @@ def block_texts(place: Path) -> Iterator[str]:
                 text = json.loads(line)["text"]
                 if isinstance(text, str):
                     text.encode()  # JSON can smuggle in half a surrogate pair, which no tokenizer or file takes
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ValueError(f'{place}, line {number}: expected {{"text": …}} ({error!r})') from error
             if not isinstance(text, str):
                 raise ValueError(f"{place}, line {number}: text is a {type(text).__name__}, expected a string")

@@ -93,9 +93,10 @@ def _weight_files(path: Path, required: bool = True) -> list[Path]:
             if not isinstance(weight_map, dict):
                 raise ValueError(f"{index} has no weight_map")
             names = sorted({str(name) for name in weight_map.values()})
-            wrong = [name for name in names if Path(name).name != name or not (path / name).is_file()]
+            wrong = [name for name in names if not re.fullmatch(r"[\w.-]{1,200}", name) or not (path / name).is_file()]
             if wrong:
-                raise FileNotFoundError(f"{index} names {', '.join(wrong)}, not in {path}; fetch the folder again")
+                listed = ", ".join(name[:200] for name in wrong[:5])
+                raise FileNotFoundError(f"{index} names {listed}, not in {path}; fetch the folder again")
             return [path / name for name in names]
         if (path / name).is_file():
             return [path / name]
@@ -131,12 +132,26 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     except Exception as error:  # a pickle that would run something, or no torch file: the kinds differ by version
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
         raise ValueError(f"{path} holds more than tensors, or is damaged ({reason}); nothing of it was run") from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    ):
         raise ValueError(f"{path} holds no tensors by name; expected what torch.save(model.state_dict()) writes")
-    # numpy has no bfloat16; what is no float (position_ids) stays as it is
-    return {
-        name: (value.float() if value.is_floating_point() else value).detach().numpy() for name, value in state.items()
-    }
+    num_bytes = path.stat().st_size
+    try:
+        for name, value in state.items():
+            if (
+                value.numel() * value.element_size() > num_bytes
+            ):  # a view that repeats a number: a copy takes any memory
+                raise ValueError(f"{name} {list(value.shape)} is larger than the file")
+        # numpy has no bfloat16; what is no float (position_ids) stays as it is
+        return {
+            name: (value.float() if value.is_floating_point() else value).detach().numpy()
+            for name, value in state.items()
+        }
+    except (ValueError, TypeError, RuntimeError) as error:  # sparse, quantised, without storage
+        raise ValueError(
+            f"{path} has a tensor that is no plain array ({error}); save it as dense float tensors"
+        ) from error
 
 
 def write_folder(path: Path, settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:

@@ -1,6 +1,7 @@
 """Folders of sentence-transformers: BERT, then pooling, then unit length, each a module that modules.json lists."""
 
 import json
+import re
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -32,13 +33,17 @@ def read_modules(path: Path) -> Modules:
     try:
         listed = json.loads((path / MODULES_FILE).read_text(encoding="utf-8"))
         modules = [(str(module["type"]).rpartition(".")[2], str(module["path"])) for module in listed]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise ValueError(f"{path / MODULES_FILE} lists no modules with type and path ({error})") from error
     kinds = [kind for kind, _ in modules]
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]) or modules[0][1]:
         raise ValueError(
             f"{path / MODULES_FILE} lists {', '.join(kinds) or 'nothing'}; only Transformer (in the folder itself), Pooling and "
             "perhaps Normalize are computed here"
+        )
+    if not re.fullmatch(r"\w{1,100}", modules[1][1]):
+        raise ValueError(
+            f"{path / MODULES_FILE} has the path {modules[1][1][:100]!r}, expected a folder beside it such as {_POOLING_FOLDER}"
         )
     place = path / modules[1][1] / "config.json"
     if not place.is_file():

@@ -12,6 +12,7 @@ Settings = Mapping[str, Any]
 # Names for one activation: the tanh approximation of GELU.
 _ACTIVATIONS = {**{name: name for name in ACTIVATIONS}, "gelu_pytorch_tanh": "gelu_new"}
 _SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+_MAX_LAYERS = 1000  # the names of all are made before the file is looked at
 # What nothing here computes otherwise: the values that a model must have.
 _FIXED = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
 
@@ -22,14 +23,18 @@ def encoder_config(settings: Settings) -> TransformerConfig:
     Raises:
       ValueError: a size that is not there, an activation or a kind of positions that is not here.
     """
-    lacking = [name for name in _SIZES if not isinstance(settings.get(name), int)]
+    lacking = [name for name in _SIZES if type(settings.get(name)) is not int or settings[name] < 1]
     if lacking:
-        raise ValueError(f"config.json has no whole number for {', '.join(lacking)}; expected those of a BERT")
+        raise ValueError(f"config.json has no whole number above 0 for {', '.join(lacking)}; expected those of a BERT")
+    if settings["num_hidden_layers"] > _MAX_LAYERS:
+        raise ValueError(
+            f"config.json has num_hidden_layers={settings['num_hidden_layers']}, expected at most {_MAX_LAYERS}"
+        )
     for name, value in _FIXED.items():
         if settings.get(name, value) != value:
             raise ValueError(f"config.json has {name}={settings[name]!r}; only {value!r} is computed here")
     activation = settings.get("hidden_act", "gelu")
-    if activation not in _ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         raise ValueError(f"config.json has hidden_act={activation!r}, valid: {', '.join(_ACTIVATIONS)}")
     return TransformerConfig(
         vocab_size=settings["vocab_size"],
@@ -40,11 +45,18 @@ def encoder_config(settings: Settings) -> TransformerConfig:
         max_length=settings.get("max_position_embeddings", 512),
         num_segments=settings.get("type_vocab_size", 2),
         activation=_ACTIVATIONS[activation],
-        dropout_rate=float(settings.get("hidden_dropout_prob", 0.1)),
-        attention_dropout_rate=float(settings.get("attention_probs_dropout_prob", 0.1)),
-        layer_norm_eps=float(settings.get("layer_norm_eps", 1e-12)),
-        initializer_range=float(settings.get("initializer_range", 0.02)),
+        dropout_rate=_number(settings, "hidden_dropout_prob", 0.1),
+        attention_dropout_rate=_number(settings, "attention_probs_dropout_prob", 0.1),
+        layer_norm_eps=_number(settings, "layer_norm_eps", 1e-12),
+        initializer_range=_number(settings, "initializer_range", 0.02),
     )
+
+
+def _number(settings: Settings, name: str, default: float) -> float:
+    value = settings.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e6:
+        raise ValueError(f"config.json has {name}={value!r}, expected a number such as {default}")
+    return float(value)
 
 
 def realm_retriever_config(settings: Settings, tied: bool = True) -> RetrieverConfig:
@@ -59,7 +71,7 @@ def span_reader_config(settings: Settings) -> SpanReaderConfig:
         encoder_config(settings),
         span_hidden_size=settings.get("span_hidden_size", 256),
         max_span_width=settings.get("max_span_width", 10),
-        span_layer_norm_eps=float(settings.get("reader_layer_norm_eps", 1e-3)),
+        span_layer_norm_eps=_number(settings, "reader_layer_norm_eps", 1e-3),
     )
 
 
@@ -143,7 +155,7 @@ def parse_settings(text: str, what: str) -> dict[str, Any]:
     """
     try:
         content = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: thousands of brackets
         raise ValueError(f"{what} does not hold JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{what} holds a {type(content).__name__}, expected an object")

@@ -113,6 +113,10 @@ def _read(prefix: str) -> dict[str, np.ndarray]:
         raise ValueError(
             f"{prefix} is a TensorFlow checkpoint and TensorFlow is not installed; pip install 'realm_jax[tensorflow]'"
         ) from error
-    reader = tensorflow.train.load_checkpoint(prefix)
-    names = [name for name in reader.get_variable_to_shape_map() if not _OPTIMIZER.search(name)]
-    return {name: reader.get_tensor(name) for name in names}
+    try:
+        reader = tensorflow.train.load_checkpoint(prefix)
+        names = [name for name in reader.get_variable_to_shape_map() if not _OPTIMIZER.search(name)]
+        return {name: reader.get_tensor(name) for name in names}
+    except (tensorflow.errors.OpError, ValueError, RuntimeError, TypeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+        raise ValueError(f"{prefix} is damaged or no TensorFlow checkpoint ({reason}); fetch it again") from error

@@ -14,7 +14,7 @@ import safetensors.numpy
 from realm_jax.convert import load_hugging_face
 from realm_jax.convert.folder import find_folder, read_tokenizer
 from tests.convert.extras import needs_package
-from tests.convert.made import VOCAB, change, golden_folder
+from tests.convert.made import VOCAB, change, golden_folder, sentence_transformer
 
 EMBEDDER = "RealmEmbedder"
 
@@ -168,9 +168,20 @@ def test_torch_files(tmp_path: Path):
     with pytest.raises(ValueError, match="nothing of it was run"):
         load_hugging_face(folder)
     assert not Harm.ran
-    torch.save([torch.ones(2)], folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="holds no tensors by name"):
-        load_hugging_face(folder)
+    for content in ([torch.ones(2)], {1: torch.ones(2)}):
+        torch.save(content, folder / "pytorch_model.bin")
+        with pytest.raises(ValueError, match="holds no tensors by name"):
+            load_hugging_face(folder)
+    for tensor, reason in (
+        (torch.zeros(1, dtype=torch.half).expand(1 << 40), r"a \[1099511627776\] is larger than the file"),
+        (torch.eye(3).to_sparse(), "no plain array"),
+        (torch.empty(2, device="meta"), "no plain array"),
+    ):
+        torch.save({"a": tensor}, folder / "pytorch_model.bin")
+        with pytest.raises(
+            ValueError, match=rf"pytorch_model.bin has a tensor that is no plain array .*{reason}|{reason}"
+        ):
+            load_hugging_face(folder)
 
 
 def test_refuses_what_is_no_folder_of_weights(tmp_path: Path):
@@ -183,6 +194,9 @@ def test_refuses_what_is_no_folder_of_weights(tmp_path: Path):
         load_hugging_face(folder)
     (folder / "config.json").write_text("[1]")
     with pytest.raises(ValueError, match=r"config.json holds a list, expected an object"):
+        load_hugging_face(folder)
+    (folder / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"config.json does not hold JSON"):
         load_hugging_face(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config.json does not hold JSON"):
@@ -199,7 +213,17 @@ def test_refuses_what_is_no_folder_of_weights(tmp_path: Path):
     [
         ({"hidden_act": "silu"}, r"hidden_act='silu', valid: gelu, gelu_new, relu, gelu_pytorch_tanh"),
         ({"position_embedding_type": "relative_key"}, r"position_embedding_type='relative_key'; only 'absolute'"),
-        ({"hidden_size": None, "vocab_size": "31"}, r"no whole number for vocab_size, hidden_size"),
+        ({"hidden_size": None, "vocab_size": "31"}, r"no whole number above 0 for vocab_size, hidden_size"),
+        (
+            {"num_attention_heads": 0, "hidden_size": True},
+            r"no whole number above 0 for hidden_size, num_attention_heads",
+        ),
+        ({"num_hidden_layers": 10**9}, r"num_hidden_layers=1000000000, expected at most 1000"),
+        ({"hidden_act": ["gelu"]}, r"hidden_act=\['gelu'\], valid: gelu"),
+        (
+            {"layer_norm_eps": "@os.system('true')"},
+            r"layer_norm_eps=\"@os.system\('true'\)\", expected a number such as 1e-12",
+        ),
         ({"architectures": ["T5Model"]}, r"names T5Model under architectures; .*one of: BertModel, BertForMaskedLM"),
         ({"architectures": None}, r"names no class under architectures"),
     ],
@@ -207,6 +231,37 @@ def test_refuses_what_is_no_folder_of_weights(tmp_path: Path):
 def test_refuses_settings_that_nothing_here_computes(changes: dict, message: str, tmp_path: Path):
     folder, _ = golden_folder(EMBEDDER, tmp_path / "model", **changes)
     with pytest.raises(ValueError, match=message):
+        load_hugging_face(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "a" * 5000, "a\x00", "..", ""]
+)
+def test_an_index_names_files_of_its_folder_alone(name: str, tmp_path: Path):
+    folder, _ = golden_folder(EMBEDDER, tmp_path / "model")
+    (folder / "model.safetensors").rename(tmp_path / "secret.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(FileNotFoundError, match=r"index.json names .*, not in .*fetch the folder again"):
+        load_hugging_face(folder)
+
+
+@pytest.mark.parametrize("place", ["../outside", "/etc", "1_Pooling/../../outside", "a" * 5000, "1_Pooling\x00", ""])
+def test_modules_lie_in_their_folder_alone(place: str, tmp_path: Path):
+    folder = sentence_transformer(tmp_path / "model")
+    (folder / "1_Pooling").rename(tmp_path / "outside")
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[1]["path"] = place
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(
+        ValueError, match=r"modules.json has the path .*, expected a folder beside it such as 1_Pooling"
+    ):
+        load_hugging_face(folder)
+
+
+def test_modules_of_thousands_of_brackets(tmp_path: Path):
+    folder = sentence_transformer(tmp_path / "model")
+    (folder / "modules.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"modules\.json lists no modules"):
         load_hugging_face(folder)
 
 
