@@ -84,6 +84,7 @@ def test_answers_are_regular_expressions_when_told_so(tmp_path):
         '{"question": "x", "answer": "y", "gold_id": [1]}',
         '{"question": "x", "answers": ["y"], "positive_ctxs": [{"title": "no text"}]}',
         "[1]",
+        '{"question": "x", "answer": ' + '{"Value": ' * 400 + '"y"' + "}" * 400 + "}",
     ],
 )
 def test_a_line_that_is_not_what_the_format_says_is_named(tmp_path, line):

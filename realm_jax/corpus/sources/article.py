@@ -26,6 +26,7 @@ NOT_UTF8 = "not UTF-8"
 MALFORMED = "malformed record"
 DUPLICATE_ID = "duplicate id"
 DAMAGED_FILE = "truncated or corrupted file"
+OVER_COMPRESSED = "file that holds over 200 times its size"
 BINARY_FILE = "binary file"
 
 _LINE_BREAKS = re.compile("\r\n?|[\u0085\u2028\u2029\v\f]")

@@ -10,9 +10,19 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import cast
 
-from realm_jax.corpus.sources.article import DAMAGED_FILE, HIDDEN_FILE, NOT_UTF8, OVER_LONG, OWN_FOLDER, OnDrop
+from realm_jax.corpus.sources.article import (
+    DAMAGED_FILE,
+    HIDDEN_FILE,
+    NOT_UTF8,
+    OVER_COMPRESSED,
+    OVER_LONG,
+    OWN_FOLDER,
+    OnDrop,
+)
 
 CHUNK_BYTES = 1 << 20
+# Text is compressed to a fiftieth at best; a file made to fill disk and memory, to a thousandth and less.
+_MAX_RATIO, _UNCHECKED_BYTES = 200, 64 << 20
 _BOM = b"\xef\xbb\xbf"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 
@@ -51,8 +61,13 @@ def is_damage(error: BaseException) -> bool:
 
 
 def read_chunks(path: Path, on_drop: OnDrop) -> Iterator[bytes]:
-    """The decompressed content in pieces; what comes after damage is lost, and counted once."""
+    """The decompressed content in pieces; what comes after damage is lost, and counted once.
+
+    So is what a compressed file holds beyond 64 MiB and 200 times its size.
+    """
     with open_decompressed(path) as stream:
+        limit = max(_UNCHECKED_BYTES, _MAX_RATIO * path.stat().st_size) if isinstance(stream, _Owning) else None
+        num_bytes = 0
         while True:
             try:
                 # Not read(n), which would lose what it had gathered when the damage is met.
@@ -63,6 +78,10 @@ def read_chunks(path: Path, on_drop: OnDrop) -> Iterator[bytes]:
                 on_drop(DAMAGED_FILE)
                 return
             if not chunk:
+                return
+            num_bytes += len(chunk)
+            if limit is not None and num_bytes > limit:
+                on_drop(OVER_COMPRESSED)
                 return
             yield chunk
 

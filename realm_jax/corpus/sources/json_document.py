@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from realm_jax.corpus.sources.article import DAMAGED_FILE
+from realm_jax.corpus.sources.article import DAMAGED_FILE, OVER_COMPRESSED
 from realm_jax.corpus.sources.files import read_chunks
 
 
@@ -29,5 +29,5 @@ def refuse_damage(path: Path, cause: str) -> None:
     Raises:
       ValueError: when the cause is damage.
     """
-    if cause == DAMAGED_FILE:
-        raise ValueError(f"{path} is a {DAMAGED_FILE}; get it again")
+    if cause in (DAMAGED_FILE, OVER_COMPRESSED):
+        raise ValueError(f"{path} is a {cause}; get it again")

@@ -54,7 +54,7 @@ def question_of(record: Any, where: str, number: int) -> Question:
         question_id = record.get("id")
         if not isinstance(text, str) or not isinstance(is_regex, bool):
             raise TypeError
-    except (TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{where}: expected {EXPECTED}, got {shortened(record)}") from error
     return Question(text, answers, is_regex, gold, str(number if question_id in (None, "") else question_id), passage)
 

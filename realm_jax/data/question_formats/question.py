@@ -129,7 +129,10 @@ def listed(value: Any, where: str) -> list[Any]:
 
 def shortened(value: Any, length: int = 200) -> str:
     """A value as an error message shows it."""
-    shown = repr(value)
+    try:
+        shown = repr(value)
+    except RecursionError:
+        shown = f"a {type(value).__name__} of very many within each other"
     return shown if len(shown) <= length else shown[: length - 1] + "…"
 
 

@@ -22,7 +22,7 @@ def read_trivia_qa(document: Any, where: str) -> Iterator[Question]:
             text, answers = record["Question"], answers_of(record["Answer"]) if "Answer" in record else ()
             if not isinstance(text, str):
                 raise TypeError
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, RecursionError) as error:
             raise ValueError(
                 f'{where}, record {number} of "Data": expected {{"Question": str, "Answer": {{"Value", "Aliases"}}}}, '
                 f"got {shortened(record)}"

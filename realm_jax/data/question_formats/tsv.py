@@ -36,7 +36,7 @@ def read_dpr_tsv(path: Path, on_drop: OnCause) -> Iterator[Question]:
         text, _, listed = line.partition("\t")
         try:
             answers = ast.literal_eval(unquoted(listed.strip()))
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # TypeError: [{[]: 1}]
             answers = None
         if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
             raise ValueError(

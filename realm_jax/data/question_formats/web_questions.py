@@ -25,7 +25,7 @@ def read_web_questions(document: Any, where: str) -> Iterator[Question]:
                 text, answers, question_id = record["qText"], answers_of(record["answers"]), str(record["qId"])
             if not isinstance(text, str):
                 raise TypeError
-        except (TypeError, KeyError, ValueError) as error:
+        except (TypeError, KeyError, ValueError, RecursionError) as error:
             raise ValueError(
                 f'{where}, record {number}: expected {{"utterance", "targetValue": "(list (description …) …)"}} or '
                 f'{{"qId", "qText", "answers"}}, got {shortened(record)}'

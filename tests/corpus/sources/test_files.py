@@ -10,6 +10,7 @@ import tracemalloc
 import pytest
 
 from realm_jax.corpus.sources import Article, read_articles
+from realm_jax.data.questions import read_questions
 from tests.corpus.sources.reading import PASSAGES, json_line, read
 
 
@@ -54,3 +55,19 @@ def test_memory_stays_flat(tmp_path):
     tracemalloc.stop()
     assert count == 2000
     assert peak < 12_000_000
+
+
+@pytest.mark.parametrize("compress", [bz2.compress, lzma.compress, gzip.compress])
+def test_files_made_to_fill_the_memory(tmp_path, compress):
+    """90 MB of nothing in less than a thousandth: given up after 64 MiB, and not held in memory even so."""
+    packed = b"".join(compress(b" " * (30 << 20)) for _ in range(3))
+    (tmp_path / "a.jsonl").write_bytes(compress(PASSAGES.encode()) + packed)
+    (tmp_path / "questions.json").write_bytes(compress(b"[") + packed)
+    tracemalloc.start()
+    articles, dropped = read(tmp_path / "a.jsonl", "jsonl", max_text_chars=1_000_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(articles) == 200 and peak < 20_000_000
+    assert dropped == {"file that holds over 200 times its size": 1, "over-long record": 1}
+    with pytest.raises(ValueError, match=r"questions.json is a file that holds over 200 times its size; get it again"):
+        read_questions(tmp_path / "questions.json")

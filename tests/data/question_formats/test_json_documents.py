@@ -194,3 +194,11 @@ def test_squad_says_what_its_json_lines_say(shared_data):
     assert [q.passage for q in found.questions] == [q.passage for q in lines.questions]
     ids = {question.gold_passage: question.passage for question in found.questions}
     assert len(ids) == len(set(ids.values()))  # one id a passage
+
+
+def test_answers_of_hundreds_of_answers_within_each_other(tmp_path):
+    path = tmp_path / "trivia.json"
+    answer = '{"Value": ' * 400 + '"y"' + "}" * 400
+    path.write_text('{"Data": [{"Question": "x", "QuestionId": "a", "Answer": ' + answer + "}]}")
+    with pytest.raises(ValueError, match=r'trivia\.json, record 1 of "Data": expected'):
+        read_questions(path)

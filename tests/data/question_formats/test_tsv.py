@@ -65,3 +65,22 @@ def test_the_published_files(shared_data, name):
     assert [q.as_written for q in found.questions] == [row["question"] for row in rows]
     assert [list(q.answers) for q in found.questions] == [row["answer"] for row in rows]
     assert found.dropped == {} == found.noted
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        "[{[]: 1}]",
+        "[" * 190,
+        "[" + "-" * 5000 + "1]",
+        "[1" + "+1" * 5000 + "]",
+        "['a', 3]",
+        "['\\N{x}']",
+        "[__import__('os')]",
+    ],
+)
+def test_lists_that_are_no_lists_of_texts_are_refused(tmp_path, listed):
+    path = tmp_path / "nq.qa.csv"
+    path.write_text(f"who\t{listed}\n")
+    with pytest.raises(ValueError, match=r"nq\.qa\.csv, line 1: expected a question, a tab and a list"):
+        read_questions(path, "dpr_tsv")
