@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 NUMBERS = (("JAX_PROCESS_ID", "JAX_NUM_PROCESSES"), ("SLURM_PROCID", "SLURM_NTASKS"))
-DEVICE_FILES = ("accel0", "vfio/0", "nvidia0")
+TPU_FILES, GPU_FILES = ("accel0", "vfio/0"), ("nvidia0",)
 """Of a TPU by its two drivers, and of an NVIDIA GPU, in /dev."""
+
+CHIP_BOUNDS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1", 8: "2,4,1"}
+"""How so many chips of one machine lie together, as libtpu wants to know it of a process that has not all of them."""
 
 
 class Host(NamedTuple):
@@ -59,14 +62,58 @@ def _checked(number: str, count: str, names: str) -> Host:
     return Host(int(number), int(count))
 
 
+def has_tpu(devices: Path = Path("/dev")) -> bool:
+    return any((devices / name).exists() for name in TPU_FILES)
+
+
 def has_accelerator(environment: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> bool:
     """Whether jobs here will use a TPU or GPU, which two processes cannot share without being told how."""
     platforms = environment.get("JAX_PLATFORMS", "")
     if platforms:
         return not platforms.startswith("cpu")
-    return any((devices / name).exists() for name in DEVICE_FILES)
+    return has_tpu(devices) or any((devices / name).exists() for name in GPU_FILES)
 
 
-def visible_devices(devices: str) -> dict[str, str]:
-    """Says to a process which accelerators are its own, such as 0,1,2; empty for all."""
-    return {"CUDA_VISIBLE_DEVICES": devices, "TPU_VISIBLE_CHIPS": devices} if devices else {}
+def visible_devices(devices: str, tpu_port: int) -> dict[str, str]:
+    """Says to a process which accelerators of this machine are its own.
+
+    >>> visible_devices("4,5,6,7", 8477)["TPU_CHIPS_PER_PROCESS_BOUNDS"]
+    '2,2,1'
+
+    Args:
+      devices: such as 0,1,2; empty for all of them.
+      tpu_port: a port of its own, on which libtpu listens.
+    """
+    if not devices:
+        return {}
+    said = {"CUDA_VISIBLE_DEVICES": devices, "TPU_VISIBLE_CHIPS": devices}
+    bounds = CHIP_BOUNDS.get(len(devices.split(",")))
+    if bounds is not None:  # without these libtpu takes the whole machine for its process, and locks others out
+        said |= {
+            "TPU_PROCESS_BOUNDS": "1,1,1",
+            "TPU_CHIPS_PER_PROCESS_BOUNDS": bounds,
+            "TPU_PROCESS_ADDRESSES": f"localhost:{tpu_port}",
+            "TPU_PROCESS_PORT": str(tpu_port),
+            "CLOUD_TPU_TASK_ID": "0",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        }
+    return said
+
+
+def check_devices(devices: str, name: str, host: Host, tpu: bool) -> None:
+    """Refuses what libtpu cannot do.
+
+    Raises:
+      ValueError: a number of chips that do not lie together, or some of the chips of a slice of several machines.
+    """
+    if not devices or not tpu:
+        return
+    if not host.is_alone:
+        raise ValueError(
+            f"{name}={devices}: the chips of a slice of {host.total} machines work only all together; embed on the CPU, in the "
+            "trainer, or on machines of its own (--embed_only)"
+        )
+    if len(devices.split(",")) not in CHIP_BOUNDS:
+        raise ValueError(
+            f"{name}={devices}: expected 1, 2, 4 or 8 chips of a TPU machine, got {len(devices.split(','))}"
+        )

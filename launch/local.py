@@ -34,7 +34,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from hosts import Host, has_accelerator, host_in, visible_devices  # noqa: E402 - beside this script
+from hosts import Host, check_devices, has_accelerator, has_tpu, host_in, visible_devices  # noqa: E402 - beside this script
 from processes import (  # noqa: E402
     GRACE_SECS,
     PREEMPTED,
@@ -226,7 +226,7 @@ class Launcher:
         inside = ["--gin.refresh.RefreshConfig.embedder=in_trainer", "--gin.refresh.RefreshConfig.mode=synchronous"]
         trainer = self.child(
             "train", self.run, self.settings.run_file, trainer_cores if self.settings.embeds else [], "train",
-            inside if in_trainer else (), visible_devices(self.settings.trainer_devices),
+            inside if in_trainer else (), visible_devices(self.settings.trainer_devices, 8476),
         )  # fmt: skip
         embedder = Embedder(self, embedder_cores) if self.settings.embeds else None
         while trainer.running():
@@ -259,7 +259,7 @@ class Launcher:
         time.sleep(self.look_secs)
 
     def start_embedder(self, cores: Sequence[int]) -> Child:
-        environment = visible_devices(self.settings.embedder_devices)
+        environment = visible_devices(self.settings.embedder_devices, 8477)
         if self.settings.embedder == "cpu" and not self.settings.embed_only:
             environment["JAX_PLATFORMS"] = "cpu"
         host = self.settings.host
@@ -401,6 +401,8 @@ def parse(arguments: Sequence[str]) -> Settings:
         parser.error(f"--host must lie between 0 and --num_hosts - 1 = {known.num_hosts - 1}, got {known.host}")
     try:
         host = host_in(os.environ) if known.host is None else Host(known.host, known.num_hosts)
+        for name in ("trainer_devices", "embedder_devices"):
+            check_devices(getattr(known, name), f"--{name}", host, has_tpu())
         check_can_write(known.run_dir, "--run_dir")
     except ValueError as refused:
         parser.error(str(refused))

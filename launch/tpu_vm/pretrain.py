@@ -9,7 +9,7 @@ that is pre-empted, lost or failing is replaced or started again, and the run go
 the run with a checkpoint; the same command goes on, also from another computer. The TPU VM stays until --delete.
 
 The embed job runs on the CPUs of the same machines (--embedder=cpu), on some chips of a slice of one machine
-(--embedder=devices --trainer_devices=0,1,2,3,4,5 --embedder_devices=6,7), or on TPU VMs of its own, each of one machine
+(--embedder=devices --trainer_devices=0,1,2,3 --embedder_devices=4,5,6,7), or on TPU VMs of its own, each of one machine
 (--embedder_tpus=2 --embedder_type=v5litepod-8).
 
 --dry_run prints every command and runs none.

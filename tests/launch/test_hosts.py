@@ -54,6 +54,23 @@ def test_whether_there_is_an_accelerator(hosts, tmp_path):
     assert hosts.has_accelerator({}, tmp_path) and not hosts.has_accelerator({"JAX_PLATFORMS": "cpu"}, tmp_path)
 
 
+def test_a_share_of_the_devices(hosts):
+    said = hosts.visible_devices("2,3", 8477)
+    assert said["CUDA_VISIBLE_DEVICES"] == said["TPU_VISIBLE_CHIPS"] == "2,3"
+    assert said["TPU_CHIPS_PER_PROCESS_BOUNDS"] == "1,2,1" and said["TPU_PROCESS_PORT"] == "8477"
+    assert "TPU_PROCESS_BOUNDS" not in hosts.visible_devices("0,1,2,3,4,5,6", 8476)  # GPUs
+    assert hosts.visible_devices("", 8476) == {}
+    one, two = hosts.Host(), hosts.Host(0, 2)
+    for devices, host, tpu in (("0,1,2", one, False), ("0,1", one, True), ("", two, True), ("0,1,2", two, False)):
+        hosts.check_devices(devices, "--trainer_devices", host, tpu)
+    with pytest.raises(
+        ValueError, match="--trainer_devices=0,1,2: expected 1, 2, 4 or 8 chips of a TPU machine, got 3"
+    ):
+        hosts.check_devices("0,1,2", "--trainer_devices", one, True)
+    with pytest.raises(ValueError, match="the chips of a slice of 2 machines work only all together"):
+        hosts.check_devices("0,1", "--trainer_devices", two, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
