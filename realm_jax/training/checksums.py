@@ -4,7 +4,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, UInt32
+from jax.typing import ArrayLike
+from jaxtyping import Array, Shaped, UInt32
 
 MIXING = 0x9E3779B1  # odd: no bit that differs is lost, whatever its place
 
@@ -22,13 +23,16 @@ def checksum(tree: Any) -> UInt32[Array, ""]:
     >>> int(checksum([jnp.zeros(3)])), int(checksum([jnp.int32([1, 0])])), int(checksum([jnp.int32([0, 1])]))
     (0, 2654435761, 3668339987)
     """
-    total = jnp.uint32(0)
-    for number, leaf in enumerate(jax.tree.leaves(tree)):
-        place = jnp.uint32(number)
-        for axis, length in enumerate(leaf.shape):
-            place = place * jnp.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
-        total += jnp.sum(_bits(leaf) * ((2 * place + 1) * jnp.uint32(MIXING)), dtype=jnp.uint32)
-    return total
+    sums = [_sum_of(leaf, number) for number, leaf in enumerate(jax.tree.leaves(tree))]
+    return sum(sums, jnp.uint32(0))
+
+
+@jax.jit  # traced once for all leaves of a shape: a learner's parameters and the optimizer's two moments of each
+def _sum_of(leaf: Shaped[Array, "..."], number: ArrayLike) -> UInt32[Array, ""]:
+    place = jnp.uint32(number)
+    for axis, length in enumerate(leaf.shape):
+        place = place * jnp.uint32(length) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+    return jnp.sum(_bits(leaf) * ((2 * place + 1) * jnp.uint32(MIXING)), dtype=jnp.uint32)
 
 
 def _bits(leaf: Array) -> UInt32[Array, "..."]:
