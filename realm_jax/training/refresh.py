@@ -270,7 +270,9 @@ class Refresher:
         if jax.process_index() == 0:  # in this order: the embed job looks for the snapshot after it has published
             forget_snapshots_after(self._run, first_step)
             versions.withdraw_after(self._run.index, first_step)
-        self._status.update(awaited_versions=self._awaited(first_step))
+        # one that was damaged and therefore removed the embed job then builds again, although there are newer ones
+        needed = {resumed_version} - {NO_VERSION}
+        self._status.update(awaited_versions=sorted(needed.union(self._awaited(first_step))))
         version: int | None = resumed_version
         if version == NO_VERSION:
             self._snapshot(0, params, wait=True)

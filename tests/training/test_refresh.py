@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 import time
 
 import jax.numpy as jnp
@@ -115,6 +116,27 @@ def test_a_resumed_run_serves_the_version_of_its_checkpoint(run, retrieval, make
     assert list_versions(run.index) == [0, 2, 3]
     assert resumed.version == swap.version == 2
     assert read_json(run.trainer_status(0))["index_version"] == 2
+
+
+@pytest.mark.faults
+def test_the_version_of_a_checkpoint_is_asked_for_where_it_is_gone(run, retrieval, make):
+    """It was damaged, and removed as the refusal says: the embed job builds what the status awaits, newer versions or not."""
+    for version in (0, 2, 3):
+        publish(run, retrieval.corpus, version, "given")
+    withdraw(run.index, 2)
+    resumed = make(step=3)
+
+    def embed_job():
+        while read_json(run.trainer_status(0))["awaited_versions"] != [2]:
+            time.sleep(0.01)
+        publish(run, retrieval.corpus, 2, "given")
+
+    beside = threading.Thread(target=embed_job)
+    beside.start()
+    assert resumed.serve_first(3, params(3), 2).version == 2
+    beside.join()
+    resumed.begin_step(3, params(3))
+    assert read_json(run.trainer_status(0))["awaited_versions"] == []
 
 
 @pytest.mark.parametrize(("scann", "large", "kind"), [
