@@ -4,7 +4,7 @@ import json
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 CHARACTER_BYTES = 12
 """A character takes at most: 4 bytes of UTF-8, each as %XX in a form or an address; in JSON \\uXXXX\\uXXXX."""
@@ -43,11 +43,14 @@ async def read_body(request: Request, bound: Bound) -> bytes:
     if int(announced) > bound.num_bytes:
         raise too_large(f"{int(announced)} bytes")
     parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > bound.num_bytes:
-            raise too_large("more")
-        parts.append(part)
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > bound.num_bytes:
+                raise too_large("more")
+            parts.append(part)
+    except ClientDisconnect as error:
+        raise Refused(400, "the connection ended before the request did") from error
     return b"".join(parts)
 
 

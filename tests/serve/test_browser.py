@@ -131,6 +131,29 @@ def test_hostile_text_stays_text(browser, make_service):
         page.close()
 
 
+def test_a_document_of_markup_is_shown_and_not_run(browser, make_service):
+    hostile = (
+        "<script>alert(1)</script><img src=x onerror=alert(2)><svg onload=alert(3)><a href=javascript:alert(4)>Ada</a>"
+    )
+    with served(make_app(make_service(), hosts=LOOPBACK)) as place:
+        page = browser.new_page()
+        dialogs, requests, complaints = [], [], []
+        page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("console", lambda message: complaints.append(message.text))
+        text = f"{hostile} Ada Brook Ada Brook was born in Rome {hostile}"
+        made = page.request.post(f"{place}/api/documents", data={"title": hostile, "text": text})
+        assert made.status == 201
+        page.goto(f"{place}/?q=Where+was+Ada+Brook+born")
+        assert page.inner_text("#answer") == "Rome"
+        assert hostile in page.inner_text("#document") and hostile in page.inner_text("ul.changes")
+        for element in ("script", "img", "svg", "a[href^='javascript:']"):
+            assert page.query_selector(element) is None, element
+        page.wait_for_timeout(300)  # what would load or run late
+        assert not dialogs and not complaints and requests == [f"{place}/?q=Where+was+Ada+Brook+born"]
+        page.close()
+
+
 def test_text_runs_in_the_direction_of_its_script(browser, make_service):
     with served(make_app(make_service(), hosts=LOOPBACK)) as place:
         page = browser.new_page()

@@ -6,13 +6,17 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
 
 import pytest
 
-from realm_jax.serve import server
+from realm_jax.serve import http_server, server
+from realm_jax.serve.app import make_app
+from realm_jax.serve.guard import LOOPBACK
 from realm_jax.serve.server import serve
 from tests.answering import made_world
 
@@ -48,6 +52,55 @@ def test_without_the_extra(run, monkeypatch):
     monkeypatch.setattr(server, "_NEEDED", ("no_such_module",))
     with pytest.raises(ValueError, match=r"the serve job needs no_such_module: pip install 'realm_jax\[serve\]'"):
         start(run)
+
+
+@pytest.fixture
+def served(make_service, monkeypatch):
+    """The page in a thread, which hangs up after 0.5 s; gives its address."""
+    monkeypatch.setattr(http_server, "_REQUEST_SECS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        running = http_server.http_server(make_app(make_service(), hosts=LOOPBACK), 1000)
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
+        thread.start()
+        while not running.started:
+            time.sleep(0.02)
+        yield listening.getsockname()[:2]
+        running.should_exit = True
+        thread.join(30)
+
+
+HEAD = b"POST /api/answer HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET / HT", HEAD + b"X-A: 1\r\n", HEAD + b'Content-Length: 50\r\n\r\n{"question"']
+)
+def test_who_does_not_finish_a_request_is_hung_up_on(served, sent):
+    """Else 256 such connections, which cost nothing, would keep everybody else out."""
+    slow = [socket.create_connection(served) for _ in range(270)]
+    for connection in slow:
+        connection.sendall(sent)
+    for connection in slow:
+        connection.settimeout(60)
+        while connection.recv(65536):  # perhaps told so; then the end
+            pass
+        connection.close()
+    body = b'{"question": "Where was Ada Brook born?"}'
+    with socket.create_connection(served) as connection:
+        connection.sendall(HEAD + b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body)
+        answer = b""
+        while part := connection.recv(65536):
+            answer += part
+    assert answer.startswith(b"HTTP/1.1 200") and b'"answer":"Oslo"' in answer
+
+
+def test_who_leaves_in_the_middle_of_a_request_is_no_fault_of_ours(served, caplog):
+    with socket.create_connection(served) as connection:
+        connection.sendall(HEAD + b'Content-Length: 50\r\n\r\n{"question"')
+    with urllib.request.urlopen(f"http://{served[0]}:{served[1]}/api/status", timeout=60) as response:
+        assert response.status == 200
+    time.sleep(0.2)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_a_whole_one(run):
