@@ -332,6 +332,14 @@ def test_a_value_brings_along_no_statement(bind, value):
     assert not {"antigravity", "turtledemo", "turtledemo.clock"} & (set(sys.modules) - before)
 
 
+def test_brackets_that_cannot_be_followed(bind):
+    for value in ("(" * 5000 + ")" * 5000, "[" * 5000):
+        with pytest.raises(ValueError, match=r"--gin"):
+            bind(GOOD, f"train.num_steps={value}")
+    with pytest.raises(ValueError, match=r"run\.gin: brackets within brackets, more than can be followed"):
+        bind(GOOD + "sample_jobs.teach.limit = " + "(" * 5000 + ")" * 5000 + "\n")
+
+
 @pytest.mark.parametrize("value", ["@os.system('true')", "@os.getpid()", "@os.getpid", "@sample_jobs.os.getpid()"])
 def test_a_value_names_only_what_the_files_import(bind, value):
     with pytest.raises(ValueError, match=r"'os' is not imported|there is no 'os' in sample_jobs|--gin"):

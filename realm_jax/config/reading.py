@@ -98,6 +98,8 @@ class Parsed:
                     self._take(statement, context, source)
             except ConfigError as error:
                 raise ConfigError(first_part(error)) from error
+            except RecursionError as error:
+                raise ConfigError(f"{source}: brackets within brackets, more than can be followed") from error
             except tokenize.TokenError as error:
                 raise ConfigError(f"{source}: {error.args[0]} in: {text.splitlines()[-1]}") from error
             except SyntaxError as error:
@@ -228,7 +230,7 @@ def _as_gin_value(text: str) -> str:
         return text
     try:
         list(config_parser.ConfigParser(f"value = {text}", _Placeholders()))
-    except (SyntaxError, tokenize.TokenError):
+    except (SyntaxError, tokenize.TokenError, RecursionError):
         return repr(text)
     return text
 
@@ -237,7 +239,7 @@ def _is_several(text: str) -> bool:
     """Whether a further statement follows the first; nothing is looked up or imported for it."""
     try:
         return any(number > 0 for number, _ in enumerate(config_parser.ConfigParser(text, _Placeholders())))
-    except (SyntaxError, tokenize.TokenError):
+    except (SyntaxError, tokenize.TokenError, RecursionError):
         return False
 
 

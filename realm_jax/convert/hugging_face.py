@@ -110,7 +110,8 @@ def named_architecture(folder: Folder) -> str:
       ValueError: when it names none, or one that is not here.
     """
     named = folder.settings.get("architectures") or []
-    if not isinstance(named, list) or len(named) != 1 or named[0] not in ARCHITECTURES:
+    named = named if isinstance(named, list) else [named]  # of one class, without a list
+    if len(named) != 1 or named[0] not in ARCHITECTURES:
         raise ValueError(
             f"{folder.path}/config.json names {', '.join(map(str, named)) or 'no class'} under architectures; say which class "
             f"it is (--gin.convert.architecture=CLASS), one of: {', '.join(ARCHITECTURES)}"

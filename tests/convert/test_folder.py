@@ -225,7 +225,8 @@ def test_refuses_what_is_no_folder_of_weights(tmp_path: Path):
             r"layer_norm_eps=\"@os.system\('true'\)\", expected a number such as 1e-12",
         ),
         ({"architectures": ["T5Model"]}, r"names T5Model under architectures; .*one of: BertModel, BertForMaskedLM"),
-        ({"architectures": None}, r"names no class under architectures"),
+        ({"architectures": None}, r"names no class under architectures|names None under architectures"),
+        ({"architectures": 3}, r"names 3 under architectures"),
     ],
 )
 def test_refuses_settings_that_nothing_here_computes(changes: dict, message: str, tmp_path: Path):
