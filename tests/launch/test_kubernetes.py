@@ -188,7 +188,7 @@ def test_the_launcher_understands_its_arguments(overlay, documents, container, l
         trial = overlay == "cpu"
         assert settings.run.path == tmp_path / "runs" / ("trial" if trial else "pretrain")
         assert settings.documents == (() if trial else (str(tmp_path / "documents"),))
-        assert settings.recipe == ("tiny" if trial else "documents")
+        assert settings.recipe == {"cpu": "tiny", "gpu": "base_gpu"}.get(overlay, "base")
         embedder = {"cpu": "cpu", "gpu": "devices"}.get(overlay, "in_trainer")
         assert settings.embedder == embedder
         if embedder == "devices":

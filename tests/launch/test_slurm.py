@@ -247,7 +247,7 @@ def test_two_nodes_pretrain_are_preempted_and_go_on(tmp_path):
 
 def test_the_commands_of_the_documentation(tmp_path):
     """Every variable that docs/clusters.md sets before sbatch is one that the script reads; its options are Slurm's."""
-    text = re.sub(r"\\\n\s*", "", (LAUNCH.parent / "docs" / "clusters.md").read_text() + SCRIPT.read_text())
+    text = re.sub(r"\\\n#?\s*", "", (LAUNCH.parent / "docs" / "clusters.md").read_text() + SCRIPT.read_text())
     found = [
         shlex.split(line.strip("# ")) for line in text.splitlines() if re.match(r"[# ]*([A-Z_]+=\S+ )+sbatch ", line)
     ]
