@@ -64,6 +64,27 @@ def test_recipes_for_accelerators_are_traced(name):
     assert figures["loss"].shape == () and state.step.dtype == jnp.int32
 
 
+@pytest.mark.parametrize("stage", ["realm", "ict", "reader"])
+def test_recipe_for_one_accelerator(stage):
+    kwargs = config.bind("plan", [f"runs/{stage}_colab.gin"])
+    run, tpu = run_of_the_file(), find_slice(kwargs["topology"])
+    sizes = mesh_sizes(run.mesh, 1, run.batch_size, tpu.name)
+    figures = gather(
+        run, run.program(), tpu, sizes, {}, num_documents=20_000, mean_document_len=160, embed_chips=1, utilisation=0.4
+    )
+    assert tpu.name == "v5e:1x1" and figures.memory.needed < 0.2 * figures.memory.capacity
+    step = programs_of(run, run.program(), jax.devices()[:1], sizes, jax.devices()[:1])["train step"]
+    state, _ = step.jitted.trace(*step.values).out_info
+    learner = next(iter(state.params.values()))
+    widths = {leaf.shape[-1] for leaf in jax.tree.leaves(learner)}
+    assert 256 in widths and 1024 in widths
+    said = re.search(
+        r"if 40 %.*\(([\d ]+) steps of ([\d.]+) TFLOP\)", config.find_gin_file(f"runs/{stage}_colab.gin").read_text()
+    )
+    assert int(said[1].replace(" ", "")) == run.num_steps
+    assert figures.step.flops.model / 1e12 == pytest.approx(float(said[2]), abs=0.051)
+
+
 @pytest.mark.parametrize("name", ON_TPU)
 def test_recipes_for_tpus_fit_and_take_the_time_that_they_say(name):
     kwargs = config.bind("plan", [name])
