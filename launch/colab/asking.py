@@ -25,6 +25,7 @@ from realm_jax.training.checkpoint import load_params
 
 AROUND = 140  # characters shown at either side of a span
 NUM_FOUND = 5
+NUM_RETRIEVED = 100  # of a question in training; less where the corpus is smaller
 
 # The kernel asks on the CPU: the accelerator is for the jobs, and a TPU serves one process at a time.
 jax.config.update("jax_platforms", "cpu")
@@ -52,7 +53,7 @@ def question_files(run: RunDir, questions: str) -> tuple[Path, Path | None] | No
 
 
 def training_command(run: RunDir, asked_run: RunDir, questions: Path, num_steps: int) -> list[str]:
-    """The train job that fine-tunes a pre-training on questions, with the lengths and the vocabulary of that run.
+    """The train job that fine-tunes a pre-training on questions, with lengths, vocabulary and corpus of that run.
 
     Args:
       run: the pre-training.
@@ -69,6 +70,7 @@ def training_command(run: RunDir, asked_run: RunDir, questions: Path, num_steps:
         "QUERY_LEN": task.query_len,
         "DOCUMENT_LEN": task.document_len,
         "open_qa.OpenQa.joint_len": task.joint_len,
+        "open_qa.OpenQa.num_retrieved": min(NUM_RETRIEVED, Corpus.open(task.corpus).num_documents),
     }
     if num_steps:
         bindings["train.num_steps"] = num_steps

@@ -19,7 +19,9 @@ PYTHONS = ((3, 11), (3, 14))  # from the first up to the second
 CUDA13_DRIVER = 580  # the first NVIDIA driver that CUDA 13 runs with
 CUDA_PLUGINS = ("jax-cuda12-plugin", "jax-cuda12-pjrt", "jax-cuda13-plugin", "jax-cuda13-pjrt")
 CORES_TO_EMBED = 8  # with as many, a CPU embeds the corpora of a notebook while an accelerator trains
-SHOWN = 12  # changed packages that are named
+SHOWN = 12  # replaced packages that are named
+
+_outdated: list[str] = []  # packages that were replaced while this process held them
 
 
 class Stop(Exception):  # noqa: N818 - reads as what it says
@@ -87,6 +89,8 @@ def install(root: Path, machine: Machine) -> str:
     if not PYTHONS[0] <= sys.version_info[:2] < PYTHONS[1]:
         got = f"{sys.version_info[0]}.{sys.version_info[1]}"
         raise Stop(f"expected Python 3.11, 3.12 or 3.13, got {got}; choose another runtime version")
+    if _outdated:
+        raise Stop(_restart())
     before = versions()
     if is_installed(machine, before):
         return f"{machine.describe()}: realm_jax is installed, with jax {before['jax']}"
@@ -96,16 +100,22 @@ def install(root: Path, machine: Machine) -> str:
         _pip("uninstall", "--yes", *stale)
     after = versions()
     changed = [name for name in after if before.get(name) != after[name]]
-    told = [f"{name} {before.get(name, '')}{' → ' if name in before else ''}{after[name]}" for name in changed]
-    more = f" and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
-    said = f"{machine.describe()}: installed {', '.join(told[:SHOWN])}{more}"
-    loaded = [name for name in changed if name in before and is_loaded(name)]
-    if loaded:
-        raise Stop(
-            f"{said}\n\nThis session still holds the versions of {', '.join(loaded)} from before. Choose Runtime > Restart "
-            "session, then run this cell and the ones after it: nothing is installed a second time."
-        )
+    replaced = [f"{name} {before[name]} → {after[name]}" for name in changed if name in before]
+    more = f" and {len(replaced) - SHOWN} more" if len(replaced) > SHOWN else ""
+    said = f"{machine.describe()}: {len(changed) - len(replaced)} packages installed"
+    if replaced:
+        said += f", {len(replaced)} replaced: {', '.join(replaced[:SHOWN])}{more}"
+    _outdated.extend(name for name in changed if name in before and is_loaded(name))
+    if _outdated:
+        raise Stop(f"{said}\n\n{_restart()}")
     return said
+
+
+def _restart() -> str:
+    return (
+        f"This session still holds the versions of {', '.join(_outdated)} from before. Choose Runtime > Restart session, "
+        "then run this cell and the ones after it: nothing is installed a second time."
+    )
 
 
 def requirements(root: Path, machine: Machine, driver: int) -> list[str]:

@@ -249,16 +249,20 @@ def test_a_kernel_that_holds_what_was_replaced_must_start_anew(monkeypatch):
     before = {"numpy": "2.0.2", "tensorboard": "2.19", "jax": "0.7.2", "jaxlib": "0.7.2", "jax-cuda12-plugin": "0.7.2"}
     after = before | {"numpy": "2.5.5", "tensorboard": "2.20", "gin-config": "0.5.0"}
     pip = []
+    monkeypatch.setattr(runtime, "_outdated", [])
     monkeypatch.setattr(runtime, "_pip", lambda *arguments: pip.append(arguments[0]))
     states = iter([before, after, after])
     monkeypatch.setattr(runtime, "versions", lambda: next(states))
     with pytest.raises(runtime.Stop) as stopped:
         runtime.install(ROOT, runtime.Machine("CPU", 2))
-    assert "installed numpy 2.0.2 → 2.5.5, tensorboard 2.19 → 2.20, gin-config 0.5.0\n" in str(stopped.value)
+    assert ": 1 packages installed, 2 replaced: numpy 2.0.2 → 2.5.5, tensorboard 2.19 → 2.20\n" in str(stopped.value)
     assert "still holds the versions of numpy from before" in str(stopped.value)
+    with pytest.raises(runtime.Stop, match=r"^This session still holds the versions of numpy from before"):
+        runtime.install(ROOT, runtime.Machine("CPU", 2))  # the cell once more, in the same session
     assert pip == ["install"]
+    monkeypatch.setattr(runtime, "_outdated", [])
     states = iter([before, before | {"tensorboard": "2.20", "jaxlib": "0.12.0"}, before | {"tensorboard": "2.20"}])
-    assert "installed tensorboard 2.19 → 2.20" in runtime.install(ROOT, runtime.Machine("CPU", 2))
+    assert "installed, 1 replaced: tensorboard 2.19 → 2.20" in runtime.install(ROOT, runtime.Machine("CPU", 2))
     assert pip == ["install", "install", "uninstall"]
 
 
@@ -534,12 +538,12 @@ def test_commands_are_understood(tmp_path):
 
     with pytest.raises(runtime.Stop, match="run has not been trained; run the cells above first"):
         asking.training_command(run, run, tmp_path / "questions.jsonl", 0)
+    made_world.corpus(tmp_path / "run" / "corpus")
     for run_file, bindings, lengths in (
         ("realm_tiny", ["X_CORPUS=x", "HELDOUT=h"], (2048, 40, 104, 128)),
         ("realm_documents", [], (8192, 64, 160, 200)),
     ):
         config.bind("train", [f"runs/{run_file}.gin"], [f"CORPUS={run.corpus}", *bindings])
-        run.path.mkdir(exist_ok=True)
         run.config_file("train").write_text(config.operative_config())
         command = asking.training_command(run, RunDir.of(tmp_path / "asked"), tmp_path / "questions.jsonl", 7)
         assert command[:3] == [sys.executable, "-m", "realm_jax"]
@@ -550,6 +554,7 @@ def test_commands_are_understood(tmp_path):
         assert (bound["num_steps"], bound["warm_start"]) == (7, (str(run.path),))
         assert task.questions == str(tmp_path / "questions.jsonl")
         found = task.retriever.encoder.vocab_size, task.query_len, task.document_len, task.joint_len
+        assert task.num_retrieved == len(made_world.TEXTS)  # of the run file's 100 there are no more
         assert found == lengths and task.reader.encoder.vocab_size == lengths[0]
     command = asking.training_command(run, run, tmp_path / "questions.jsonl", 0)
     assert not any("num_steps" in argument for argument in command)
