@@ -142,10 +142,9 @@ def found_html(run: RunDir, text: str) -> str:
 
 
 def _table(rows: Sequence[str]) -> str:
-    return (
-        '<table style="width:100%"><tr><th style="text-align:left">p(z|x)</th><th style="text-align:left">document</th>'
-        f'<th style="text-align:left">text</th></tr>{"".join(rows)}</table>'
-    )
+    heads = (("p(z|x)", "90px"), ("document", "20%"), ("text", "auto"))
+    head = "".join(f'<th style="text-align:left;width:{width}">{name}</th>' for name, width in heads)
+    return f'<table style="width:100%"><tr>{head}</tr>{"".join(rows)}</table>'
 
 
 def _row(prob: float, name: str, text: str) -> str:

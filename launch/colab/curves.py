@@ -20,6 +20,8 @@ COLOURS = ("#2a6fbb", "#c8642b", "#3d8b57", "#8558a8")
 SWAP = "#b9b7ae"
 SMOOTHED_FROM = 20  # points; a noisy curve of as many also gets its running mean
 DPI = 110
+SHORT = 12  # characters of a label; two such stand side by side in a legend
+ROW = 0.09  # of the axes' height: a line of a legend
 
 
 class Line(NamedTuple):
@@ -179,7 +181,17 @@ def draw(axes: Any, panel: Panel, entries: Entries, swaps: np.ndarray) -> None:
     if panel.from_zero:
         axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, framealpha=0.8, edgecolor="none")
+    legend_above(axes)
+
+
+def legend_above(axes: Any) -> None:
+    """A legend at the top, and so much room there that it covers no curve."""
+    labels = axes.get_legend_handles_labels()[1]
+    columns = 2 if max(map(len, labels)) <= SHORT else 1
+    room = ROW * -(-len(labels) // columns) + 0.02
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(bottom, bottom + (top - bottom) / (1 - room))
+    axes.legend(fontsize=8, frameon=False, ncols=columns, loc="upper left", borderaxespad=0)
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
