@@ -346,6 +346,11 @@ def test_a_value_names_only_what_the_files_import(bind, value):
         bind(GOOD, f"train.schedule={value}")
 
 
+def test_a_value_may_name_what_those_modules_hold(bind):
+    """Also what they import: --gin is for whoever may run code here, as SECURITY.md says."""
+    assert bind(GOOD, "train.schedule=@sample_jobs.typed.describe")["schedule"](int) == "int"
+
+
 def test_a_job_parameter_without_a_value_is_named(bind):
     with pytest.raises(
         ValueError, match=r"^train\.corpus \(str\) has no value; set it with --gin\.train\.corpus=VALUE$"

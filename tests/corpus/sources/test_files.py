@@ -71,3 +71,15 @@ def test_files_made_to_fill_the_memory(tmp_path, compress):
     assert dropped == {"file that holds over 200 times its size": 1, "over-long record": 1}
     with pytest.raises(ValueError, match=r"questions.json is a file that holds over 200 times its size; get it again"):
         read_questions(tmp_path / "questions.json")
+
+
+def test_links_to_files_are_read_and_links_to_folders_are_not(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "b.txt").write_text("From elsewhere.")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("From here.")
+    (tmp_path / "texts" / "link.txt").symlink_to(tmp_path / "elsewhere" / "b.txt")
+    (tmp_path / "texts" / "folder").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "texts" / "dangling.txt").symlink_to(tmp_path / "nothing")
+    articles, dropped = read(tmp_path / "texts")
+    assert [article.id for article in articles] == ["a.txt", "link.txt"] and dropped == {}
