@@ -425,9 +425,7 @@ def parse(arguments: Sequence[str]) -> Settings:
 
 def log_folder(run: RunDir, host: Host, embed_only: bool, said: str | None) -> Path:
     """Where this machine's jobs leave their output: never where those of another machine of the run leave theirs."""
-    if said is not None:
-        return Path(said)
-    logs = Path("logs", run.path.name) if isinstance(run.path, RemotePath) else run.logs
+    logs = Path(said) if said else Path("logs", run.path.name) if isinstance(run.path, RemotePath) else run.logs
     if host.is_first and not embed_only:
         return logs
     return logs / f"{'embed-' if embed_only else ''}host-{host.number:05d}"

@@ -99,7 +99,8 @@ def test_every_machine_has_logs_and_a_lock_of_its_own(local, tmp_path, monkeypat
     object_store.use(tmp_path / "store")
     bucket = RunDir.of("gs://b/runs/x")
     assert local.log_folder(bucket, one.host, False, None) == Path("logs/x")
-    assert local.log_folder(bucket, other.host, False, "elsewhere") == Path("elsewhere")
+    assert local.log_folder(bucket, one.host, False, "elsewhere") == Path("elsewhere")
+    assert local.log_folder(bucket, other.host, False, "elsewhere") == Path("elsewhere/host-00001")
 
 
 def test_the_first_of_two_machines(quick, monkeypatch, tmp_path):  # noqa: F811
