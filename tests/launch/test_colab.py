@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 
 from realm_jax import config
 from realm_jax.__main__ import parse
+from realm_jax.answering import Answer, Span, WeighedDocument
 from realm_jax.corpus.world import WorldConfig, generate
 from realm_jax.run_dir import RunDir, read_json
 from realm_jax.training.metrics import read_metrics
@@ -599,23 +600,18 @@ def fine_tuned(place, corpus):
     return run
 
 
-def test_answers_are_shown_with_their_documents(tmp_path):
-    corpus = made_world.corpus(tmp_path / "corpus")
-    run = fine_tuned(tmp_path / "run", corpus)
-    answerer = asking.load(run)
-    (answer,) = answerer.answer(["Where was <Ada Brook> born?"])
-    shown = asking.answer_html(answer, ("Oslo & <b>", "Bern"))
-    assert "<b>Where was &lt;Ada Brook&gt; born?</b><br>→ <b>Oslo</b>, p = " in shown
-    assert "(the file says: Oslo &amp; &lt;b&gt; or Bern)" in shown
-    rows = re.findall(r"<tr><td.*?</tr>", shown)
-    assert len(rows) == 4 and "∅ null document" in "".join(rows) and "<b>Ada Brook</b>" in rows[0]
-    assert "She was born in <mark>Oslo</mark>, the daughter" in rows[0]
-    probs = [float(re.search(r">(\d\.\d+)<div", row)[1]) for row in rows]
-    assert sum(probs) == pytest.approx(1.0, abs=2e-3) and probs[:3] == sorted(probs[:3], reverse=True)
-    found = asking.found_html(run, "the soprano Elin Frost at the opera")
-    rows = re.findall(r"<tr><td.*?</tr>", found)
-    assert len(rows) == 5 and ">Elin Frost<" in rows[0] and "The soprano Elin Frost sang" in rows[0]
-    assert "<b>the soprano Elin Frost at the opera</b>" in found
+def test_answers_are_shown_with_their_documents():
+    born = WeighedDocument(4, "Ada <Brook>", "Ada was born in Oslo.", 3.0, 0.7, Span(16, 20, "Oslo", 5.0, 0.6))
+    other = WeighedDocument(2, "Cleo Dahl", "Cleo & Rome.", 2.0, 0.2, Span(7, 11, "Rome", 4.0, 0.2))
+    null = WeighedDocument(-1, "", "", 1.0, 0.1, None)
+    shown_html = asking.answer_html(Answer("Where <else>?", "Oslo", 0.6, (born, other, null)), ("Oslo & <b>", "Bern"))
+    assert "<b>Where &lt;else&gt;?</b><br>→ <b>Oslo</b>, p = 0.60" in shown_html
+    assert "(the file says: Oslo &amp; &lt;b&gt; or Bern)" in shown_html
+    first, second, last = re.findall(r"<tr><td.*?</tr>", shown_html)
+    assert ">0.700<" in first and "<b>Ada &lt;Brook&gt;</b>" in first and "Ada was born in <mark>Oslo</mark>." in first
+    assert ">0.200<" in second and ">Cleo Dahl<" in second and "Cleo &amp; <mark>Rome</mark>." in second
+    assert ">0.100<" in last and ">∅ null document<" in last and "<mark>" not in last
+    assert "→ <b>(none)</b>, p = 0.00" in asking.answer_html(Answer("Why?", "", 0.0, (null,)))
 
 
 # From top to bottom.
@@ -654,6 +650,8 @@ def test_the_notebook_with_prepared_runs_in_place_of_its_jobs(notebook, tmp_path
     places = [cell.id for cell in patched.cells].index("place")
     patch = nbformat.v4.new_code_cell(ASKS_FOR.format(prepared=str(prepared.path), program=PRETRAINS))
     patched.cells.insert(places, patch)
+    finds = "print(asking.found_html(asked_run, 'the soprano Elin Frost & the opera'))"
+    patched.cells.append(nbformat.v4.new_code_cell(finds, id="find"))
     parameters = {"RUN_DIR": "mine", "QUESTIONS": str(questions), "QUESTION": "Where was Cleo Dahl born?", "STEPS": 3}
     cells = executed(patched, tmp_path, parameters)
     assert f"the run: {tmp_path / 'mine'}\n" in printed(cells["place"])
@@ -669,6 +667,12 @@ def test_the_notebook_with_prepared_runs_in_place_of_its_jobs(notebook, tmp_path
     (report,) = shown(cells["report"], "text/html")
     assert 'srcdoc="&lt;h1&gt;The report' in report
     assert printed(cells["report"]) == f"{tmp_path / 'mine' / 'report.html'}\n"
+    found = printed(cells["find"])
+    rows = re.findall(r"<tr><td.*?</tr>", found)
+    assert len(rows) == 5 and ">Elin Frost<" in rows[0] and "The soprano Elin Frost sang" in rows[0]
+    probs = [float(re.search(r">(\d\.\d+)<div", row)[1]) for row in rows]
+    assert sum(probs) == pytest.approx(1.0, abs=3e-3) and probs == sorted(probs, reverse=True)
+    assert "<b>the soprano Elin Frost &amp; the opera</b>" in found
     assert not any(output.name == "stderr" for cell in cells.values() for output in cell.outputs if "name" in output)
 
 
