@@ -412,7 +412,7 @@ class _Status:
             "pid": os.getpid(),
         }
         self._every_secs = STORED_STATUS_SECS if is_remote(self._path) else STATUS_SECS
-        self._written_at = -float("inf")
+        self._written_at, self._failing = -float("inf"), False
 
     def update(self, *, at_once: bool = False, **changes: Any) -> None:
         """Changes fields; written when the state changes, else at most every half second."""
@@ -420,18 +420,27 @@ class _Status:
         self._content.update(changes)
         if at_once or time.monotonic() - self._written_at > self._every_secs:
             self._written_at = time.monotonic()
+            self._write()
+
+    def _write(self) -> None:
+        try:
             write_json_atomically(self._path, self._content | {"updated_at": time.time()})
+        except OSError as error:  # a full disk: what was said last stands
+            if not self._failing:
+                logger.error("%s cannot be written, the embed job goes on: %s", self._path, error)
+            self._failing = True
+        else:
+            self._failing = False
 
     def __enter__(self) -> "_Status":
         self.update(at_once=True)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        with contextlib.suppress(OSError):  # the disk may be what is full
-            if error is None or isinstance(error, BuildStopped):
-                self.update(state="finished", at_once=True)
-            else:
-                self.update(state="failed", error=str(error), at_once=True)
+        if error is None or isinstance(error, BuildStopped):
+            self.update(state="finished", at_once=True)
+        else:
+            self.update(state="failed", error=str(error), at_once=True)
 
 
 class _Stop(threading.Event):

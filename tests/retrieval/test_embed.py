@@ -1,5 +1,6 @@
 """The embed job beside a made-up trainer: which snapshots it takes, when it ends, what it keeps, one at a time."""
 
+import errno
 import functools
 import hashlib
 import json
@@ -427,6 +428,35 @@ if sys.argv[2] == "slow":
     embed_documents.document_inputs = lambda *arguments: (time.sleep(0.3), original(*arguments))[1]
 embed(run_dir=sys.argv[1], **SETTINGS)
 """
+
+
+@pytest.mark.faults
+def test_a_status_that_cannot_be_written_is_told_of_once(run, monkeypatch, caplog):
+    """As on a full disk, while the job only waits: there may be space again when the next snapshot comes."""
+    looks, retire = [], module._EmbedJob._retire
+
+    def look(job: Any) -> None:
+        retire(job)
+        job.status.update(documents_done=len(looks), at_once=True)
+        looks.append(json.loads(run.embedder_status.read_text())["documents_done"])
+        if len(looks) == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(module._EmbedJob, "_retire", look)
+    original = module.write_json_atomically
+    calls = []
+
+    def full(path: Any, content: Any) -> None:
+        calls.append(content["documents_done"])
+        if 1 < len(calls) < 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(path, content)
+
+    monkeypatch.setattr(module, "write_json_atomically", full)
+    embed(run_dir=str(run.path), **SETTINGS)
+    assert looks == [0, 0, 2] and calls[:4] == [0, 0, 1, 2]
+    assert caplog.text.count("embedder.json cannot be written, the embed job goes on: [Errno 28] No space left") == 1
+    assert read_json(run.embedder_status)["state"] == "finished"
 
 
 @pytest.mark.faults
