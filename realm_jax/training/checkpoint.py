@@ -114,10 +114,11 @@ class Checkpoints:
             try:
                 unit = self._restore(step, abstract_state, mesh, batch_size)
             except Exception as error:  # of a file that is cut short or gone Orbax raises just that
+                reason = next(iter(str(error).splitlines()), repr(error))[:200]  # tensorstore tells pages
                 logger.error(
-                    "checkpoint %s cannot be read (%s); trying the one before it", self._directory / str(step), error
+                    "checkpoint %s cannot be read (%s); trying the one before it", self._directory / str(step), reason
                 )
-                failures[step] = f"{step}: {next(iter(str(error).splitlines()), repr(error))[:200]}"
+                failures[step] = f"{step}: {reason}"
             else:
                 self._put_aside(list(failures))
                 return unit
