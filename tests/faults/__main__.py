@@ -42,13 +42,14 @@ def faults(kills: int, seed: int, soak_minutes: float) -> dict[str, Callable[[Wo
         "embedder_killed": lambda shop: embedder_killed.kill_embedders(shop, kills, seed),
         "version_damaged": damage.damage_versions,
         "version_damaged_in_a_run": damage.damage_versions_of_a_run,
+        "needed_version_damaged": damage.damage_the_needed_version,
         "checkpoint_damaged": damage.damage_checkpoints,
-        "disk_full": lambda shop: disk.fill_disks(shop, 4, seed),
+        "disk_full": lambda shop: disk.fill_disks(shop, 3, seed),
         "read_only": disk.refuse_read_only,
         "clock": clock.set_clocks_back,
         "two_at_once": two_at_once.start_twice,
         "hosts": hosts.lose_hosts,
-        "preemption": lambda shop: preemption.preempt(shop, 5, seed),
+        "preemption": lambda shop: preemption.preempt(shop, 3, seed),
         "launched": launched.interrupt_launchers,
         "non_finite": non_finite.spoil,
         "soak": lambda shop: soak(shop, soak_minutes),
@@ -82,10 +83,9 @@ def main() -> int:
                 file=sys.stderr,
                 flush=True,
             )
-    table = markdown(rows)
-    print(table)
-    if chosen.out:
-        chosen.out.write_text(table)
+            if chosen.out:
+                chosen.out.write_text(markdown(rows))  # after each, for whoever stops it early
+    print(markdown(rows))
     return int(any(row.survived < row.injected for row in rows))
 
 

@@ -24,7 +24,7 @@ class Reader(threading.Thread):
         self.looks, self.seen, self.broken = 0, set[int](), list[str]()
 
     def run(self) -> None:
-        while not self.stopping.wait(0.01):
+        while not self.stopping.wait(0.03):
             for version in list_versions(self.index_dir):
                 place = self.index_dir / f"{version:08d}"
                 try:
@@ -51,7 +51,7 @@ def kill_embedders(workshop: Workshop, times: int, seed: int = 0) -> Row:
     The trainer is synchronous: it waits for the version of its last snapshot, so that whatever was finished of it can be used.
     """
     rng = random.Random(seed)
-    run = workshop.run("embedder-killed")
+    run = workshop.run(f"embedder-killed-{seed}")
     trainer = workshop.start(
         "train", run, "train.num_steps=10000", "refresh.RefreshConfig.snapshot_every_steps=2",
         "refresh.RefreshConfig.timeout_secs=600.0", "train.checkpoint_every_steps=1000", "faulty_task.Faulty.secs=0.0",

@@ -77,6 +77,8 @@ class Workshop:
             tiny.corpus(place / "corpus")
 
     def __enter__(self) -> "Workshop":
+        if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:  # `timeout` sends it; the jobs must not outlive us
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         return self
 
     def __exit__(

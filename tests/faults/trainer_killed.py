@@ -1,5 +1,6 @@
 """The trainer killed with SIGKILL: resumed, its run must equal the one that nothing happened to, to the bit."""
 
+import itertools
 import random
 import time
 from collections import Counter
@@ -28,8 +29,10 @@ def kill_trainers(workshop: Workshop, times: int, seed: int = 0) -> Row:
     again: list[int] = []
     failures: list[str] = []
     survived = 0
-    while hits.total() < times:
-        run = workshop.run(f"trainer-killed-{hits.total()}")
+    for number in itertools.count():
+        if hits.total() == times:
+            break
+        run = workshop.run(f"trainer-killed-{seed}-{number}")
         embedder = workshop.start("embed", run)
         killed, reached = 0, 0
         while killed < KILLS_OF_A_RUN and hits.total() < times:
@@ -80,7 +83,10 @@ def _where(run: RunDir, trainer: Job) -> str:
     said = status(run)
     if said.get("pid") != trainer.process.pid:
         return "while starting"
-    if _appeared("checkpoint", run):
+    unfinished = run.checkpoints.glob(
+        TEMPORARY_CHECKPOINT
+    )  # those of earlier kills stay until that step is saved again
+    if any(place.stat().st_mtime >= trainer.started_at for place in unfinished):
         return "while writing a checkpoint"
     if any(name.endswith(f".{trainer.process.pid}") for name in _appeared("snapshot", run)):
         return "while writing a snapshot"
