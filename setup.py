@@ -69,6 +69,12 @@ EXTRAS = {
         *SERVE,
         "beartype>=0.23,<0.24",
         "httpx2>=2.16,<3",  # starlette's test client
+        "hypothesis>=6.170,<7",
+        # the notebook's curves, and a kernel to run it
+        "ipykernel>=7.4,<8",
+        "matplotlib>=3.11,<4",
+        "nbclient>=0.11,<0.12",
+        "nbformat>=5.11,<6",
         "mypy>=2.4,<3",
         "playwright>=1.65,<2",  # drives a Chromium that is there; downloads none
         "pytest>=9,<10",
