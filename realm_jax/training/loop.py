@@ -234,6 +234,11 @@ def train(
             )
             stop.raise_reason(done, num_steps)
             return recorder.last_figures
+        except TimeoutError as error:
+            if jax.process_count() > 1:
+                # said now: closing the checkpoints may wait for a host that is gone, until jax ends this process
+                logger.error("%s", error)
+            raise
         finally:
             stop.restore()
             status.finish(outcome)
