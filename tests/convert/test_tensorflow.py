@@ -2,6 +2,7 @@
 
 import re
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -111,3 +112,21 @@ def test_a_checkpoint(architecture: str, tmp_path: Path):
     jax.tree.map(np.testing.assert_array_equal, dict(found.params), dict(expected.params))
     assert jax.tree.structure(dict(found.params)) == jax.tree.structure(dict(expected.params))
     assert found.architecture == architecture
+
+
+def test_a_damaged_checkpoint_is_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """TensorFlow's errors are of kinds of its own; a stand-in raises one."""
+
+    class OpError(Exception):
+        pass
+
+    def load_checkpoint(prefix: str) -> None:
+        raise OpError("Data loss: not an sstable (bad magic number)\nmore")
+
+    train, errors = types.SimpleNamespace(load_checkpoint=load_checkpoint), types.SimpleNamespace(OpError=OpError)
+    monkeypatch.setitem(sys.modules, "tensorflow", types.SimpleNamespace(train=train, errors=errors))
+    (tmp_path / "bert_config.json").write_text("{}")
+    with pytest.raises(
+        ValueError, match=r"bert is damaged or no TensorFlow checkpoint \(Data loss: .*number\)\); fetch it again"
+    ):
+        load_tensorflow(str(tmp_path / "bert"), "BertModel")
