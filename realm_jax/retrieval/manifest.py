@@ -3,8 +3,8 @@
 import dataclasses
 import hashlib
 import json
-import math
 import re
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -97,7 +97,7 @@ class Manifest:
     def __post_init__(self) -> None:
         check_fields(self)
         for name in ("search_recall", "built_at", "build_secs"):
-            if not math.isfinite(getattr(self, name)):
+            if not -sys.float_info.max <= getattr(self, name) <= sys.float_info.max:  # whole numbers may be larger
                 raise ValueError(f"{name} must be a finite number, got {getattr(self, name)}")
         expected = 0
         for shard in self.shards:

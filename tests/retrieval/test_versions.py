@@ -209,6 +209,8 @@ def test_torn_manifests_are_refused(index_dir, corpus):
         b"[" * 100_000,
         whole.replace(b'"count": 9', b'"count": 8', 1),
         whole.replace(b'"built_at": ', b'"built_at": 1e999', 1),
+        whole.replace(b'"search_recall": ', b'"search_recall": 1' + b"0" * 400, 1),
+        whole.replace(b'"search_recall": ', b'"search_recall": NaN, "other": ', 1),
         whole.replace(b".npy", b"\\u0000", 1),
         whole.replace(b".npy", b"\\ud800", 1),
     ):
