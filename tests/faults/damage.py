@@ -134,6 +134,7 @@ def damage_versions_of_a_run(workshop: Workshop) -> Row:
         if refused not in trainer.said() or status(run)["index_version"] != newest or newest == damaged:
             what = f"version {damaged}, {pattern}, {damage.__name__}"
             failures.append(f"{what}: {status(run)['index_version']} of {newest} is served: {trainer.said()[-500:]}")
+    trainer.kill()
     injected = 2 * len(DAMAGES) - 1
     notes = "to recover: from the damage to the next whole version's service, with the start of an embed job in between"
     survived = injected - len(failures)

@@ -30,7 +30,8 @@ def preempt(workshop: Workshop, times: int, seed: int = 0) -> Row:
                 f"ended with {ended} after {done} steps, checkpoints {checkpoints}: {trainer.said()[-300:]}"
             )
         stopped_after.append(done)
-        trainer = workshop.start("train", run)
+        embedder.finish()  # it ends with the training, and is started again with it
+        embedder, trainer = workshop.start("embed", run), workshop.start("train", run)
         if wait_until(lambda run=run, done=done: len(metrics(run)) > done, trainer):
             recovery_secs.append(time.time() - trainer.started_at)
         ended = trainer.finish()

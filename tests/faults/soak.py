@@ -20,6 +20,7 @@ from realm_jax.retrieval.versions import list_versions
 from realm_jax.run_dir import RunDir
 from tests.faults.jobs import Job, Workshop, metrics, wait_until
 from tests.faults.table import Row, markdown
+from tests.launch.stub_stages import load_launcher
 
 MOST_GROWTH = 0.02
 """Of a process's memory in the second half; in a short soak allocators have not settled, and the slope is mostly noise."""
@@ -48,8 +49,11 @@ def soak(workshop: Workshop, minutes: float, every_secs: float = 5.0) -> Row:
         "train.checkpoint_every_steps=100",
         "train.num_steps=100000000",
     )
-    embedder = workshop.start("embed", run)
-    trainer = workshop.start("train", run, *mode)
+    # as the launcher starts its jobs: with one arena a thread glibc keeps ever more of what is free
+    load_launcher()
+    memory = {"GLIBC_TUNABLES": sys.modules["processes"].KEEP_HUGE_PAGES}
+    embedder = workshop.start("embed", run, environment=memory)
+    trainer = workshop.start("train", run, *mode, environment=memory)
     if not wait_until(lambda: metrics(run), trainer, embedder):
         return Row("soak", 1, 0, "everything", failures=[f"it did not begin: {trainer.said()[-500:]}"])
     began = time.monotonic()
