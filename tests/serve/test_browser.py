@@ -141,16 +141,18 @@ def test_a_document_of_markup_is_shown_and_not_run(browser, make_service):
         page.on("dialog", lambda dialog: (dialogs.append(dialog.message), dialog.dismiss()))
         page.on("request", lambda request: requests.append(request.url))
         page.on("console", lambda message: complaints.append(message.text))
-        text = f"{hostile} Ada Brook Ada Brook was born in Rome {hostile}"
-        made = page.request.post(f"{place}/api/documents", data={"title": hostile, "text": text})
-        assert made.status == 201
-        page.goto(f"{place}/?q=Where+was+Ada+Brook+born")
+        title, text = f"{hostile} Ada Brook Ada Brook Ada Brook", f"Ada Brook was born in Rome {hostile}"
+        assert page.request.delete(f"{place}/api/documents/0").status == 200  # it says Oslo
+        assert page.request.post(f"{place}/api/documents", data={"title": title, "text": text}).status == 201
+        page.goto(f"{place}/?q=Ada+Brook")
         assert page.inner_text("#answer") == "Rome"
-        assert hostile in page.inner_text("#document") and hostile in page.inner_text("ul.changes")
+        # the rest of it is another block
+        assert page.inner_text("#document") == "Ada Brook was born in Rome <script>alert(1)</script><img src=x"
+        assert title in page.inner_text("ul.changes")
         for element in ("script", "img", "svg", "a[href^='javascript:']"):
             assert page.query_selector(element) is None, element
         page.wait_for_timeout(300)  # what would load or run late
-        assert not dialogs and not complaints and requests == [f"{place}/?q=Where+was+Ada+Brook+born"]
+        assert not dialogs and not complaints and requests == [f"{place}/?q=Ada+Brook"]
         page.close()
 
 
