@@ -7,6 +7,8 @@ GIN ?=
 TEXT ?= docs
 WORKERS ?= 2
 PYTEST_ARGS ?=
+FAULTS_ARGS ?=
+FUZZ_ARGS ?=
 
 # The newest Python in range that really runs and can make an environment (some systems ship one that cannot).
 IN_RANGE = import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
@@ -21,7 +23,7 @@ BIN = $(VENV)/bin
 CHROMIUM = $(or $(REALM_JAX_CHROMIUM),$(shell command -v chromium || command -v chromium-browser || command -v google-chrome))
 
 .DEFAULT_GOAL := help
-.PHONY: help install check-corpus check-browser pretrain test slow browser tpu-compile parity convert-extras beam check format format-check lint types bench bench-torch bench-index constraints clean
+.PHONY: help install check-corpus check-browser pretrain test slow browser tpu-compile parity convert-extras beam faults fuzz check format format-check lint types bench bench-torch bench-index constraints clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.12] [VENV=.venv] [RUN_DIR=runs/pretrain] [CORPUS=documents/] [GIN='--gin.NAME.PARAM=VALUE ...']"
@@ -154,6 +156,12 @@ beam: $(VENV)-beam/.installed ## the corpus job as an Apache Beam pipeline, comp
 CONVERT_EXTRAS = $(addprefix tests/convert/,test_extras.py test_folder.py test_tensorflow.py test_minilm.py)
 convert-extras: $(VENV)-extras/.with_extras ## torch files, TensorFlow checkpoints and MiniLM, none of them skipped
 	REALM_JAX_CONVERT_EXTRAS=1 $(VENV)-extras/bin/python -m pytest -q $(CONVERT_EXTRAS) $(PYTEST_ARGS)
+
+faults: install ## kill, damage, fill and stop the real jobs, and print what came of it (40 minutes; mounts a small file system)
+	$(BIN)/python -m tests.faults $(FAULTS_ARGS)
+
+fuzz: install ## a hundred thousand hostile inputs for every reader of what may come from elsewhere (hours)
+	$(BIN)/python -m tests.fuzz --inputs=100000 $(FUZZ_ARGS)
 
 check: format-check lint types test ## format, lint, types, tests (which build every gin file)
 

@@ -60,9 +60,7 @@ def stub(folder, name, says_yes):
 def test_alone_it_lists_the_targets(repository):
     done = make(repository)
     assert done.returncode == 0
-    targets = (
-        "pretrain tpu-pretrain tpu-delete test check bench bench-torch clean tpu-compile parity convert-extras beam"
-    )
+    targets = "pretrain tpu-pretrain tpu-delete test check bench bench-torch clean tpu-compile parity convert-extras beam faults fuzz"
     for target in targets.split():
         assert f"  {target} " in done.stdout
 

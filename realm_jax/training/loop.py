@@ -259,7 +259,11 @@ def _join_processes() -> None:
     number = {name: None if value is None else _whole_number(name, value) for name, value in list(said.items())[1:]}
     try:
         jax.distributed.initialize(  # what is None it looks for itself, as it does the address
-            num_processes=number["JAX_NUM_PROCESSES"], process_id=number["JAX_PROCESS_ID"]
+            num_processes=number["JAX_NUM_PROCESSES"],
+            process_id=number["JAX_PROCESS_ID"],
+            cluster_detection_method=None
+            if None in said.values()
+            else "deactivate",  # nothing is left to ask a cluster
         )
     except ValueError as error:
         raise ValueError(
