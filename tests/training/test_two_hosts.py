@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from realm_jax.__main__ import PREEMPTED
 from realm_jax.retrieval.versions import list_versions, read_manifest
 from realm_jax.run_dir import RunDir, read_json
 from realm_jax.run_lock import exclusive
