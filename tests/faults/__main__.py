@@ -86,7 +86,7 @@ def main() -> int:
             if chosen.out:
                 chosen.out.write_text(markdown(rows))  # after each, for whoever stops it early
     print(markdown(rows))
-    return int(any(row.survived < row.injected for row in rows))
+    return int(any(row.failures or row.survived < row.injected for row in rows))
 
 
 if __name__ == "__main__":

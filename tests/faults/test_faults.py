@@ -1,5 +1,8 @@
 """A few faults of some kinds, and the table: `make faults` injects all of them."""
 
+import json
+import sys
+
 import pytest
 
 from tests.faults import damage, disk, embedder_killed, preemption, trainer_killed
@@ -49,6 +52,33 @@ def test_what_grows_in_a_soak_is_told():
     (told,) = growth(samples(open_files=lambda number: (20, 10 + number)))[0]
     assert told == "the embed job opened more files or threads in the second half than in the first: [14, 19], [10, 10]"
     assert growth(samples(versions=lambda number: 3 + number))[0] == ["versions or disk grew: [7, 12], [9.0, 9.0]"]
+
+
+class _Broken(Workshop):
+    """Its whole run is made up, and its trainers end by themselves."""
+
+    ends = "print('before it began', file=sys.stderr); sys.exit(2)"
+
+    def whole(self, name, *bindings):
+        run = self.run(name)
+        run.path.mkdir(parents=True)
+        run.config_file("train").write_text("")
+        began = run.config_file("train").stat().st_mtime
+        run.metrics.mkdir()
+        run.metrics_jsonl.write_text(json.dumps({"step": 24, "time": began + 100.0}) + "\n")
+        return run
+
+    def start(self, job, run, *bindings, **how):
+        return self.start_command([sys.executable, "-c", f"import sys; {self.ends}"], f"{run.path.name}-{job}")
+
+
+def test_trainers_that_always_fail_are_a_failure_with_their_last_words(tmp_path):
+    with _Broken(tmp_path) as broken:
+        row = trainer_killed.kill_trainers(broken, 1)
+    assert (row.injected, row.survived) == (0, 0)
+    *ended, too_few = row.failures
+    assert len(ended) == 4 and all("ended by itself with 2: before it began" in failure for failure in ended)
+    assert too_few == "only 0 of 1 trainers could be killed in 4 runs"
 
 
 @pytest.mark.faults

@@ -1,6 +1,5 @@
 """The trainer killed with SIGKILL: resumed, its run must equal the one that nothing happened to, to the bit."""
 
-import itertools
 import random
 import time
 from collections import Counter
@@ -13,13 +12,16 @@ from tests.faults.table import Row
 
 KILLS_OF_A_RUN = 6
 """Then it is left to finish, and compared."""
+RUNS_A_KILL = 4
+"""At most: trainers that end before they are killed bring no kill."""
 MOMENTS = ("any instant", "any instant", "checkpoint", "checkpoint", "snapshot", "swap")
 TEMPORARY_CHECKPOINT = "*orbax-checkpoint-tmp*"
 
 
 def kill_trainers(workshop: Workshop, times: int, seed: int = 0) -> Row:
     """A third of the kills come at any instant of a life, the others soon after a file appears: into the writing of a
-    checkpoint, of a snapshot, and between a version's publication and its swap.
+    checkpoint, of a snapshot, and between a version's publication and its swap. A trainer that ends by itself with an error is
+    a failure of its run, and so are too few kills in `RUNS_A_KILL` times as many runs.
     """
     rng = random.Random(seed)
     whole = workshop.whole("whole")
@@ -29,34 +31,44 @@ def kill_trainers(workshop: Workshop, times: int, seed: int = 0) -> Row:
     again: list[int] = []
     failures: list[str] = []
     survived = 0
-    for number in itertools.count():
+    for number in range(RUNS_A_KILL * times):
         if hits.total() == times:
             break
         run = workshop.run(f"trainer-killed-{seed}-{number}")
         embedder = workshop.start("embed", run)
-        killed, reached = 0, 0
+        killed, reached, wrong = 0, 0, ""
         while killed < KILLS_OF_A_RUN and hits.total() < times:
             trainer = workshop.start("train", run)
             _wait_for(rng.choice(MOMENTS), run, trainer, rng, life_secs)
-            if not trainer.kill():  # it had finished before
-                break
+            if not trainer.kill():
+                wrong = _last_words(trainer)
+                break  # nothing wrong: it had finished before
             killed += 1
             hits[_where(run, trainer)] += 1
             _note_resumption(run, trainer, reached, recovery_secs, again)
             reached = max((line["step"] for line in metrics(run)), default=0)
-        trainer = workshop.start("train", run)
-        trainer.finish()
-        _note_resumption(run, trainer, reached, recovery_secs, again)
+        if not wrong:
+            trainer = workshop.start("train", run)
+            trainer.finish()
+            _note_resumption(run, trainer, reached, recovery_secs, again)
+            wrong = _last_words(trainer) or difference(run, whole)
         embedder.kill()
-        differs = trainer.said()[-500:] if trainer.process.returncode else difference(run, whole)
-        survived += killed if not differs else 0
-        if differs:
-            failures.append(f"{killed} kills of {run.path.name} (seed {seed}): {differs}")
+        survived += killed if not wrong else 0
+        if wrong:
+            failures.append(f"{killed} kills of {run.path.name} (seed {seed}): {wrong}")
+    if hits.total() < times:
+        failures.append(f"only {hits.total()} of {times} trainers could be killed in {RUNS_A_KILL * times} runs")
     lost = f"nothing; at most {max(again, default=0)} steps were done again"
     where = ", ".join(f"{count} {place}" for place, count in hits.most_common())
     return Row(
         "trainer killed (SIGKILL)", hits.total(), survived, lost, recovery_secs, f"seed {seed}; {where}", failures
     )
+
+
+def _last_words(trainer: Job) -> str:
+    """Of one that ended with an error; empty for any other."""
+    status = trainer.process.returncode
+    return f"a trainer ended by itself with {status}: {trainer.said()[-500:]}" if status else ""
 
 
 def _wait_for(moment: str, run: RunDir, trainer: Job, rng: random.Random, life_secs: float) -> None:
