@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -28,12 +27,7 @@ PATIENCE_SECS = 240.0
 class Job:
     """One job in a process of its own, its output in a file."""
 
-    def __init__(
-        self, command: list[str], log: Path, environment: Mapping[str, str], file_limit_bytes: int | None = None
-    ):
-        def limit_files() -> None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit_bytes or 0, file_limit_bytes or 0))
-
+    def __init__(self, command: list[str], log: Path, environment: Mapping[str, str]):
         self.log, self.started_at = log, time.time()
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as output:
@@ -43,7 +37,6 @@ class Job:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 env=dict(environment),
-                preexec_fn=limit_files if file_limit_bytes else None,
             )
 
     def running(self) -> bool:
@@ -114,25 +107,23 @@ class Workshop:
         *bindings: str,
         program: tuple[str, ...] = ("-m", "realm_jax"),
         environment: Mapping[str, str] = {},
-        file_limit_bytes: int | None = None,
     ) -> Job:
         """Starts a job of the small run, with further bindings."""
         command = [
             sys.executable, *program, job, f"--run_dir={run.path}", f"--gin_file={RUN_FILE}",
             f"--gin.CORPUS={self.place / 'corpus'}", *(f"--gin.{binding}" for binding in bindings),
         ]  # fmt: skip
-        return self.start_command(command, f"{run.path.name}-{job}", environment, file_limit_bytes)
+        return self.start_command(command, f"{run.path.name}-{job}", environment)
 
     def start_command(
         self,
         command: list[str],
         name: str,
         environment: Mapping[str, str] = {},
-        file_limit_bytes: int | None = None,
     ) -> Job:
         """Starts any other program as a job; its output goes to a log of this name."""
         log = self.place / "logs" / f"{len(self._jobs):03d}-{name}.log"
-        started = Job(command, log, self.environment | environment, file_limit_bytes)
+        started = Job(command, log, self.environment | environment)
         self._jobs.append(started)
         return started
 
