@@ -11,27 +11,39 @@ from pathlib import Path
 from typing import Any
 
 _ROOT = Path(__file__).resolve().parents[2]
-# What Python and libraries open of their own accord.
-_OWN = tuple(
-    {str(_ROOT), sys.prefix, sys.base_prefix, sysconfig.get_paths()["stdlib"], "/proc", "/dev", "/usr", "/sys", "/lib"}
+# What Python and libraries read of their own accord.
+_OWN = (
+    str(_ROOT),
+    sys.prefix,
+    sys.base_prefix,
+    sysconfig.get_paths()["stdlib"],
+    "/proc",
+    "/dev",
+    "/usr",
+    "/sys",
+    "/lib",
 )
 _RUNS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "pickle.find_class", "socket.connect",
          "ctypes.dlopen", "code.__new__", "os.putenv")  # fmt: skip
-_TOUCHES = (
-    "open",
-    "os.mkdir",
-    "os.remove",
-    "os.rename",
-    "os.rmdir",
-    "os.symlink",
-    "os.link",
-    "os.truncate",
-    "os.chmod",
-)
+# What is judged by the places that it names: where its arguments hold these, and the folders that they are relative to.
+_TOUCHES: dict[str, tuple[tuple[int, int | None], ...]] = {
+    "open": ((0, None),),
+    "os.mkdir": ((0, 2),),
+    "os.remove": ((0, 1),),
+    "os.rename": ((0, 2), (1, 3)),
+    "os.rmdir": ((0, 1),),
+    "os.symlink": ((1, 2),),
+    "os.link": ((0, 2), (1, 3)),
+    "os.truncate": ((0, None),),
+    "os.chmod": ((0, 2),),
+    "os.chown": ((0, 3),),
+    "os.utime": ((0, 3),),
+}
+_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CANARIES = frozenset({"antigravity", "turtledemo", "this", "idlelib"})
 """Modules that nothing here imports."""
 
-_folder = ""
+_folders: tuple[str, ...] = ()
 _seen: list[str] = []
 _watching = False
 
@@ -48,10 +60,32 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
             _seen.append(f"imported {arguments[0]}")
     elif event in _RUNS:
         _seen.append(f"{event} {arguments!r:.80}")
-    elif event in _TOUCHES and isinstance(arguments[0], str | bytes | os.PathLike):
-        place = os.path.abspath(os.fsdecode(arguments[0]))  # noqa: PTH100 - resolve() opens links: the names are what is judged
-        if not place.startswith(_folder) and not place.startswith(_OWN):
-            _seen.append(f"{event} outside: {place[:80]}")
+    elif event in _TOUCHES:
+        may = (*_folders, *_OWN) if event == "open" and _only_reads(*arguments[1:3]) else (*_folders, os.devnull)
+        _seen.extend(f"{event} outside: {place[:80]}" for place in _places(event, arguments) if not _within(place, may))
+
+
+def _only_reads(mode: str | None, flags: int) -> bool:
+    return not flags & _WRITES and not set(mode or "") & set("wax+")
+
+
+def _places(event: str, arguments: tuple[Any, ...]) -> Iterator[str]:
+    """What an event touches, by absolute names; descriptors have been judged when they were opened."""
+    for at, folder_at in _TOUCHES[event]:
+        if isinstance(arguments[at], str | bytes | os.PathLike):
+            yield _absolute(arguments[at], -1 if folder_at is None else arguments[folder_at])
+    if event == "os.symlink":  # where it leads is relative to where it lies
+        yield _absolute(Path(_absolute(arguments[1], arguments[2])).parent / os.fsdecode(arguments[0]), -1)
+
+
+def _absolute(name: Any, folder: int) -> str:
+    if folder != -1:
+        name = Path(os.readlink(f"/proc/self/fd/{folder}"), os.fsdecode(name))  # noqa: PTH115 - Path.readlink() is an event
+    return os.path.abspath(os.fsdecode(name))  # noqa: PTH100 - resolve() opens links: the names are what is judged
+
+
+def _within(place: str, folders: tuple[str, ...]) -> bool:
+    return f"{place}/".startswith(tuple(f"{folder}/" for folder in folders))
 
 
 sys.addaudithook(_audit)  # there is no way to take one back: it sleeps outside of `fenced`
@@ -70,16 +104,17 @@ def fenced(folder: Path, secs: float, num_bytes: int) -> Iterator[list[str]]:
     """Runs what is inside within limits.
 
     Args:
-      folder: beyond which nothing may be opened or changed, Python's own files and those of this checkout aside.
+      folder: beyond which nothing may be opened or changed; Python's own files and those of this checkout may be read.
       secs: of processor time (a slow machine is no hang); then `Hang` is raised.
       num_bytes: of memory that may be taken beside what the process has; beyond that allocations fail.
 
     Yields:
       What was done that must not be, in words; complete after the block.
     """
-    global _folder, _watching
+    global _folders, _watching
     _seen.clear()
-    _folder = str(folder)
+    _folders = (os.path.abspath(folder), os.path.realpath(folder))  # noqa: PTH100 - a link to it is its name too
+    bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # what is imported late lies elsewhere
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (_address_space() + num_bytes, hard))
     # SIGPROF, so that pytest-timeout keeps SIGALRM
@@ -93,3 +128,4 @@ def fenced(folder: Path, secs: float, num_bytes: int) -> Iterator[list[str]]:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, before)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        sys.dont_write_bytecode = bytecode
