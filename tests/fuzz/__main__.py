@@ -3,6 +3,8 @@
     python -m tests.fuzz [--inputs=100000] [--targets=markdown,page] [--seed=7] [--minutes=10]
 
 The seed is printed and repeats a run to the byte. Inputs that showed a fault are written to `--out`, one a finding.
+
+Ends with status 1 if anything was found; with 3 if nothing was, but a target had fewer inputs than asked, which is said as SHORT.
 """
 
 import argparse
@@ -21,7 +23,7 @@ def main() -> int:
     parser.add_argument("--inputs", type=int, default=100_000, help="a target")
     parser.add_argument("--targets", default="", help="names, a comma between; all by default")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32))
-    parser.add_argument("--minutes", type=float, default=60, help="at most, a target")
+    parser.add_argument("--minutes", type=float, default=60, help="at most, a target; then it is SHORT")
     parser.add_argument("--out", type=Path, default=Path("runs/fuzz"))
     options = parser.parse_args()
     names = options.targets.split(",") if options.targets else list(TARGETS)
@@ -32,6 +34,7 @@ def main() -> int:
         flush=True,
     )
     found = 0
+    short: list[str] = []
     spawn = multiprocessing.get_context("spawn")
     for name in names:
         options.out.mkdir(parents=True, exist_ok=True)
@@ -44,14 +47,23 @@ def main() -> int:
         if process.exitcode:
             done["findings"][f"the process ended with {process.exitcode}, input {options.out / name}.last"] = ""
         findings = done["findings"]
+        is_short = done["inputs"] < options.inputs
         print(
-            f"{name:26}{done['inputs']:9}{done['inputs'] - done.get('faults', 0):17}{done['secs']:8.0f}  {len(findings)}",
+            f"{name:26}{done['inputs']:9}{done['inputs'] - done.get('faults', 0):17}{done['secs']:8.0f}  {len(findings)}"
+            f"{'  SHORT' if is_short else ''}",
             flush=True,
         )
         for what, where in findings.items():
             print(f"    {what}  {where}", flush=True)
         found += len(findings)
-    return 1 if found else 0
+        if is_short:
+            short.append(name)
+    if short:
+        print(
+            f"SHORT: {len(short)} of {len(names)} targets had fewer than the {options.inputs} inputs asked, in {options.minutes:g} minutes "
+            f"each: {', '.join(short)}; give more --minutes"
+        )
+    return 1 if found else 3 if short else 0
 
 
 if __name__ == "__main__":
