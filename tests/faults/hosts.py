@@ -29,7 +29,7 @@ class Loss(NamedTuple):
 
 
 LOSSES = (
-    Loss(1, "in a step", r"Task 1 heartbeat timeout|unhealthy tasks?.*1|stopped sending heartbeats\):\s+1\b"),
+    Loss(1, "in a step", r"Task 1 heartbeat timeout|stopped sending heartbeats\):\s+1\b"),
     Loss(1, "at the agreement on a swap", "host 1 of 2 said nothing about realm_jax/swap/8 within 30 s"),
     Loss(0, "in a step", "the leader task was preempted/died/restarted"),
 )

@@ -73,7 +73,7 @@ def soak(workshop: Workshop, minutes: float, every_secs: float = 5.0) -> Row:
     embedder.finish()
     grown, figures = growth(samples)
     failures += grown
-    notes = f"{minutes:g} minutes, {steps} steps, {swaps} swaps; {figures}"
+    notes = f"{minutes:g} minutes with the launcher's GLIBC_TUNABLES, {steps} steps, {swaps} swaps; {figures}"
     return Row("soak: trainer and embed job on the same cores", 1, int(not failures), "nothing", (), notes, failures)
 
 
