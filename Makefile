@@ -81,10 +81,18 @@ NEEDS_ZONE = @if [ -z '$(TPU)' ] || [ -z '$(ZONE)' ]; then echo "expected TPU=NA
 
 .PHONY: tpu-pretrain tpu-delete
 ifeq ($(TPU),)
-tpu-pretrain: $(VENV)-tpu/.installed ## pre-train on a TPU VM: TPU=NAME ZONE=… [TPU_TYPE=v5litepod-8] [SPOT=1] [QUEUED=1] [DRY_RUN=1]
-	@if [ -n '$(ZONE)' ]; then echo "ZONE='$(ZONE)' without TPU=NAME: name the TPU VM, or leave both out on the TPU VM itself" >&2; exit 1; fi
-	LIBTPU_INIT_ARGS="$${LIBTPU_INIT_ARGS:---fibers_default_thread_stack_size=2097152}" \
-		$(VENV)-tpu/bin/python launch/local.py --run_dir='$(RUN_DIR)' $(LAUNCH)
+HERE = LIBTPU_INIT_ARGS="$${LIBTPU_INIT_ARGS:---fibers_default_thread_stack_size=2097152}" \
+	$(VENV)-tpu/bin/python launch/local.py --run_dir='$(RUN_DIR)' $(LAUNCH)
+tpu-pretrain: $(if $(DRY_RUN),,$(VENV)-tpu/.installed) ## pre-train on a TPU VM: TPU=NAME ZONE=… [TPU_TYPE=v5litepod-8] [SPOT=1] [QUEUED=1] [DRY_RUN=1]
+	@if [ -n '$(ZONE)$(PROJECT)$(SPOT)$(QUEUED)$(EMBEDDER_TPUS)' ]; then echo "ZONE, PROJECT, SPOT, QUEUED and EMBEDDER_TPUS need" \
+		"TPU=NAME, the TPU VM; on the TPU VM itself leave them out" >&2; exit 1; fi
+ifeq ($(DRY_RUN),)
+	$(HERE)
+else
+	@echo "# on this machine; for a TPU VM: make tpu-pretrain TPU=NAME ZONE=us-west4-a DRY_RUN=1"
+	@echo "$(MAKE) $(VENV)-tpu/.installed"
+	@printf '%s\n' '$(subst ','\'',$(HERE))'
+endif
 else
 tpu-pretrain:
 	$(NEEDS_ZONE)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-NUMBERS = (("JAX_PROCESS_ID", "JAX_NUM_PROCESSES"), ("SLURM_PROCID", "SLURM_NTASKS"))
+NUMBERS = (("JAX_PROCESS_ID", "JAX_NUM_PROCESSES"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"))
 TPU_FILES, GPU_FILES = ("accel0", "vfio/0"), ("nvidia0",)
 """Of a TPU by its two drivers, and of an NVIDIA GPU, in /dev."""
 
@@ -32,7 +32,7 @@ class Host(NamedTuple):
 def host_in(environment: Mapping[str, str]) -> Host:
     """Which machine of how many this is, as jax's own variables, Slurm or a TPU slice on Kubernetes say; else the only one.
 
-    >>> host_in({"SLURM_PROCID": "2", "SLURM_NTASKS": "4"})
+    >>> host_in({"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "4"})
     Host(number=2, total=4)
     >>> host_in({"TPU_WORKER_ID": "1", "TPU_WORKER_HOSTNAMES": "a,b"})
     Host(number=1, total=2)

@@ -45,6 +45,7 @@ from processes import (  # noqa: E402
     split_cores,
     stop_all,
 )
+from recipes import recipes  # noqa: E402
 
 from realm_jax.corpus.info import CORPUS_FILE  # noqa: E402 - the checkout's own package
 from realm_jax.run_dir import RunDir, check_can_write, read_json  # noqa: E402
@@ -52,17 +53,7 @@ from realm_jax.run_lock import InUse, exclusive  # noqa: E402
 from realm_jax.storage import Place, RemotePath, as_place  # noqa: E402
 from realm_jax.training.progress import progress_figures  # noqa: E402
 
-STAGES = ("reader", "ict", "realm")
-RECIPES = tuple(  # names of which there is a run file for every stage
-    sorted(
-        set.intersection(
-            *(
-                {file.stem.removeprefix(f"{stage}_") for file in (ROOT / "gin/runs").glob(f"{stage}_*.gin")}
-                for stage in STAGES
-            )
-        )
-    )
-)
+RECIPES = recipes()
 TRAINERS = ("train", "ict", "reader")
 FIRST_BACK_OFF_SECS, LONGEST_BACK_OFF_SECS = 1.0, 60.0
 HEALTHY_SECS = 300.0  # an embed job that lived so long has nothing to do with the failures before it
@@ -136,8 +127,10 @@ class Launcher:
         if self.settings.embed_only:
             self.embed_for_others()
             return None
+        # the devices of one machine of a slice do not run without the others'
+        alone = {} if host.is_alone else {"JAX_PLATFORMS": "cpu"}
         if host.is_first:
-            self.stage("corpus", lambda: [self.child("corpus", self.run, run_file, [])])
+            self.stage("corpus", lambda: [self.child("corpus", self.run, run_file, [], environment=alone)])
         else:
             self.wait_for("corpus", self.run.corpus / CORPUS_FILE)
         first, second = split_cores()
@@ -151,10 +144,8 @@ class Launcher:
         if not host.is_first:
             self.display.done()
             return None
-        # the devices of one machine of a slice do not run without the others'
-        environment = {} if host.is_alone else {"JAX_PLATFORMS": "cpu"}
-        self.stage("evaluate", lambda: [self.child("evaluate", self.run, run_file, [], environment=environment)])
-        self.stage("report", lambda: [self.child("report", self.run, None, [], environment=environment)])
+        self.stage("evaluate", lambda: [self.child("evaluate", self.run, run_file, [], environment=alone)])
+        self.stage("report", lambda: [self.child("report", self.run, None, [], environment=alone)])
         self.display.done()
         return self.run.report_html
 
@@ -247,11 +238,20 @@ class Launcher:
         self.wait_for("trainer", self.run.snapshots)
         self.display.begin("embed")
         embedder = Embedder(self, [])
-        while embedder.child.running() or embedder.child.process.returncode:
+        # it also ends well when a trainer was stopped, which may come again
+        while embedder.child.running() or embedder.child.process.returncode or not self.trainers_finished():
             embedder.keep_alive()
             self.display.show(self.embedder_progress())
             self.pause()
         self.display.done()
+
+    def trainers_finished(self) -> bool:
+        """Whether all processes of the run's trainer say that they have done all steps."""
+        try:
+            said = [read_json(place)["state"] for place in self.run.status.glob("trainer-*.json")]
+        except (OSError, ValueError):  # one is being replaced
+            return False
+        return bool(said) and set(said) == {"finished"}
 
     def pause(self) -> None:
         """Between two looks at the children."""

@@ -164,4 +164,7 @@ def test_on_the_tpu_vm_itself_the_same_target_just_runs(repository, tmp_path):
         "-o",
         f"{tmp_path / 'venv'}-tpu/.installed",
     )
-    assert refused.returncode != 0 and "ZONE='here' without TPU=NAME" in refused.stderr
+    assert refused.returncode != 0 and "EMBEDDER_TPUS need TPU=NAME, the TPU VM" in refused.stderr
+    printed = make(repository, "tpu-pretrain", "DRY_RUN=1", "RUN_DIR=runs/here", f"VENV={tmp_path / 'venv'}")
+    assert printed.returncode == 0 and not (tmp_path / "venv-tpu").exists()
+    assert f"{tmp_path / 'venv'}-tpu/bin/python launch/local.py --run_dir='runs/here'" in printed.stdout

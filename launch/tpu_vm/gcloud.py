@@ -19,10 +19,25 @@ RUNTIME_VERSIONS = {
 }
 OLDER_RUNTIME_VERSION = "tpu-ubuntu2204-base"  # v2 to v4
 CONNECTION_LOST = 255  # ssh's own exit status, and gcloud's with it
+FOR_GOOD = (
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+    "INVALID_ARGUMENT",
+    "auth login",
+    "has not been used in project",
+    "required property",
+)
+LOOK_TIMEOUT_SECS, STOP_TIMEOUT_SECS, RUN_TIMEOUT_SECS = 120.0, 240.0, 3600.0
+# no question about a key that is not there yet, and an end to a connection whose other end is gone
+SSH_FLAGS = ("--quiet", "--ssh-flag=-oServerAliveInterval=30", "--ssh-flag=-oServerAliveCountMax=4")
 
 
 class GcloudFailed(Exception):  # noqa: N818 - reads as what it says
     """A command that did not do what it was told, with gcloud's words."""
+
+
+class GcloudUnreachable(GcloudFailed):
+    """A question that Google did not answer: the network here, or the service there. It may be asked again."""
 
 
 class Node(NamedTuple):
@@ -68,7 +83,7 @@ class Gcloud:
 
     def describe(self, name: str) -> Node | None:
         """What there is under this name; None: nothing."""
-        found = self._look("tpu-vm", name)
+        found = self._look("tpu-vm", "describe", name, "--format=json")
         if found is None:
             return None
         return Node(str(found.get("state", "UNKNOWN")), len(found.get("networkEndpoints") or [None]))
@@ -94,7 +109,7 @@ class Gcloud:
 
     def queue_state(self, name: str) -> str | None:
         """Of such a request, such as WAITING_FOR_RESOURCES or ACTIVE; None: there is none."""
-        found = self._look("queued-resources", name)
+        found = self._look("queued-resources", "describe", name, "--format=json")
         return None if found is None else str((found.get("state") or {}).get("state", "UNKNOWN"))
 
     def delete_queued(self, name: str) -> None:
@@ -103,11 +118,11 @@ class Gcloud:
 
     def upload(self, file: Path, name: str, place: str) -> None:
         """Copies a file to all machines of a TPU VM."""
-        self._run("tpu-vm", "scp", str(file), f"{name}:{place}", "--worker=all")
+        self._run("tpu-vm", "scp", str(file), f"{name}:{place}", "--worker=all", "--quiet")
 
     def ssh_command(self, name: str, worker: int | str, command: str) -> list[str]:
         """What runs a command on one machine, or on "all"."""
-        return self._whole("tpu-vm", "ssh", name, f"--worker={worker}", f"--command={command}")
+        return self._whole("tpu-vm", "ssh", name, f"--worker={worker}", f"--command={command}", *SSH_FLAGS)
 
     def ssh(self, name: str, worker: int | str, command: str) -> None:
         """Runs a command on one machine, or on "all".
@@ -123,7 +138,10 @@ class Gcloud:
         if self.dry_run:
             print(shlex.join(whole))
             return 0
-        return subprocess.run(whole, capture_output=True, stdin=subprocess.DEVNULL).returncode
+        try:
+            return _completed(whole, STOP_TIMEOUT_SECS).returncode
+        except GcloudUnreachable:
+            return CONNECTION_LOST
 
     def follow(self, name: str, worker: int, command: str) -> "subprocess.Popen[str]":
         """Starts a command whose output is read as it comes. Ctrl-C here does not reach it."""
@@ -140,17 +158,23 @@ class Gcloud:
     def _whole(self, group: str, verb: str, *arguments: str) -> list[str]:
         return ["gcloud", "compute", "tpus", group, verb, *arguments, *self.where]
 
-    def _look(self, group: str, name: str) -> dict[str, Any] | None:
-        command = self._whole(group, "describe", name, "--format=json")
+    def names(self, group: str) -> list[str]:
+        """Of all that there is of "tpu-vm" or "queued-resources" in the zone."""
+        found = self._look(group, "list", "--format=json(name)") or []
+        return [str(one["name"]).rsplit("/", 1)[-1] for one in found]
+
+    def _look(self, group: str, *arguments: str) -> Any:
+        command = self._whole(group, *arguments)
         if self.dry_run:
             print(shlex.join(command))
             return None
-        done = _completed(command)
+        done = _completed(command, LOOK_TIMEOUT_SECS)
         if done.returncode == 0:
-            return dict(json.loads(done.stdout))
+            return json.loads(done.stdout)
         if "NOT_FOUND" in done.stderr or "not found" in done.stderr:
             return None
-        raise GcloudFailed(_words(command, done.stderr))
+        failed = GcloudFailed if any(word in done.stderr for word in FOR_GOOD) else GcloudUnreachable
+        raise failed(_words(command, done.stderr))
 
     def _run(self, group: str, verb: str, *arguments: str) -> None:
         self._execute(self._whole(group, verb, *arguments))
@@ -160,18 +184,20 @@ class Gcloud:
             print(shlex.join(command))
             return
         print(f"$ {shlex.join(command)}", file=sys.stderr, flush=True)
-        done = _completed(command)
+        done = _completed(command, RUN_TIMEOUT_SECS)
         if done.returncode:
             raise GcloudFailed(_words(command, done.stderr + done.stdout))
 
 
-def _completed(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+def _completed(command: Sequence[str], timeout_secs: float) -> "subprocess.CompletedProcess[str]":
     try:
-        return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=timeout_secs)
     except FileNotFoundError as error:
         raise GcloudFailed(
             "gcloud is not installed; see https://cloud.google.com/sdk/docs/install, then `gcloud auth login`"
         ) from error
+    except subprocess.TimeoutExpired as error:
+        raise GcloudUnreachable(_words(command, f"no answer in {timeout_secs:.0f} s")) from error
 
 
 def _words(command: Sequence[str], said: str) -> str:

@@ -3,8 +3,8 @@
 #
 #   worker.sh install           an environment with the tested versions and jax for TPUs, unless there is one
 #   worker.sh start ARGUMENT…   launch/local.py with these arguments, in the background, unless it runs already
-#   worker.sh running           whether it runs, by the exit status
-#   worker.sh follow [LINES]    its output after the first so many lines, until it ends; then its exit status
+#   worker.sh running           by its exit status: 0 it runs, 10 it has ended well, 1 neither
+#   worker.sh follow [LINES]    its output after the first so many lines, each marked "| ", until it ends; then its exit status
 #   worker.sh stop              ends it with a checkpoint
 #
 # Output and exit status lie in ~/realm_jax_launcher. REALM_JAX_PYTHON names a Python that has all packages: nothing is
@@ -48,18 +48,28 @@ install() {
 }
 
 start() {
+    mkdir -p "$state"
+    exec 9>"$state/lock" # somebody else may start it at the same time
+    flock 9
     if running; then
         echo "already running, process $(cat "$pid"); stop it first to change its settings"
         return
     fi
-    mkdir -p "$state"
     rm -f "$status" "$pid"
     : >"$log"
     # libtpu's compiler needs larger stacks than it gives itself (docs/tpu.md)
     LIBTPU_INIT_ARGS=${LIBTPU_INIT_ARGS:---fibers_default_thread_stack_size=2097152} PYTHONUNBUFFERED=1 \
         setsid nohup bash -c '"$@" & echo $! >"$PID.new"; mv "$PID.new" "$PID"; wait $!; echo $? >"$STATUS.new"; mv "$STATUS.new" "$STATUS"' \
-        - env "$python" "$checkout/launch/local.py" "$@" >>"$log" 2>&1 </dev/null &
-    while [ ! -f "$pid" ]; do sleep 0.1; done
+        - env "$python" "$checkout/launch/local.py" "$@" >>"$log" 2>&1 </dev/null 9>&- &
+    for ((looks = 0; looks < 100; looks++)); do
+        [ ! -f "$pid" ] || break
+        sleep 0.1
+    done
+    if [ ! -f "$pid" ]; then
+        echo "it did not start within 10 s; $log:" >&2
+        tail -n 20 "$log" >&2
+        return 1
+    fi
     echo "started, process $(cat "$pid"); output in $log"
 }
 
@@ -68,11 +78,14 @@ follow() {
         echo "nothing was started here" >&2
         return 3
     fi
-    tail -n +$((${1:-0} + 1)) -f "$log" &
+    tail -n +$((${1:-0} + 1)) -f "$log" | sed -u 's/^/| /' &
     local tailing=$!
-    while running; do sleep 0.5; done
+    while running; do
+        kill -0 "$tailing" 2>/dev/null || exit 255 # nobody reads any more
+        sleep 0.5
+    done
     sleep 0.5 # what was written last
-    kill "$tailing" 2>/dev/null || true
+    pkill -P $$ tail 2>/dev/null || true
     wait "$tailing" 2>/dev/null || true
     local ended
     ended=$(cat "$status" 2>/dev/null || echo 137) # none is left by one that was killed
@@ -97,7 +110,12 @@ stop() {
 
 export PID=$pid STATUS=$status
 case ${1:-} in
-    install | start | running | follow | stop) "$@" ;;
+    install | start | follow | stop) "$@" ;;
+    running)
+        if running; then exit 0; fi
+        if [ "$(cat "$status" 2>/dev/null)" = 0 ]; then exit 10; fi
+        exit 1
+        ;;
     *)
         sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
         exit 2

@@ -2,7 +2,8 @@
 """A `gcloud` whose TPU VMs are folders of this machine: commands for a worker run here, in a home of its own.
 
 The cloud lies in $STAND_IN_CLOUD: NAME.json is what there is of a node, calls.jsonl what was asked. A node that a test
-pre-empts (`preempt`) loses its processes and its homes, and its connections break.
+pre-empts (`preempt`) loses its processes and its homes, and its connections break, or hang if there is a file `half_open`. With a file
+`no_network` nothing can be reached.
 """
 
 import json
@@ -65,7 +66,7 @@ def preempt(name: str) -> None:
 
 def ready(name: str) -> dict[str, Any]:
     node = read(name)
-    if node is None or node["state"] != "READY":
+    if node is None or node["state"] != "READY" or (CLOUD / "no_network").exists():
         print(f"ssh: connect to host {name}: Connection refused", file=sys.stderr)
         sys.exit(CONNECTION_LOST)
     return node
@@ -79,11 +80,14 @@ def ssh(name: str, worker: int, command: str) -> int:
         "HOME": str(place), MARK: name, "JAX_PROCESS_ID": str(worker), "JAX_NUM_PROCESSES": str(node["workers"]),
         "JAX_COORDINATOR_ADDRESS": os.environ.get("STAND_IN_COORDINATOR", ""),
     }  # fmt: skip
+    print(f"Using ssh batch size of 1.\nSSH: Attempting to connect to worker {worker}...", file=sys.stderr, flush=True)
     process = subprocess.Popen(["bash", "-c", command], cwd=place, env=environment, stdin=subprocess.DEVNULL)
     while process.poll() is None:
-        if read(name) != node:
+        if (read(name) != node and not (CLOUD / "half_open").exists()) or (CLOUD / "no_network").exists():
             process.kill()
             return CONNECTION_LOST
+        time.sleep(0.05)
+    while read(name) != node and (CLOUD / "half_open").exists():
         time.sleep(0.05)
     return CONNECTION_LOST if read(name) != node else process.returncode
 
@@ -111,6 +115,12 @@ def main(arguments: list[str]) -> int:
         if argument.startswith("--")
     )
     places = [argument for argument in rest if not argument.startswith("--")]
+    if (CLOUD / "no_network").exists() and verb != "ssh":
+        sys.exit("ERROR: gcloud crashed (TransportError): failed to resolve 'oauth2.googleapis.com'")
+    if verb == "list":
+        ending = {"tpu-vm": ".json", "queued-resources": ".request"}[group]
+        print(json.dumps([{"name": f"projects/p/locations/here/x/{place.stem}"} for place in CLOUD.glob(f"*{ending}")]))
+        return 0
     name = places[0]
     if group == "queued-resources":
         return queued(verb, name, flags)
@@ -151,6 +161,8 @@ def queued(verb: str, name: str, flags: dict[str, str]) -> int:
     elif suspended.exists():
         suspended.unlink()
         print(json.dumps({"state": {"state": "SUSPENDED"}}))
+    elif read(name) is not None:
+        print(json.dumps({"state": {"state": "ACTIVE"}}))
     else:
         print(json.dumps({"state": {"state": "WAITING_FOR_RESOURCES"}}))
         create(name, request.read_text())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from realm_jax.run_dir import RunDir
+from realm_jax.run_dir import RunDir, write_json_atomically
 from realm_jax.training.metrics import read_metrics
 from tests import object_store
 from tests.launch.stub_stages import LAUNCH, load_launcher, stub_stages
@@ -30,16 +30,16 @@ def hosts(local):
 
 def test_which_machine_it_is(hosts):
     named = {"JAX_PROCESS_ID": "1", "JAX_NUM_PROCESSES": "3"}
-    slurm = {"SLURM_PROCID": "2", "SLURM_NTASKS": "4"}
+    slurm = {"SLURM_PROCID": "2", "SLURM_STEP_NUM_TASKS": "4"}
     slice_ = {"TPU_WORKER_ID": "3", "TPU_WORKER_HOSTNAMES": "a,b,c,d"}
     assert hosts.host_in(named | slurm | slice_) == (1, 3)
     assert hosts.host_in(slurm | slice_) == (2, 4)
     assert hosts.host_in(slice_) == (3, 4)
     assert hosts.host_in({"TPU_WORKER_ID": "0", "TPU_WORKER_HOSTNAMES": "localhost"}) == (0, 1)
-    assert hosts.host_in({"SLURM_NTASKS": "4"}) == (0, 1)  # in a batch script itself
+    assert hosts.host_in({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}) == (0, 1)  # a batch script itself, without srun
     for wrong, said in (
-        ({"SLURM_PROCID": "4", "SLURM_NTASKS": "4"}, "got 4 of 4"),
-        ({"SLURM_PROCID": "one", "SLURM_NTASKS": "4"}, "got one of 4"),
+        ({"SLURM_PROCID": "4", "SLURM_STEP_NUM_TASKS": "4"}, "got 4 of 4"),
+        ({"SLURM_PROCID": "one", "SLURM_STEP_NUM_TASKS": "4"}, "got one of 4"),
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, "got nothing of 2"),
     ):
         with pytest.raises(ValueError, match=said):
@@ -153,15 +153,18 @@ def test_one_stage_at_a_time_where_there_are_accelerators(quick, monkeypatch, tm
 
 
 def test_a_machine_that_only_embeds(quick, monkeypatch, tmp_path):  # noqa: F811
-    """It begins with the trainer's first snapshot, and starts the job again until that ends by itself."""
+    """It begins with the trainer's first snapshot, and starts the job again until the trainer has done all its steps."""
     run = RunDir.of(tmp_path / "run")
     for place in (run.corpus, run.snapshots):
         place.mkdir(parents=True)
     (run.corpus / "corpus.json").touch()
+    write_json_atomically(run.trainer_status(0), {"state": "failed"})  # stopped; it comes again
+    says_finished = f"open({str(run.trainer_status(0))!r}, 'w').write('{{\"state\": \"finished\"}}')"
     begun = tmp_path / "begun"
     commands = stub_stages(
-        quick, monkeypatch.setattr, {"embed": appends(begun, f"sys.exit(len(open({str(begun)!r}).readlines()) < 3)")}
-    )
+        quick, monkeypatch.setattr,
+        {"embed": appends(begun, f"n = len(open({str(begun)!r}).readlines())\nif n == 3: {says_finished}\nsys.exit(n == 1)")},
+    )  # fmt: skip
     arguments = [f"--run_dir={run.path}", "--embed_only", "--host=1", "--num_hosts=2"]
     assert quick.main(arguments) == 0
     assert [name for name, _ in commands] == ["embed"] * 3 and "--gin.embed.builder=1" in commands[0][1]

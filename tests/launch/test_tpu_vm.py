@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,8 +28,10 @@ def pretrain(monkeypatch):
     """The script, in a hurry; signal handlers are put back."""
     sys.path.insert(0, str(LAUNCH / "tpu_vm"))
     module = load_launcher("tpu_vm/pretrain")
-    for name in ("LOOK_SECS", "WAIT_SECS", "LOST_SECS"):
-        monkeypatch.setattr(module, name, 0.05)
+    for name in ("LOOK_SECS", "STATE_SECS", "WAIT_SECS", "FAILED_SECS"):
+        monkeypatch.setattr(sys.modules["supervisor"], name, 0.05)
+    monkeypatch.setattr(sys.modules["follower"], "LOST_SECS", 0.05)
+    monkeypatch.setattr(module, "EMBED_AGAIN_SECS", 0.05)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield module
     for number, handler in before.items():
@@ -58,7 +61,7 @@ def cloud(tmp_path, monkeypatch):
 def calls(cloud):
     """What gcloud was asked for, the looks left out."""
     asked = [json.loads(line) for line in (cloud / "calls.jsonl").read_text().splitlines()]
-    return [" ".join(words[2:4]) for words in asked if words[3] != "describe"]
+    return [" ".join(words[2:4]) for words in asked if words[3] not in ("describe", "list")]
 
 
 def started(cloud):
@@ -74,7 +77,7 @@ def wait_for(condition, secs=30.0):
 
 def test_a_run_on_a_pod_from_nothing(pretrain, cloud, capsys):
     assert pretrain.main([*POD, "--spot", "--corpus=tfds:x", "--gin.SEED=3"]) == 0
-    order = ["tpu-vm create", "tpu-vm ssh", "tpu-vm scp", *["tpu-vm ssh"] * 5]
+    order = ["tpu-vm create", *["tpu-vm ssh"] * 2, "tpu-vm scp", *["tpu-vm ssh"] * 5]
     assert calls(cloud) == order  # running? upload; install on all, start on two, follow two
     created = next(line for line in (cloud / "calls.jsonl").read_text().splitlines() if '"create"' in line)
     for flag in ("--accelerator-type=v5litepod-16", "--version=v2-alpha-tpuv5-lite", "--spot"):
@@ -96,7 +99,9 @@ def test_a_run_that_is_at_work_is_followed(pretrain, cloud, monkeypatch, capsys,
     monkeypatch.setenv(
         "LAUNCHER", f"echo begun; while [ ! -e {tmp_path / 'may_end'} ]; do sleep 0.05; done; echo ended"
     )
-    first = threading.Thread(target=lambda: pretrain.Supervisor(pretrain.parse(ONE)[0], pretrain.parse(ONE)[0].trainer, pretrain.Gcloud("here", None), lambda: None, False).run())  # fmt: skip
+    settings = pretrain.parse(ONE)[0]
+    other = pretrain.Supervisor(settings.asking, settings.trainer, pretrain.Gcloud("here", None), lambda: None, False)
+    first = threading.Thread(target=other.run)
     first.start()
     wait_for(lambda: (cloud / "started").exists())
     threading.Timer(0.5, (tmp_path / "may_end").touch).start()
@@ -137,7 +142,7 @@ def test_failing_again_and_again_is_told_with_the_last_words(pretrain, cloud, mo
     )
     assert pretrain.main([*POD, "--max_failures=2"]) == 1
     said = capsys.readouterr().err
-    assert f"realm, machine 1: ended with {status}; its last words:\nno disk\n" in said
+    assert re.search(rf"realm, machine 1: ended with {status}; its last words:\n(.+\n)*no disk\n", said)
     assert said.count("all machines start again from the last checkpoint") == starts - 1
     assert len(started(cloud)) == 2 * starts
     (left,) = (stand_in_gcloud.home("realm", 0) / "realm_jax_launcher" / "status",)
@@ -150,32 +155,89 @@ def test_a_signal_on_another_machine_is_no_failure(pretrain, cloud, monkeypatch,
     assert len(started(cloud)) == 2
 
 
-def test_a_lost_connection_is_made_again_and_no_line_is_told_twice(pretrain, cloud, monkeypatch, capsys, tmp_path):
+def test_a_lost_network_is_waited_for_and_no_line_is_told_twice(pretrain, cloud, monkeypatch, capsys, tmp_path):
+    """Neither the machine nor gcloud can be reached for a while; what they say of that is not taken for the launcher's words."""
     ended = tmp_path / "may_end"
     monkeypatch.setenv("LAUNCHER", f"echo one; echo two; while [ ! -e {ended} ]; do sleep 0.05; done; echo three")
-    follow, lost = pretrain.Gcloud.follow, []
+    monkeypatch.setattr(sys.modules["supervisor"], "WAIT_SECS", 0.3)
 
-    def breaks(self, name, worker, command):
-        process = follow(self, name, worker, command)
-        if not lost:
-            lost.append(command)
+    def cut():
+        output = stand_in_gcloud.home("realm", 0) / "realm_jax_launcher" / "output.log"
+        wait_for(lambda: output.exists() and "two" in output.read_text())
+        time.sleep(1.5)  # it is followed
+        (cloud / "no_network").touch()
+        time.sleep(3)
+        (cloud / "no_network").unlink()
+        ended.touch()
 
-            def cut():
-                wait_for(lambda: "two" in capsys_out)
-                os.killpg(process.pid, signal.SIGKILL)
-                ended.touch()
-
-            threading.Thread(target=cut).start()
-            poll = process.poll
-            process.poll = lambda: 255 if poll() is not None else None
-        return process
-
-    capsys_out = []
-    monkeypatch.setattr("builtins.print", lambda *words, **others: capsys_out.append(*words))
-    monkeypatch.setattr(pretrain.Gcloud, "follow", breaks)
+    thread = threading.Thread(target=cut)
+    thread.start()
     assert pretrain.main(ONE) == 0
-    assert [line for line in capsys_out if line in ("one", "two", "three")] == ["one", "two", "three"]
-    assert len(started(cloud)) == 1
+    thread.join()
+    assert capsys.readouterr().out == "one\ntwo\nthree\n" and len(started(cloud)) == 1
+
+
+def test_a_machine_that_is_gone_behind_a_connection_that_stands(pretrain, cloud, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("LAUNCHER", f"while [ ! -e {tmp_path / 'done'} ]; do sleep 0.05; done")
+    (cloud / "half_open").touch()
+
+    def take_away():
+        wait_for(lambda: (cloud / "started").exists() and len(started(cloud)) == 2)
+        time.sleep(1.0)
+        stand_in_gcloud.preempt("realm")
+        (tmp_path / "done").touch()
+
+    thread = threading.Thread(target=take_away)
+    thread.start()
+    assert pretrain.main([*POD, "--max_failures=0"]) == 0
+    thread.join()
+    assert "realm is PREEMPTED: it is replaced" in capsys.readouterr().err and len(started(cloud)) == 4
+
+
+def test_a_machine_that_is_done_is_not_started_again(pretrain, cloud, monkeypatch, tmp_path):
+    """The first still evaluates when the command is given again from another computer."""
+    monkeypatch.setenv(
+        "LAUNCHER",
+        f'case "$*" in *--host=1*) exit 0;; esac; while [ ! -e {tmp_path / "may_end"} ]; do sleep 0.05; done',
+    )
+    settings = pretrain.parse(POD)[0]
+    first = pretrain.Supervisor(settings.asking, settings.trainer, pretrain.Gcloud("here", None), lambda: None, False)
+    first.ensure()
+    first.install_and_start()
+    status = stand_in_gcloud.home("realm", 1) / "realm_jax_launcher" / "status"
+    wait_for(status.exists)
+    threading.Timer(1.0, (tmp_path / "may_end").touch).start()
+    assert pretrain.main(POD) == 0
+    assert len(started(cloud)) == 2 and calls(cloud).count("tpu-vm scp") == 1
+
+
+def test_what_runs_is_never_replaced(pretrain, cloud, monkeypatch):
+    monkeypatch.setenv("LAUNCHER", "sleep 100 & wait $!")
+    settings = pretrain.parse(ONE)[0]
+    gcloud = pretrain.Gcloud("here", None)
+    supervisor = pretrain.Supervisor(settings.asking, settings.trainer, gcloud, lambda: None, False)
+    supervisor.ensure()
+    supervisor.install_and_start()
+    with pytest.raises(pretrain.GcloudFailed, match="a run is at work here"):
+        gcloud.ssh("realm", "all", sys.modules["supervisor"].INSTALL)
+    (cloud / "no_network").touch()
+    with pytest.raises(pretrain.GcloudFailed, match="machine 0 of realm cannot be reached"):
+        supervisor.install_and_start()
+
+
+def test_a_run_that_lay_on_a_lost_machine_is_not_begun_anew_unasked(pretrain, cloud, monkeypatch, capsys):
+    monkeypatch.setenv("LAUNCHER", "sleep 100 & wait $!")
+
+    def take_away():
+        wait_for(lambda: (cloud / "started").exists())
+        stand_in_gcloud.preempt("realm")
+
+    thread = threading.Thread(target=take_away)
+    thread.start()
+    assert pretrain.main(ONE) == 1
+    thread.join()
+    assert "realm is PREEMPTED, and its run lay on it: delete it" in capsys.readouterr().err
+    assert stand_in_gcloud.read("realm") is not None and len(started(cloud)) == 1
 
 
 def test_being_stopped_ends_the_run_with_a_checkpoint(pretrain, cloud, monkeypatch, capsys):
@@ -205,8 +267,19 @@ def test_a_queue_is_waited_for_and_joined_again(pretrain, cloud, capsys):
     asked = [call for call in calls(cloud) if call.startswith("queued")]
     assert asked == ["queued-resources delete", "queued-resources create"]
     assert "realm: WAITING_FOR_RESOURCES" in capsys.readouterr().err
-    assert pretrain.main([*ONE, "--queued", "--delete"]) == 0
+    assert pretrain.main([*ONE, "--delete"]) == 0  # however it was asked for
     assert not (cloud / "realm.request").exists() and stand_in_gcloud.read("realm") is None
+
+
+def test_delete_takes_all_that_belongs_to_the_run_and_nothing_else(pretrain, cloud, capsys):
+    for name in ("realm", "realm-embedder-0", "realm2", "other-realm-embedder-0"):
+        stand_in_gcloud.create(name, "v5litepod-8")
+    (cloud / "realm-embedder-1.request").write_text("v5litepod-8")
+    assert pretrain.main([*ONE, "--delete"]) == 0
+    assert sorted(place.stem for place in cloud.glob("*.json")) == ["other-realm-embedder-0", "realm2"]
+    assert not (cloud / "realm-embedder-1.request").exists()
+    assert pretrain.main([*ONE, "--delete"]) == 0
+    assert "there is no TPU VM realm, and no request for one" in capsys.readouterr().err
 
 
 def test_slices_that_only_embed(pretrain, cloud, monkeypatch):
@@ -245,10 +318,10 @@ def test_without_gcloud_it_says_where_to_get_it(pretrain, capsys, monkeypatch, t
 
 
 def test_what_gcloud_refuses_is_told_in_its_words(pretrain, cloud, capsys):
-    stand_in_gcloud.node_file("realm").write_text("{")
+    (cloud / "bin" / "gcloud").write_text("#!/bin/sh\necho 'ERROR: PERMISSION_DENIED: not yours' >&2; exit 1\n")
     assert pretrain.main(ONE) == 1
     said = capsys.readouterr().err
-    assert "gcloud compute tpus tpu-vm describe realm" in said and "JSONDecodeError" in said
+    assert "gcloud compute tpus tpu-vm describe realm" in said and "PERMISSION_DENIED: not yours" in said
 
 
 @pytest.mark.parametrize(
@@ -259,6 +332,9 @@ def test_what_gcloud_refuses_is_told_in_its_words(pretrain, cloud, capsys):
         ([*ONE, "--accelerator_type=a100"], "expected an accelerator type such as v5litepod-8 or v4-32, got 'a100'"),
         ([*ONE, "--host=1"], "--host is for launch/local.py alone"),
         ([*POD, "--embedder_tpus=1", "--embedder_type=v4-32"], "--embedder_type=v4-32 has 4 machines"),
+        ([*POD, "--embedder_tpus=1", "--embedder=cpu"], "--embedder: with --embedder_tpus those embed alone"),
+        ([*ONE, "--recipe=nonsense"], "--recipe=nonsense: expected one of base, base_gpu,"),
+        ([*ONE, "--spto"], "unknown argument --spto; passed on to launch/local.py are --corpus,"),
         (["--tpu=realm"], "--zone"),
     ],
 )
@@ -277,6 +353,10 @@ def worker(home, *arguments, **environment):
 
 def test_a_machine_without_a_run(tmp_path):
     assert worker(tmp_path, "running").returncode == 1
+    (tmp_path / "realm_jax_launcher").mkdir()
+    for status, said in (("0", 10), ("143", 1)):
+        (tmp_path / "realm_jax_launcher" / "status").write_text(f"{status}\n")
+        assert worker(tmp_path, "running").returncode == said
     assert worker(tmp_path, "follow").returncode == 3
     assert worker(tmp_path, "stop").stdout == "nothing is running\n"
     unknown = worker(tmp_path, "dance")
