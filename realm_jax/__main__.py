@@ -6,6 +6,7 @@ Exit status: 0 done, 1 failed, 2 not understood, 130 interrupted, 143 a training
 it always).
 """
 
+import ctypes
 import importlib.util
 import inspect
 import logging
@@ -21,6 +22,7 @@ from realm_jax.jobs import JOBS, Job, Preempted
 
 USAGE = "python -m realm_jax JOB --run_dir=DIR [--gin_file=FILE ...] [--gin.NAME.PARAM=VALUE ...]"
 DONE, FAILED, NOT_UNDERSTOOD, INTERRUPTED, PREEMPTED = 0, 1, 2, 130, 143
+M_ARENA_MAX = -8  # malloc.h
 LIBRARIES = {
     "jax": "jax",
     "flax": "flax",
@@ -241,5 +243,19 @@ def _guarded(work: Callable[[], Any], command: CommandLine) -> int:
     return DONE
 
 
+def keep_one_arena() -> None:
+    """Lets all threads allocate from one arena of glibc, unless the user has set its allocator; elsewhere nothing.
+
+    With one a thread, as is glibc's way, each keeps what is free in it: a trainer that swaps its index often grew by 78 MiB an
+    hour. To be called before other threads are started.
+    """
+    if not sys.platform.startswith("linux") or {"MALLOC_ARENA_MAX", "GLIBC_TUNABLES"} & os.environ.keys():
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "gnu_get_libc_version") and hasattr(libc, "mallopt"):  # musl has neither
+        libc.mallopt(M_ARENA_MAX, 1)
+
+
 if __name__ == "__main__":
+    keep_one_arena()
     sys.exit(main(sys.argv[1:]))

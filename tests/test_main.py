@@ -1,9 +1,11 @@
 import inspect
 import logging
 import os
+import platform
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import orbax.checkpoint as ocp
 import pytest
@@ -35,6 +37,62 @@ def main(tmp_path, capsys):
         return status, output.out, output.err
 
     return run_main
+
+
+COUNT_ARENAS = """
+import ctypes, sys, threading
+from realm_jax.__main__ import keep_one_arena
+
+keep_one_arena()
+assert "jax" not in sys.modules
+barrier = threading.Barrier(4)
+
+def allocate():
+    barrier.wait()
+    held = [bytearray(30_000) for _ in range(50)]
+    barrier.wait()
+
+threads = [threading.Thread(target=allocate) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+libc = ctypes.CDLL(None)
+libc.fopen.restype, libc.fclose.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+libc.malloc_info.argtypes = [ctypes.c_int, ctypes.c_void_p]
+file = libc.fopen(sys.argv[1].encode(), b"w")
+assert libc.malloc_info(0, file) == 0 and libc.fclose(file) == 0
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no arenas")
+@pytest.mark.parametrize(
+    ("set_by_user", "most"),
+    [({}, 1), ({"MALLOC_ARENA_MAX": "3"}, 3), ({"GLIBC_TUNABLES": "glibc.malloc.arena_max=2"}, 2)],
+)
+def test_all_threads_allocate_from_one_arena(tmp_path, set_by_user, most):
+    mine = {name: value for name, value in os.environ.items() if name not in ("MALLOC_ARENA_MAX", "GLIBC_TUNABLES")}
+    done = python("-c", COUNT_ARENAS, str(tmp_path / "info.xml"), env=mine | set_by_user)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "info.xml").read_text().count("<heap nr=") == most
+
+
+def test_other_c_libraries_are_left_alone(monkeypatch):
+    for name in ("MALLOC_ARENA_MAX", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+    calls = []
+    musl, glibc = (
+        SimpleNamespace(),
+        SimpleNamespace(gnu_get_libc_version=None, mallopt=lambda *call: calls.append(call)),
+    )
+    monkeypatch.setattr(sys, "platform", "linux")
+    for libc, expected in ((musl, []), (glibc, [(-8, 1)])):
+        monkeypatch.setattr(command_line.ctypes, "CDLL", lambda name, libc=libc: libc)
+        command_line.keep_one_arena()
+        assert calls == expected
+    monkeypatch.setattr(sys, "platform", "darwin")
+    command_line.keep_one_arena()
+    assert len(calls) == 1
 
 
 def python(*arguments, timeout=60, **kwargs):
