@@ -52,7 +52,7 @@ ON_TPU = [f"runs/{stage}_base.gin" for stage in ("realm", "ict", "reader")]
 ON_GPU = [f"runs/{stage}_base_gpu.gin" for stage in ("realm", "ict", "reader")]
 
 
-@pytest.mark.parametrize("name", [*ON_TPU, *ON_GPU])
+@pytest.mark.parametrize("name", [*ON_TPU, *(pytest.param(name, marks=pytest.mark.slow) for name in ON_GPU)])
 def test_recipes_for_accelerators_are_traced(name):
     """For eight devices, and those on GPUs for seven as well, the embed job having one."""
     bind(name)
