@@ -1,8 +1,12 @@
 """Checkpoints: all that a run needs to go on as if it had not stopped, and how its parameters are read from there."""
 
 import contextlib
+import enum
+import errno
 import logging
 import os
+import re
+import zlib
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -11,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from realm_jax.run_dir import RunDir, read_json
-from realm_jax.storage import Place, move_folder
+from realm_jax.storage import Place, is_remote, move_folder
 from realm_jax.text.tokenizer import check_same_pieces
 from realm_jax.training import uploaded_checkpoints
 from realm_jax.training.checksums import checksum
@@ -97,8 +102,26 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
+    def is_begun(self) -> bool:
+        """Whether there is a checkpoint to go on from. Called by all processes.
+
+        Raises:
+          OSError: processes that see different checkpoints.
+        """
+        steps = sorted(self._manager.all_steps())
+        seen = _of_all_processes(zlib.crc32(repr(steps).encode()))
+        if len(set(seen)) > 1:
+            raise OSError(
+                f"expected the same checkpoints under {self._directory} on all {len(seen)} processes, got others than here "
+                f"({', '.join(map(str, steps)) or 'none'}) on one; use a --run_dir that all of them share, or start again "
+                "where it is one: its listing may be late"
+            )
+        return bool(steps)
+
     def restore(self, abstract_state: TrainState, mesh: Mesh, batch_size: int | None) -> ResumeUnit:
         """The newest checkpoint that can be read; a damaged one is named in the log and the one before it is used.
+
+        Called by all processes: they restore the same one, and one that any of them cannot read is damaged for all.
 
         Args:
           abstract_state: shapes, dtypes and shardings to restore to, whatever they were when saved.
@@ -107,18 +130,19 @@ class Checkpoints:
 
         Raises:
           ValueError: when no checkpoint can be read, or the run has another seed, batch size or corpus than they.
+          OSError: what says nothing of a checkpoint, such as a network that is away; none is put aside.
+          MemoryError, JaxRuntimeError: too little memory; likewise.
         """
         self._check_identity()
         failures = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 unit = self._restore(step, abstract_state, mesh, batch_size)
-            except Exception as error:  # of a file that is cut short or gone Orbax raises just that
-                reason = next(iter(str(error).splitlines()), repr(error))[:200]  # tensorstore tells pages
+            except _DamagedError as error:
                 logger.error(
-                    "checkpoint %s cannot be read (%s); trying the one before it", self._directory / str(step), reason
+                    "checkpoint %s cannot be read (%s); trying the one before it", self._directory / str(step), error
                 )
-                failures[step] = f"{step}: {reason}"
+                failures[step] = f"{step}: {error}"
             else:
                 self._put_aside(list(failures))
                 return unit
@@ -129,6 +153,13 @@ class Checkpoints:
 
     def _check_identity(self) -> None:
         """Refuses to go on with other examples than the run began with."""
+        refusal = self._other_examples()
+        if any(_of_all_processes(bool(refusal))):
+            raise ValueError(
+                refusal or f"{self._directory}: another process refuses to go on from there; its own message says why"
+            )
+
+    def _other_examples(self) -> str:
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 saved = checkpoint_identity(self._directory / str(step))
@@ -136,46 +167,44 @@ class Checkpoints:
                 continue  # a damaged checkpoint; restoring tells
             for name, ours in self._identity.items():
                 if saved.get(name) != ours:
-                    raise ValueError(
+                    return (
                         f"{self._directory} was written with {name}={saved.get(name)}, this run has {name}={ours}: it would "
                         "not go on with the same examples; use the settings that it began with, or another --run_dir"
                     )
-            return
+            return ""
+        return ""
 
     def _put_aside(self, damaged: list[int]) -> None:
         """Moves checkpoints away that cannot be read while an older one can: else Orbax would not write those steps again."""
-        for step in damaged:
-            place = self._directory / str(step)
-            if jax.process_index() == 0:
+        if not damaged:
+            return
+        failure: OSError | None = None
+        try:
+            for step in damaged if jax.process_index() == 0 else ():
+                place = self._directory / str(step)
                 move_folder(place, place.with_name(f"damaged-{step}-{os.getpid()}"))
                 if self._uploaded_to is not None:
                     uploaded = self._uploaded_to / str(step)
                     move_folder(uploaded, uploaded.with_name(f"damaged-{step}-{os.getpid()}"))
-        if damaged:
-            if jax.process_count() > 1:
-                multihost_utils.sync_global_devices("damaged checkpoints are put aside")
-            self._manager.reload()
+        except OSError as error:
+            failure = error
+        if any(_of_all_processes(failure is not None)):  # this waits for process 0, too
+            raise failure or OSError("process 0 cannot move damaged checkpoints away; its own message says why")
+        self._manager.reload()
 
     def _restore(self, step: int, abstract_state: TrainState, mesh: Mesh, batch_size: int | None) -> ResumeUnit:
-        items: dict[str, Any] = {
-            "state": ocp.args.StandardRestore(abstract_state),
-            "meta": ocp.args.JsonRestore(),
-        }
-        # The last step of a run selected nothing for a next one; every other checkpoint of a task with retrieval must.
-        has_candidates = bool(read_json(self._directory / str(step) / "meta" / "metadata")["has_candidates"])
-        if batch_size is not None and has_candidates:
-            saved = self._manager.item_metadata(step)["candidates"]
-            shape = tuple(saved["ids"].shape)
-            if shape[0] != batch_size:
-                raise ValueError(f"it was written with batch_size={shape[0]}, this run has batch_size={batch_size}")
-            wanted = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=NamedSharding(mesh, BATCH))
-            items["candidates"] = ocp.args.StandardRestore({"ids": wanted})
-        restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        ids = restored.candidates["ids"] if "candidates" in items else None
-        unit = ResumeUnit(restored.state, int(restored.meta["index_version"]), ids)
-        expected, got = restored.meta.get("checksum"), _checksum(unit)
-        if expected not in (None, got):  # none: written before there was one
-            raise ValueError(f"what it holds is corrupt: expected checksum {expected}, got {got}")
+        """What a checkpoint holds, once all processes have read it and found it sound.
+
+        Raises:
+          _DamagedError, OSError, MemoryError, JaxRuntimeError: see `_agreeing`.
+        """
+        place = self._directory / str(step)
+        with _agreeing(place):
+            unit, expected = _read(place, abstract_state, mesh, batch_size)
+        with _agreeing(place):  # the sum is made by all processes together: each must have its arrays before
+            got = _checksum(unit)
+            if expected not in (None, got):  # none: written before there was one
+                raise ValueError(f"what it holds is corrupt: expected checksum {expected}, got {got}")
         self._versions[step] = unit.index_version
         return unit
 
@@ -215,6 +244,106 @@ class Checkpoints:
                 f"checkpoint of step {self._writing} could not be written; make sure that the disk of {self._directory} has "
                 f"space and can be written to, then start the same command: it goes on from the one before ({reason})"
             ) from error
+
+
+def _read(
+    place: Place, abstract_state: TrainState, mesh: Mesh, batch_size: int | None
+) -> tuple[ResumeUnit, int | None]:
+    """This process's part of a checkpoint, and the checksum that it was written with.
+
+    It waits for no other process, as `CheckpointManager.restore` does at its end, where one that cannot read never comes.
+    """
+    meta = read_json(place / "meta" / "metadata")
+    folder = epath.Path(place)
+    with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
+        ids = None
+        # The last step of a run selected nothing for a next one; every other checkpoint of a task with retrieval must.
+        if batch_size is not None and meta["has_candidates"]:
+            shape = tuple(handler.metadata(folder / "candidates")["ids"].shape)
+            if shape[0] != batch_size:
+                raise ValueError(f"it was written with batch_size={shape[0]}, this run has batch_size={batch_size}")
+            wanted = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=NamedSharding(mesh, BATCH))
+            ids = handler.restore(folder / "candidates", args=ocp.args.StandardRestore({"ids": wanted}))["ids"]
+        state = handler.restore(folder / "state", args=ocp.args.StandardRestore(abstract_state))
+    return ResumeUnit(state, int(meta["index_version"]), ids), meta.get("checksum")
+
+
+class _DamagedError(Exception):
+    """A checkpoint that some process cannot read."""
+
+
+class _Outcome(enum.IntEnum):
+    """Of reading a checkpoint, from good to bad: processes that differ go by the worst."""
+
+    SOUND = 0
+    DAMAGED = 1
+    OUT_OF_REACH = 2
+
+
+@contextlib.contextmanager
+def _agreeing(place: Place) -> Iterator[None]:
+    """What fails in one process fails in all, before any goes on: one that went on alone would wait for the others for ever.
+
+    Raises:
+      _DamagedError: some process cannot read the checkpoint.
+      OSError: some process could not read it now, which says nothing of the checkpoint.
+      MemoryError, JaxRuntimeError: this process has too little memory.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:  # of a file that is cut short or gone Orbax raises just that
+        failure = error
+    try:
+        _raise_the_worst(place, failure)
+    finally:
+        del failure  # it leads to this frame, and a circle would keep what it was reading
+
+
+def _raise_the_worst(place: Place, failure: Exception | None) -> None:
+    own = _Outcome.SOUND
+    if failure is not None:
+        own = _Outcome.OUT_OF_REACH if _is_no_damage(failure, place) else _Outcome.DAMAGED
+    outcomes = _of_all_processes(own)
+    worst = max(outcomes)
+    reason = f"process {outcomes.index(worst)} cannot read it; its own message says why"
+    if failure is not None and own == worst:
+        reason = next(iter(str(failure).splitlines()), repr(failure))[:200]  # tensorstore tells pages
+    if worst == _Outcome.DAMAGED:
+        raise _DamagedError(reason) from failure
+    if worst == _Outcome.OUT_OF_REACH:
+        if isinstance(failure, MemoryError | jax.errors.JaxRuntimeError):
+            raise failure
+        raise OSError(
+            f"checkpoint {place} cannot be read now ({reason}); it is left as it is: look at the network, the credentials and "
+            "the permissions, then start the same command again"
+        ) from failure
+
+
+def _of_all_processes(number: int) -> list[int]:
+    """The numbers of all processes, each of which calls this."""
+    if jax.process_count() == 1:
+        return [number]
+    return [int(other) for other in multihost_utils.process_allgather(np.uint32(number))]
+
+
+PASSING_ERRNOS = {
+    errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET,
+    errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH,
+}  # fmt: skip
+PASSING_CODES = re.compile(
+    r"\b(ABORTED|CANCELLED|DEADLINE_EXCEEDED|PERMISSION_DENIED|RESOURCE_EXHAUSTED|UNAUTHENTICATED|UNAVAILABLE):"
+)
+"""How tensorstore and XLA, whose errors have few classes, begin to say that it lies at something else than the file."""
+
+
+def _is_no_damage(error: BaseException, place: Place) -> bool:
+    """Whether an error may be gone at the next try, the file being what it was: of memory, a network or permissions."""
+    if isinstance(error, MemoryError) or PASSING_CODES.search(str(error)):
+        return True
+    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+        return is_remote(place) or error.errno in PASSING_ERRNOS
+    return error.__cause__ is not None and _is_no_damage(error.__cause__, place)
 
 
 def _checksum(unit: ResumeUnit) -> int:

@@ -369,7 +369,7 @@ def _first_unit(
     warm_start: tuple[str, ...],
 ) -> ResumeUnit:
     """Where the run begins: at its newest checkpoint, or afresh, its learners warm-started where other runs have them."""
-    if checkpoints.latest_step() is None:
+    if not checkpoints.is_begun():
         state = jax.jit(layout.init, out_shardings=layout.shardings)(rng)
         state = state._replace(params=_warm_start(state.params, warm_start, task))
         return ResumeUnit(state, NO_VERSION, None)

@@ -1,15 +1,20 @@
 """Checkpoints: exact on any mesh, atomic, refused when damaged, never silently lost."""
 
+import errno
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from realm_jax.run_dir import RunDir, read_json
+from realm_jax.storage import RemotePath
+from realm_jax.training import checkpoint
 from realm_jax.training.checkpoint import NO_VERSION, Checkpoints, ResumeUnit, check_tokenizer, load_params
 from realm_jax.training.optimizer import OptimizerConfig
 from realm_jax.training.sharding import BATCH, MeshConfig, put_batch, state_shardings
@@ -159,6 +164,124 @@ def test_values_that_are_not_those_written_are_noticed(run, mesh, damage, caplog
     assert_same(unit.state, large(2))
     assert f"checkpoint {run.checkpoints / '4'} cannot be read" in caplog.text
     assert ("what it holds is corrupt: expected checksum" in caplog.text) == (damage == "a flipped bit")
+
+
+SOUND, DAMAGED, OUT_OF_REACH = range(3)
+
+
+def others_say(monkeypatch, *answers):
+    """Two processes, the other of which gives these answers in turn. What this one says is kept in the list."""
+    said = []
+
+    def both(own):
+        said.append(int(own))
+        return [said[-1], said[-1] if answers[len(said) - 1] is None else answers[len(said) - 1]]
+
+    monkeypatch.setattr(checkpoint, "_of_all_processes", both)
+    return said
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("after", ["reading", "the checksum"])
+def test_what_another_process_cannot_read_is_damaged_for_all(run, mesh, monkeypatch, caplog, after):
+    saved(run, mesh, (2, 4)).close()
+    again = Checkpoints(run)
+    answers = [DAMAGED] if after == "reading" else [SOUND, DAMAGED]
+    said = others_say(monkeypatch, None, *answers, SOUND, SOUND, None)
+    sums, checksum = [], checkpoint.checksum
+    monkeypatch.setattr(checkpoint, "checksum", lambda tree: sums.append(int(tree[1])) or checksum(tree))
+    unit = again.restore(wanted(state(mesh)), mesh, batch_size=8)
+    again.close()
+    assert int(unit.state.step) == 2
+    assert_same(unit.state, state(mesh, 2, seed=2))
+    assert said == [0] * (4 + len(answers))  # the identity, each reading and checksum, and putting aside
+    assert sums == ([1] if after == "reading" else [3, 1])  # none that another process would not join
+    assert "checkpoints/4 cannot be read (process 1 cannot read it; its own message says why); trying" in caplog.text
+    assert not (run.checkpoints / "4").exists() and len(list(run.checkpoints.glob("damaged-4-*"))) == 1
+
+
+@pytest.mark.faults
+def test_what_this_process_cannot_read_is_told_to_all(run, mesh, monkeypatch):
+    saved(run, mesh, (2, 4)).close()
+    (run.checkpoints / "4" / "meta" / "metadata").write_text("{torn")
+    again = Checkpoints(run)
+    said = others_say(monkeypatch, None, SOUND, SOUND, SOUND, None)
+    assert int(again.restore(wanted(state(mesh)), mesh, batch_size=8).state.step) == 2
+    assert said == [0, DAMAGED, SOUND, SOUND, 0]
+    again.close()
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            OSError(errno.ESTALE, "Stale file handle"),
+            r"checkpoints/4 cannot be read now \(.*Stale file handle\); it is left",
+        ),
+        (
+            ValueError("UNAVAILABLE: curl"),
+            r"checkpoints/4 cannot be read now \(UNAVAILABLE: curl\); .*start the same command",
+        ),
+        (MemoryError("too little"), "too little"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 8 GiB"), "RESOURCE_EXHAUSTED: 8 GiB"),
+        (None, r"checkpoints/4 cannot be read now \(process 1 cannot read it; its own message says why\)"),
+    ],
+)
+def test_what_may_be_gone_at_the_next_try_is_no_damage(run, mesh, monkeypatch, error, message):
+    saved(run, mesh, (2, 4)).close()
+    again = Checkpoints(run)
+    if error is None:
+        others_say(monkeypatch, None, OUT_OF_REACH)
+    else:
+
+        def fail(*arguments, **keywords):
+            raise error
+
+        monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", fail)
+    kind = type(error) if isinstance(error, MemoryError | jax.errors.JaxRuntimeError) else OSError
+    with pytest.raises(kind, match=message):
+        again.restore(wanted(state(mesh)), mesh, batch_size=8)
+    again.close()
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["2", "4"]
+
+
+@pytest.mark.parametrize(
+    ("error", "place", "expected"),
+    [
+        (OSError(errno.EIO, "the network"), "gs://bucket/run/checkpoints/4", True),
+        (OSError(errno.EIO, "a bad sector"), "/run/checkpoints/4", False),
+        (FileNotFoundError(errno.ENOENT, "gone"), "gs://bucket/run/checkpoints/4", False),
+        (ValueError("NOT_FOUND: Error opening zarr"), "gs://bucket/run/checkpoints/4", False),
+        (ValueError("PERMISSION_DENIED: 403"), "gs://bucket/run/checkpoints/4", True),
+        (PermissionError(errno.EACCES, "not yours"), "/run/checkpoints/4", True),
+    ],
+)
+def test_what_is_taken_for_damage(error, place, expected):
+    place = RemotePath(place) if place.startswith("gs:") else Path(place)
+    assert checkpoint._is_no_damage(error, place) is expected
+    wrapped = ValueError("while reading")
+    wrapped.__cause__ = error
+    assert checkpoint._is_no_damage(wrapped, place) is expected
+
+
+@pytest.mark.faults
+def test_processes_that_see_other_checkpoints_do_not_begin(run, mesh, monkeypatch):
+    empty = Checkpoints(run)
+    assert not empty.is_begun()
+    empty.close()
+    saved(run, mesh, (2, 4)).close()
+    again = Checkpoints(run)
+    assert again.is_begun()
+    others_say(monkeypatch, 0)
+    with pytest.raises(
+        OSError, match=r"expected the same checkpoints under .* on all 2 processes, .*\(2, 4\) on one; use"
+    ):
+        again.is_begun()
+    others_say(monkeypatch, 1)
+    with pytest.raises(ValueError, match="another process refuses to go on from there"):
+        again.restore(wanted(state(mesh)), mesh, batch_size=8)
+    again.close()
 
 
 def test_a_checkpoint_without_a_checksum_is_read(run, mesh):

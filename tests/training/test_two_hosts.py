@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -181,6 +182,25 @@ def test_a_preempted_process_stops_all_at_the_same_step(places, two, tmp_path):
     assert [path.name for path in RunDir.of(tmp_path).checkpoints.iterdir()] == [stopped[0][1]]
     finish(start(tmp_path, places, 2))
     same(tmp_path, two, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+def test_a_checkpoint_that_one_process_cannot_read_is_none_for_both(places, tmp_path):
+    """Its parameters are split over both (fsdp), and the file that is cut short holds what the second one alone reads."""
+    run_file = RUN_FILE.with_name("two_hosts_ict.gin")
+    run, whole = RunDir.of(tmp_path / "run"), tmp_path / "whole"
+    finish(start_with(run_file, run.path, places, 2, "--gin.train.checkpoint_every_steps=2"))
+    shutil.copytree(run.path, whole)
+    own = (run.checkpoints / "4" / "state" / "ocdbt.process_1" / "d").iterdir()
+    largest = max(own, key=lambda file: file.stat().st_size)
+    os.truncate(largest, 0)
+    said = finish(start_with(run_file, run.path, places, 2))
+    assert "checkpoints/4 cannot be read (process 1 cannot read it; its own message says why)" in said[0], said
+    assert re.search(r"checkpoints/4 cannot be read \((?!process)", said[1]), said
+    assert all("resuming at step 2" in output for output in said)
+    assert sorted(path.name.partition("-")[0] for path in run.checkpoints.iterdir()) == ["2", "4", "damaged"]
+    same(run.path, whole, rtol=0, atol=0)
 
 
 @pytest.mark.slow
