@@ -27,7 +27,7 @@ from realm_jax.run_dir import RunDir
 from realm_jax.run_lock import InUse, exclusive
 from realm_jax.tasks.task import Params, Task, TaskConfig
 from realm_jax.training.checkpoint import NO_VERSION, Checkpoints, ResumeUnit, check_tokenizer, load_params
-from realm_jax.training.metric_sinks import MetricSink
+from realm_jax.training.metric_sinks import MetricSink, Sinks
 from realm_jax.training.optimizer import OptimizerConfig, Schedule
 from realm_jax.training.profiler import Profiler
 from realm_jax.training.recorder import Recorder
@@ -154,6 +154,7 @@ def train(
         look_ahead = LookAhead(the_task, the_mesh, batch_size, in_step)
         searching = refresh.index.exact if in_step else None
         run_step = _Programs(_jit_step(the_task, layout, the_mesh, accumulation_steps, dropout, searching))
+        sinks = Sinks(metric_sinks, run, jax.process_index())
         recorder = Recorder(
             run,
             the_task,
@@ -163,7 +164,7 @@ def train(
             log_every_steps=log_every_steps,
             non_finite=non_finite,
             max_skipped_updates=max_skipped_updates,
-            metric_sinks=metric_sinks,
+            sinks=sinks,
         )
 
         def write_checkpoint(step: int) -> None:
@@ -242,9 +243,11 @@ def train(
         finally:
             stop.restore()
             status.finish(outcome)
-            for closable in (profiler, look_ahead, refresher, recorder, checkpoints):
-                if closable is not None:
-                    closable.close()
+            with contextlib.ExitStack() as last_to_first:  # each is closed whatever becomes of those before it
+                # sinks last: the service may keep them waiting, and the time before SIGKILL is the checkpoint's
+                for closable in (sinks, checkpoints, recorder, refresher, look_ahead, profiler):
+                    if closable is not None:
+                        last_to_first.callback(closable.close)
 
 
 def _join_processes() -> None:

@@ -12,6 +12,10 @@ from realm_jax.typed import check_fields
 logger = logging.getLogger(__name__)
 
 
+class NotInstalledError(ValueError):
+    """A sink whose library is missing: no network will bring it."""
+
+
 @runtime_checkable
 class OpenSink(Protocol):
     """Takes the metrics of one run."""
@@ -50,12 +54,13 @@ class Wandb:
         """Begins or resumes the W&B run.
 
         Raises:
-          ValueError: when wandb is not installed, with the remedy.
+          NotInstalledError: when wandb is not, with the remedy.
+          Exception: whatever wandb raises without a login or a network.
         """
         try:
             import wandb
         except ImportError as error:
-            raise ValueError("metric_sinks.Wandb needs wandb: pip install 'realm_jax[wandb]'") from error
+            raise NotInstalledError("metric_sinks.Wandb needs wandb: pip install 'realm_jax[wandb]'") from error
         place = run.metrics / "wandb.json"
         if place.exists():
             run_id = str(read_json(place)["id"])
@@ -91,9 +96,16 @@ class Sinks:
 
     def __init__(self, settings: Sequence[MetricSink], run: RunDir, process_index: int):
         """Raises:
-        ValueError: for a sink that cannot begin.
+        NotInstalledError: for a sink without its library.
         """
-        self._open = [sink.open(run) for sink in settings] if process_index == 0 else []
+        self._open: list[OpenSink] = []
+        for setting in settings if process_index == 0 else ():
+            try:
+                self._open.append(setting.open(run))
+            except NotInstalledError:
+                raise
+            except Exception as error:
+                logger.error("%s gets no metrics, training goes on: %s", _name(setting), error)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         for sink in list(self._open):
@@ -111,5 +123,5 @@ class Sinks:
                 logger.error("closing %s: %s", _name(sink), error)
 
 
-def _name(sink: OpenSink) -> str:
+def _name(sink: OpenSink | MetricSink) -> str:
     return type(sink).__name__.removeprefix("_Open")

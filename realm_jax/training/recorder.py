@@ -5,7 +5,6 @@ import concurrent.futures
 import json
 import logging
 import time
-from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -14,7 +13,7 @@ from realm_jax.retrieval.hot_swap import Swap
 from realm_jax.retrieval.look_ahead import Prepared
 from realm_jax.run_dir import RunDir, write_text_atomically
 from realm_jax.tasks.task import Task
-from realm_jax.training.metric_sinks import MetricSink, Sinks
+from realm_jax.training.metric_sinks import Sinks
 from realm_jax.training.metrics import MetricWriter
 from realm_jax.training.progress import ProgressBar
 from realm_jax.training.refresh import Refresher
@@ -64,12 +63,12 @@ class Recorder:
         log_every_steps: int,
         non_finite: Literal["stop", "skip"],
         max_skipped_updates: int,
-        metric_sinks: Sequence[MetricSink] = (),
+        sinks: Sinks | None = None,
     ):
         self.last_figures: dict[str, float] = {}
         self._run, self._log_every_steps = run, log_every_steps
         self._non_finite, self._max_skipped_updates = non_finite, max_skipped_updates
-        self._sinks = Sinks(metric_sinks, run, jax.process_index())
+        self._sinks = sinks or Sinks((), run, jax.process_index())
         self._writer = MetricWriter(run, jax.process_index())
         self._writer.resume_from(first_step + 1)
         self._swaps_path = run.metrics / "swaps.jsonl"
@@ -163,7 +162,6 @@ class Recorder:
     def close(self) -> None:
         self._executor.shutdown(wait=True, cancel_futures=True)
         self._writer.close()
-        self._sinks.close()
         if self._bar is not None:
             self._bar.close()
 

@@ -7,10 +7,12 @@ import pytest
 
 from realm_jax import config
 from realm_jax.run_dir import RunDir, read_json
+from realm_jax.training.checkpoint import Checkpoints
 from realm_jax.training.loop import train
 from realm_jax.training.metric_sinks import MetricSink, Sinks, Wandb
 from realm_jax.training.metrics import read_metrics
 from realm_jax.training.optimizer import OptimizerConfig
+from realm_jax.training.recorder import Recorder
 from tests import tiny
 
 
@@ -74,6 +76,59 @@ def test_a_service_that_goes_away_costs_its_curves_alone(tmp_path, caplog):
     assert caplog.text.count("Dies gets no metrics from step 3 on, training goes on: the service is away") == 1
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize("error", [ConnectionError("the service is away"), ValueError("api_key not configured")])
+def test_a_service_that_cannot_be_reached_at_the_start_costs_its_curves_alone(
+    service, monkeypatch, tmp_path, caplog, error
+):
+    def init(**settings):
+        raise error
+
+    monkeypatch.setattr(service, "init", init)
+    corpus = tiny.corpus(tmp_path / "z")
+    train(
+        run_dir=str(tmp_path / "run"), task=tiny.ict(corpus.directory), batch_size=8, num_steps=2,
+        optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=1), metric_sinks=(Wandb("realm"),),
+    )  # fmt: skip
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1, 2]
+    assert caplog.text.count(f"Wandb gets no metrics, training goes on: {error}") == 1
+    assert caplog.text.count("gets no metrics") == 1
+
+
+def test_one_sink_that_cannot_begin_leaves_the_others(tmp_path):
+    def refuse(run):
+        raise ConnectionError
+
+    written = []
+    works = SimpleNamespace(write=lambda step, metrics: written.append(step), close=lambda: None)
+    settings = [SimpleNamespace(open=refuse), SimpleNamespace(open=lambda run: works)]
+    Sinks(settings, RunDir.of(tmp_path), 0).write(3, {"loss": 1.0})
+    assert written == [3]
+
+
+@pytest.mark.faults
+def test_the_service_is_waited_for_when_all_else_is_closed(service, monkeypatch, tmp_path):
+    """Checkpoints that fail to close do not keep it open, nor it them."""
+    closed = []
+    for kind in (Recorder, Checkpoints):
+
+        def close(self, kind=kind, own=kind.close):
+            own(self)
+            closed.append(kind.__name__)
+            if kind is Checkpoints:
+                raise OSError("the disk is full")
+
+        monkeypatch.setattr(kind, "close", close)
+    monkeypatch.setattr(service, "finish", lambda: closed.append("service"))
+    corpus = tiny.corpus(tmp_path / "z")
+    with pytest.raises(OSError, match="the disk is full"):
+        train(
+            run_dir=str(tmp_path / "run"), task=tiny.ict(corpus.directory), batch_size=8, num_steps=1,
+            optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=1), metric_sinks=(Wandb("realm"),),
+        )  # fmt: skip
+    assert closed == ["Recorder", "Checkpoints", "service"]
+
+
 def test_other_processes_send_nothing(tmp_path):
     Sinks([SimpleNamespace(open=lambda run: pytest.fail("it was opened"))], RunDir.of(tmp_path), 1).write(1, {})
 
@@ -81,7 +136,7 @@ def test_other_processes_send_nothing(tmp_path):
 def test_without_the_library_the_remedy_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match=r"needs wandb: pip install 'realm_jax\[wandb\]'"):
-        Wandb("realm").open(RunDir.of(tmp_path))
+        Sinks([Wandb("realm")], RunDir.of(tmp_path), 0)
 
 
 def test_it_is_chosen_in_gin(tmp_path):
