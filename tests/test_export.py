@@ -25,6 +25,7 @@ from realm_jax.retrieval.resident import Pieces, ResidentDocuments
 from realm_jax.run_dir import RunDir
 from realm_jax.tasks.realm import Realm, RealmModel, embed_queries, init_params
 from realm_jax.tasks.task import InStepRetrieval, Retrieval
+from realm_jax.training.checksums import checksum
 from realm_jax.training.optimizer import OptimizerConfig
 from realm_jax.training.sharding import BATCH, MeshConfig, state_shardings
 from realm_jax.training.snapshots import SnapshotWriter
@@ -161,6 +162,18 @@ def test_copy_for_a_snapshot(tmp_path):
     ]
 
 
+def test_the_checksum_of_a_checkpoint():
+    mesh = MeshConfig(data=2, fsdp=2, tensor=2).build()
+    whole = params()[0]["retriever"]
+    placed = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        whole,
+        state_shardings(mesh, whole),
+    )
+    exported = lowered(checksum, (placed, abstract_steps.ints(), None))
+    assert exported.nr_devices == 8 and [leaf.dtype for leaf in exported.out_avals] == [jnp.uint32]
+
+
 def test_queries_of_the_next_step():
     mesh = MeshConfig(data=2, fsdp=2, tensor=2).build()
     retrieval = Retrieval(
@@ -247,6 +260,7 @@ def test_no_program_is_left_out(repository):
         "retrieval/embedder.py": 1,
         "retrieval/exact.py": 1,
         "retrieval/look_ahead.py": 1,
+        "training/checksums.py": 2,  # of a tree, which calls that of an array
         "training/loop.py": 2,  # the first state, the step
         "training/snapshots.py": 1,  # the copy that a step waits for
         "training/throughput.py": 1,  # jnp.matmul alone, to measure a CPU

@@ -84,6 +84,10 @@ follow() {
         kill -0 "$tailing" 2>/dev/null || exit 255 # nobody reads any more
         sleep 0.5
     done
+    for ((looks = 0; looks < 50; looks++)); do # its status, which is written when it has ended
+        [ ! -f "$status" ] || break
+        sleep 0.2
+    done
     sleep 0.5 # what was written last
     pkill -P $$ tail 2>/dev/null || true
     wait "$tailing" 2>/dev/null || true
