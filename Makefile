@@ -168,7 +168,7 @@ convert-extras: $(VENV)-extras/.with_extras ## torch files, TensorFlow checkpoin
 faults: install ## kill, damage, fill and stop the real jobs, and print what came of it (40 minutes; mounts a small file system)
 	$(BIN)/python -m tests.faults $(FAULTS_ARGS)
 
-fuzz: install ## a hundred thousand hostile inputs for every reader of what may come from elsewhere (hours)
+fuzz: install ## a hundred thousand hostile inputs for every reader of what may come from elsewhere (hours; an hour each at the most: FUZZ_ARGS=--minutes=300)
 	$(BIN)/python -m tests.fuzz --inputs=100000 $(FUZZ_ARGS)
 
 check: format-check lint types test ## format, lint, types, tests (which build every gin file)
