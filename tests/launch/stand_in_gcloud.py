@@ -48,7 +48,7 @@ def home(name: str, worker: int) -> Path:
 
 def kill_all(name: str) -> None:
     """SIGKILL to all processes of a node's machines."""
-    mark = f"{MARK}={name}".encode()
+    mark = f"{MARK}={home(name, 0).parent}".encode()  # tests that run side by side have nodes of the same name
     for place in Path("/proc").glob("[0-9]*"):
         try:
             if mark in (place / "environ").read_bytes().split(b"\0"):
@@ -77,7 +77,7 @@ def ssh(name: str, worker: int, command: str) -> int:
     place = home(name, worker)
     place.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {
-        "HOME": str(place), MARK: name, "JAX_PROCESS_ID": str(worker), "JAX_NUM_PROCESSES": str(node["workers"]),
+        "HOME": str(place), MARK: str(place.parent), "JAX_PROCESS_ID": str(worker), "JAX_NUM_PROCESSES": str(node["workers"]),
         "JAX_COORDINATOR_ADDRESS": os.environ.get("STAND_IN_COORDINATOR", ""),
     }  # fmt: skip
     print(f"Using ssh batch size of 1.\nSSH: Attempting to connect to worker {worker}...", file=sys.stderr, flush=True)
@@ -89,7 +89,7 @@ def ssh(name: str, worker: int, command: str) -> int:
         time.sleep(0.05)
     while read(name) != node and (CLOUD / "half_open").exists():
         time.sleep(0.05)
-    return CONNECTION_LOST if read(name) != node else process.returncode
+    return CONNECTION_LOST if read(name) != node or process.returncode < 0 else process.returncode
 
 
 def create(name: str, accelerator_type: str) -> None:

@@ -68,6 +68,18 @@ def started(cloud):
     return [line.split("launch/local.py ")[1] for line in sorted((cloud / "started").read_text().splitlines())]
 
 
+def touch_when_followed(cloud, times, place):
+    """Touches a file once the first machine's output has been asked for so many times."""
+
+    def wait():
+        wait_for(lambda: (cloud / "calls.jsonl").read_text().count("worker.sh follow") >= times)
+        place.touch()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
 def wait_for(condition, secs=30.0):
     end = time.monotonic() + secs
     while not condition():
@@ -103,9 +115,10 @@ def test_a_run_that_is_at_work_is_followed(pretrain, cloud, monkeypatch, capsys,
     other = pretrain.Supervisor(settings.asking, settings.trainer, pretrain.Gcloud("here", None), lambda: None, False)
     first = threading.Thread(target=other.run)
     first.start()
-    wait_for(lambda: (cloud / "started").exists())
-    threading.Timer(0.5, (tmp_path / "may_end").touch).start()
+    wait_for((stand_in_gcloud.home("realm", 0) / "realm_jax_launcher" / "pid").exists)
+    ends = touch_when_followed(cloud, 2, tmp_path / "may_end")
     assert pretrain.main(ONE) == 0
+    ends.join()
     first.join(30)
     assert capsys.readouterr().out == "begun\nended\n" and len(started(cloud)) == 1
     assert calls(cloud).count("tpu-vm scp") == 1
@@ -206,8 +219,9 @@ def test_a_machine_that_is_done_is_not_started_again(pretrain, cloud, monkeypatc
     first.install_and_start()
     status = stand_in_gcloud.home("realm", 1) / "realm_jax_launcher" / "status"
     wait_for(status.exists)
-    threading.Timer(1.0, (tmp_path / "may_end").touch).start()
+    ends = touch_when_followed(cloud, 2, tmp_path / "may_end")  # of both machines
     assert pretrain.main(POD) == 0
+    ends.join()
     assert len(started(cloud)) == 2 and calls(cloud).count("tpu-vm scp") == 1
 
 
