@@ -80,7 +80,7 @@ def touch_when_followed(cloud, times, place):
     return thread
 
 
-def wait_for(condition, secs=30.0):
+def wait_for(condition, secs=90.0):
     end = time.monotonic() + secs
     while not condition():
         assert time.monotonic() < end, "waited in vain"
