@@ -62,7 +62,9 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
         _seen.append(f"{event} {arguments!r:.80}")
     elif event in _TOUCHES:
         may = (*_folders, *_OWN) if event == "open" and _only_reads(*arguments[1:3]) else (*_folders, os.devnull)
-        _seen.extend(f"{event} outside: {place[:80]}" for place in _places(event, arguments) if not _within(place, may))
+        _seen.extend(
+            f"{event} outside: {place[-80:]}" for place in _places(event, arguments) if not _within(place, may)
+        )
 
 
 def _only_reads(mode: str | None, flags: int) -> bool:

@@ -40,7 +40,9 @@ def corpus(tmp_path_factory):
     return tiny.corpus(tmp_path_factory.mktemp("z"))
 
 
-@pytest.mark.parametrize(("axes", "null_document"), [({}, True), ({"fsdp": 2, "tensor": 2}, False)])
+@pytest.mark.parametrize(
+    ("axes", "null_document"), [({}, True), pytest.param({"fsdp": 2, "tensor": 2}, False, marks=pytest.mark.slow)]
+)
 def test_candidates_and_updates_are_the_hosts(corpus, axes, null_document):
     """Step for step on 8 devices: the host embeds, searches, selects and joins; the one program does it all."""
     settings = tiny.realm(corpus.directory, null_document=null_document, extra_results=12)

@@ -64,6 +64,7 @@ def assert_equal_runs(one: RunDir, other: RunDir) -> None:
         assert manifests[0].shards == manifests[1].shards
 
 
+@pytest.mark.slow
 @pytest.mark.faults
 @pytest.mark.timeout(600)  # it compiles the run three times, once in a process of its own
 def test_a_killed_run_goes_on_elsewhere(objects, local_run, monkeypatch, tmp_path):
