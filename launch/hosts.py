@@ -113,7 +113,9 @@ def check_devices(devices: str, name: str, host: Host, tpu: bool) -> None:
             f"{name}={devices}: the chips of a slice of {host.total} machines work only all together; embed on the CPU, in the "
             "trainer, or on machines of its own (--embed_only)"
         )
-    if len(devices.split(",")) not in CHIP_BOUNDS:
+    chips = devices.split(",")
+    first = int(chips[0]) if chips[0].isdecimal() else 0
+    if len(chips) not in CHIP_BOUNDS or chips != [str(first + place) for place in range(len(chips))]:
         raise ValueError(
-            f"{name}={devices}: expected 1, 2, 4 or 8 chips of a TPU machine, got {len(devices.split(','))}"
+            f"{name}={devices}: expected 1, 2, 4 or 8 chips of a TPU machine, one after the other, such as 4,5,6,7"
         )

@@ -121,7 +121,8 @@ class Launcher:
         Raises:
           StageFailed: naming the stage, with the end of its log.
           InUse: a trainer that this launcher did not start is at work.
-          Stopped: by a signal, to this machine or to another of the run.
+          Stopped: by a signal.
+          Preempted: a training was ended by a signal to another machine of the run.
         """
         host, run_file = self.settings.host, self.settings.run_file
         if self.settings.embed_only:

@@ -146,30 +146,30 @@ def test_tagger_step_and_labels():
     assert out == jax.core.ShapedArray((8, 24), jnp.int32)
 
 
-def test_copy_for_a_snapshot(tmp_path):
-    mesh = MeshConfig(data=2, fsdp=2, tensor=2).build()
+def placed_retriever(mesh):
+    """Its parameters as abstract values, laid out over a mesh."""
     whole = params()[0]["retriever"]
-    placed = jax.tree.map(
+    return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         whole,
         state_shardings(mesh, whole),
     )
+
+
+def test_copy_for_a_snapshot(tmp_path):
+    mesh = MeshConfig(data=2, fsdp=2, tensor=2).build()
+    placed = placed_retriever(mesh)
     writer = SnapshotWriter(RunDir(tmp_path), mesh)
     exported = lowered(writer._copy, placed)
     writer.close()
     assert exported.nr_devices == 8 and [leaf.shape for leaf in exported.out_avals] == [
-        leaf.shape for leaf in jax.tree.leaves(whole)
+        leaf.shape for leaf in jax.tree.leaves(placed)
     ]
 
 
 def test_the_checksum_of_a_checkpoint():
     mesh = MeshConfig(data=2, fsdp=2, tensor=2).build()
-    whole = params()[0]["retriever"]
-    placed = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        whole,
-        state_shardings(mesh, whole),
-    )
+    placed = placed_retriever(mesh)
     exported = lowered(checksum, (placed, abstract_steps.ints(), None))
     assert exported.nr_devices == 8 and [leaf.dtype for leaf in exported.out_avals] == [jnp.uint32]
 

@@ -28,11 +28,8 @@ GONE = ("PREEMPTED", "TERMINATED")  # is not coming back under this name, which 
 ABSENT, UNREACHABLE = "absent", "unreachable"
 RUNNING, DONE = 0, 10  # exit statuses of `worker.sh running`; another: nothing, or what has failed
 NOT_UNDERSTOOD, PREEMPTED = 2, 143  # of launch/local.py
-LOOK_SECS, STATE_SECS, WAIT_SECS = (
-    1.0,
-    60.0,
-    15.0,
-)  # between looks at the output, at the TPU VM, at one that is being made
+LOOK_SECS = 1.0  # between two looks at the output
+STATE_SECS, WAIT_SECS = 60.0, 15.0  # at the TPU VM, and at one that is being made or out of reach
 FAILED_SECS = 15.0  # before the first start after a failure; twice as long before each further one
 HEALTHY_SECS = 900.0  # a run that lived so long has nothing to do with the failures before it
 CAPACITY_TIMEOUT_SECS = 24 * 3600.0
@@ -45,9 +42,7 @@ class Slice:
     name: str
     accelerator_type: str
     arguments: tuple[str, ...]  # of launch/local.py
-    host: int | None = (
-        None  # its number, where it is one of several slices that embed; None: as many as it has machines
-    )
+    host: int | None = None  # where it is one of several slices that embed; None: each of its machines is a host
     num_hosts: int = 1
 
     def start_command(self, worker: int, num_workers: int) -> str:
@@ -119,11 +114,11 @@ class Supervisor:
             if status == 0:
                 return
             state = self.state()
-            if state in (*GONE, ABSENT):
+            if state in (*GONE, ABSENT) and not self.slice.holds_its_run:
                 note(f"{self.slice.name} is {state}: it is replaced, and the run goes on from its last checkpoint")
                 continue
             if state != "READY":
-                note(f"{self.slice.name} is {state}: waiting for it")
+                note(f"{self.slice.name} is {state}")
                 continue
             if time.monotonic() - began >= HEALTHY_SECS:
                 failures = 0

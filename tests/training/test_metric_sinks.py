@@ -130,7 +130,9 @@ def test_the_service_is_waited_for_when_all_else_is_closed(service, monkeypatch,
 
 
 def test_other_processes_send_nothing(tmp_path):
-    Sinks([SimpleNamespace(open=lambda run: pytest.fail("it was opened"))], RunDir.of(tmp_path), 1).write(1, {})
+    opened = []
+    Sinks([SimpleNamespace(open=opened.append)], RunDir.of(tmp_path), 1).write(1, {})
+    assert opened == []
 
 
 def test_without_the_library_the_remedy_is_named(tmp_path, monkeypatch):
