@@ -13,6 +13,9 @@ from realm_jax.typed import check_fields
 
 Backend = Literal["scann", "exact", "ball_tree"]
 
+CHECKSUM = "sha256"
+"""Name of the manifest's own checksum among its fields."""
+
 REBUILD = "remove the version's directory and let the embed job build a new one"
 """The remedy for a damaged version."""
 
@@ -124,23 +127,34 @@ class Manifest:
         return sum(step * shard.count for step, shard in parts) / self.num_documents
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dicts, lists and numbers."""
-        return json.loads(json.dumps(dataclasses.asdict(self), allow_nan=False))
+        """Plain dicts, lists and numbers, and a checksum of them."""
+        return signed(json.loads(json.dumps(dataclasses.asdict(self), allow_nan=False)))
 
     @classmethod
     def from_json(cls, content: Any) -> "Manifest":
         """The reverse of `to_json`.
 
         Raises:
-          ValueError: for missing or unknown fields and for values of a wrong type.
+          ValueError: for missing or unknown fields, for values of a wrong type, and for others than were written.
         """
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}, not an object")
         try:
-            shards = tuple(shard_from_json(shard) for shard in content["shards"])
-            return cls(**{**content, "shards": shards})
+            expected = content[CHECKSUM]
+            fields = {name: value for name, value in content.items() if name != CHECKSUM}
+            shards = tuple(shard_from_json(shard) for shard in fields["shards"])
+            manifest = cls(**{**fields, "shards": shards})
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"it lacks a field or has an unknown one ({error})") from error
+        if expected != (got := signed(fields)[CHECKSUM]):
+            raise ValueError(f"it is corrupt: expected SHA-256 {str(expected)[:16]}…, got {got[:16]}…")
+        return manifest
+
+
+def signed(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a manifest with the SHA-256 of them; what they were signed with before does not count."""
+    bare = {name: value for name, value in fields.items() if name != CHECKSUM}
+    return {**bare, CHECKSUM: hashlib.sha256(json.dumps(bare, sort_keys=True).encode()).hexdigest()}
 
 
 def shard_from_json(content: Any) -> Shard:

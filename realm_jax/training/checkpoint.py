@@ -86,6 +86,7 @@ class Checkpoints:
                     "has_candidates": unit.candidate_ids is not None,
                     "identity": self._identity,
                     "checksum": _checksum(unit),
+                    "params_checksum": int(checksum(unit.state.params)),
                 }
             ),
         }
@@ -402,8 +403,10 @@ def load_params(run: RunDir, step: int | None = None) -> tuple[int, dict[str, An
 
     Raises:
       FileNotFoundError: when the run has no such checkpoint.
+      ValueError: when what it holds is not what was written.
     """
     step, state_dir = _find_state(run, step)
+    expected = read_json(state_dir.parent / "meta" / "metadata").get("params_checksum")
     with ocp.PyTreeCheckpointer() as reader:
         tree = _params_tree(reader, state_dir)
         wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
@@ -414,7 +417,13 @@ def load_params(run: RunDir, step: int | None = None) -> tuple[int, dict[str, An
                 item={"params": wanted}, restore_args={"params": restore_args}, partial_restore=True
             ),
         )
-    return step, restored["params"]
+    params = restored["params"]
+    if expected is not None and (got := int(checksum(params))) != expected:  # none: written before there was one
+        raise ValueError(
+            f"the parameters in {state_dir} are corrupt: expected checksum {expected}, got {got}; name an older step, or train "
+            "again"
+        )
+    return step, params
 
 
 def learners(run: RunDir, step: int | None = None) -> list[str]:

@@ -1,5 +1,6 @@
 """What an index version and a corpus say of themselves, and a corpus' arrays: files that may come from a shared bucket."""
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from realm_jax.corpus.store import Corpus
-from realm_jax.retrieval.manifest import IndexRefused
+from realm_jax.retrieval.manifest import IndexRefused, signed
 from realm_jax.retrieval.shards import finished_shard, recorded_origin
 from realm_jax.retrieval.versions import list_versions, load_version, verify
 from tests.fuzz.target import Target
@@ -29,9 +30,23 @@ def _version(folder: Path) -> Sequence[bytes]:
 
 def _read_manifest(data: bytes, folder: Path) -> None:
     place = folder / "index" / "00000300"
-    (place / "manifest.json").write_bytes(data)
-    list_versions(place.parent)
-    load_version(place, backend="exact", manifest=verify(place, num_documents=12))
+    for content in (data, _signed(data)):  # as damage is, and as somebody writes it who means harm
+        (place / "manifest.json").write_bytes(content)
+        list_versions(place.parent)
+        try:
+            load_version(place, backend="exact", manifest=verify(place, num_documents=12))
+        except IndexRefused:
+            if content is not data:
+                raise
+
+
+def _signed(data: bytes) -> bytes:
+    """With the checksum of what the data says, where it says anything."""
+    try:
+        content = json.loads(data)
+        return json.dumps(signed(content)).encode() if isinstance(content, dict) else data + b" "
+    except (ValueError, RecursionError):
+        return data + b" "
 
 
 def _shard(folder: Path) -> Sequence[bytes]:

@@ -13,7 +13,7 @@ from realm_jax.retrieval import versions
 from realm_jax.retrieval.ball_tree import BallTreeIndex, BallTreeSettings
 from realm_jax.retrieval.device_rows import SpareRows
 from realm_jax.retrieval.exact import ExactIndex, ExactSettings, brute_force
-from realm_jax.retrieval.manifest import Manifest
+from realm_jax.retrieval.manifest import Manifest, signed
 from realm_jax.retrieval.scann_index import ScannIndex, ScannSettings
 from realm_jax.retrieval.versions import IndexRefused, list_versions, load_version, read_manifest, retire, verify
 from tests.retrieval.made_index import EMBED, make_corpus, make_version
@@ -104,10 +104,10 @@ def test_a_version_says_how_its_exact_index_is_kept(index_dir, corpus):
     # one that was built for another backend says nothing of it; neither does one of before these settings
     assert load_version(index_dir / "00000020", backend="exact").settings == ExactSettings()
     content["parameters"] = {}
-    (directory / "manifest.json").write_text(json.dumps(content))
+    (directory / "manifest.json").write_text(json.dumps(signed(content)))
     assert load_version(directory).settings == ExactSettings()
     content["parameters"] = {"dtype": "int8", "oversample": 0}
-    (directory / "manifest.json").write_text(json.dumps(content))
+    (directory / "manifest.json").write_text(json.dumps(signed(content)))
     with pytest.raises(IndexRefused, match=r"manifest.json: parameters of 'exact': ExactSettings.oversample must be"):
         load_version(directory)
 
@@ -219,7 +219,7 @@ def test_torn_manifests_are_refused(index_dir, corpus):
             verify(path.parent)
     content = json.loads(whole)
     for change in ({"version": 301}, {"snapshot_step": 1}, {"embed_dim": "16"}, {"extra": 1}, {"shards": []}):
-        path.write_text(json.dumps(content | change))
+        path.write_text(json.dumps(signed(content | change)))
         with pytest.raises(IndexRefused, match=r"manifest.json is"):
             verify(path.parent)
     for name in ("../../etc", "shard-00000-of-00004/../x"):
@@ -229,6 +229,21 @@ def test_torn_manifests_are_refused(index_dir, corpus):
     path.unlink()
     with pytest.raises(IndexRefused, match=r"manifest.json is missing: this index version was never published"):
         load_version(path.parent)
+
+
+def test_any_flipped_bit_of_a_manifest_is_noticed(index_dir, corpus):
+    make_version(index_dir, corpus)
+    path = index_dir / "00000300" / "manifest.json"
+    whole = path.read_bytes()
+    manifest, unnoticed = read_manifest(path.parent), []
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        try:
+            assert read_manifest(path.parent) == manifest
+            unnoticed.append(whole[place : place + 1])
+        except IndexRefused as error:
+            assert "manifest.json" in str(error) and "remove the version's directory" in str(error)
+    assert len(whole) > 2000 and set(unnoticed) <= {b" ", b"\n"}  # white space that became other white space
 
 
 def test_unfinished_versions_do_not_exist_yet(index_dir, corpus):
