@@ -60,14 +60,15 @@ def says(run_dir: str, state: str = "finished", step: int = 320) -> str:
 
 
 def stub_stages(
-    local: Any, patch: Callable[[Any, str, Any], None], scripts: dict[str, str], stopped: tuple[str, ...] = ()
+    patch: Callable[[Any, str, Any], None], scripts: dict[str, str], stopped: tuple[str, ...] = ()
 ) -> list[tuple[str, list[str]]]:
     """Makes every stage run scripts[name], by default nothing; returns what will be the names and true commands.
 
     Trainers say at their end that they have finished; those in `stopped` end as after SIGTERM at step 120 of 320.
     """
     commands: list[tuple[str, list[str]]] = []
-    original = local.Child
+    launcher = sys.modules["launcher"]
+    original = launcher.Child
 
     class Stub(original):
         def __init__(self, name: str, command: list[str], log: Path, cores: Any, environment: dict[str, str]):
@@ -78,13 +79,13 @@ def stub_stages(
                 script += "\n" + (says(run_dir, "failed", 120) + STOPPED if name in stopped else says(run_dir))
             super().__init__(name, [sys.executable, "-S", "-c", script], log, (), environment)
 
-    patch(local, "Child", Stub)
+    patch(launcher, "Child", Stub)
     return commands
 
 
 if __name__ == "__main__":
-    launcher = load_launcher()
+    local = load_launcher()
     after = {"train": "may_end", "embed": "ended"}  # files in the place
     waiting = {name: WAITS.format(name=name, place=os.environ["STUB_PLACE"], ends_after=after[name]) for name in after}
-    stub_stages(launcher, setattr, waiting)
-    sys.exit(launcher.main(sys.argv[1:]))
+    stub_stages(setattr, waiting)
+    sys.exit(local.main(sys.argv[1:]))

@@ -99,14 +99,16 @@ def test_every_machine_has_logs_and_a_lock_of_its_own(local, tmp_path, monkeypat
         monkeypatch.setenv(name, "")  # put back afterwards
     object_store.use(tmp_path / "store")
     bucket = RunDir.of("gs://b/runs/x")
-    assert local.log_folder(bucket, one.host, False, None) == Path("logs/x")
-    assert local.log_folder(bucket, one.host, False, "elsewhere") == Path("elsewhere")
-    assert local.log_folder(bucket, other.host, False, "elsewhere") == Path("elsewhere/host-00001")
+    assert sys.modules["command_line"].log_folder(bucket, one.host, False, None) == Path("logs/x")
+    assert sys.modules["command_line"].log_folder(bucket, one.host, False, "elsewhere") == Path("elsewhere")
+    assert sys.modules["command_line"].log_folder(bucket, other.host, False, "elsewhere") == Path(
+        "elsewhere/host-00001"
+    )
 
 
 def test_the_first_of_two_machines(quick, monkeypatch, tmp_path):  # noqa: F811
     scripts = {"train": waits_for_lines(tmp_path / "embedded", 1), "embed": appends(tmp_path / "embedded")}
-    commands = stub_stages(quick, monkeypatch.setattr, scripts | {"report": REPORT})
+    commands = stub_stages(monkeypatch.setattr, scripts | {"report": REPORT})
     assert quick.main([f"--run_dir={tmp_path / 'run'}", "--host=0", "--num_hosts=2"]) == 0
     names = [name for name, _ in commands]
     assert list(dict.fromkeys(names)) == ["corpus", "reader", "ict", "train", "embed", "evaluate", "report"]
@@ -119,7 +121,7 @@ def test_the_first_of_two_machines(quick, monkeypatch, tmp_path):  # noqa: F811
 def test_the_second_waits_for_the_corpus_and_leaves_evaluation_to_the_first(quick, monkeypatch, tmp_path):  # noqa: F811
     run = RunDir.of(tmp_path / "run")
     scripts = {"train": waits_for_lines(tmp_path / "embedded", 1), "embed": appends(tmp_path / "embedded")}
-    commands = stub_stages(quick, monkeypatch.setattr, scripts)
+    commands = stub_stages(monkeypatch.setattr, scripts)
     before = []
 
     def make_corpus():
@@ -137,8 +139,8 @@ def test_the_second_waits_for_the_corpus_and_leaves_evaluation_to_the_first(quic
 
 
 def test_what_does_not_come_is_named(quick, monkeypatch, tmp_path, capsys):  # noqa: F811
-    monkeypatch.setattr(quick, "OTHER_HOST_SECS", 0.1)
-    stub_stages(quick, monkeypatch.setattr, {})
+    monkeypatch.setattr(sys.modules["launcher"], "OTHER_HOST_SECS", 0.1)
+    stub_stages(monkeypatch.setattr, {})
     assert quick.main([f"--run_dir={tmp_path}", "--host=1", "--num_hosts=2"]) == 1
     assert re.search(r"corpus/corpus.json did not come in 0 s; see the other machines' logs", capsys.readouterr().err)
 
@@ -146,7 +148,7 @@ def test_what_does_not_come_is_named(quick, monkeypatch, tmp_path, capsys):  # n
 def test_one_stage_at_a_time_where_there_are_accelerators(quick, monkeypatch, tmp_path):  # noqa: F811
     begun = tmp_path / "begun"
     scripts = {name: appends(begun, "time.sleep(0.3)") for name in ("reader", "ict")}
-    stub_stages(quick, monkeypatch.setattr, scripts | {"report": REPORT})
+    stub_stages(monkeypatch.setattr, scripts | {"report": REPORT})
     monkeypatch.setenv("JAX_PLATFORMS", "tpu")
     assert quick.main([f"--run_dir={tmp_path / 'run'}", "--embedder=none"]) == 0
     first, second = (float(line) for line in begun.read_text().split())
@@ -163,7 +165,7 @@ def test_a_machine_that_only_embeds(quick, monkeypatch, tmp_path):  # noqa: F811
     says_finished = f"open({str(run.trainer_status(0))!r}, 'w').write('{{\"state\": \"finished\"}}')"
     begun = tmp_path / "begun"
     commands = stub_stages(
-        quick, monkeypatch.setattr,
+        monkeypatch.setattr,
         {"embed": appends(begun, f"n = len(open({str(begun)!r}).readlines())\nif n == 3: {says_finished}\nsys.exit(n == 1)")},
     )  # fmt: skip
     arguments = [f"--run_dir={run.path}", "--embed_only", "--host=1", "--num_hosts=2"]

@@ -216,7 +216,7 @@ def test_batches_can_be_shared_out(overlay, documents, container):
 
 def test_time_for_checkpoints_and_restarts(documents, container, local):
     job_set, job = the("JobSet", documents)["spec"], job_of(documents)
-    assert job["template"]["spec"]["terminationGracePeriodSeconds"] >= 2 * local.GRACE_SECS
+    assert job["template"]["spec"]["terminationGracePeriodSeconds"] >= 2 * sys.modules["processes"].GRACE_SECS
     # The pod fails, so the Job fails, so the JobSet starts all hosts again: preemptions for ever, failures ten times.
     assert job["backoffLimit"] == 0 and job["template"]["spec"]["restartPolicy"] == "Never"
     disrupted, preempted = job["podFailurePolicy"]["rules"]

@@ -28,9 +28,10 @@ def local():
 def quick(local, monkeypatch):
     """Polls twenty-five times as often, backs off for tenths of seconds."""
     hasty = SimpleNamespace(monotonic=time.monotonic, sleep=lambda secs: time.sleep(secs / 25))
-    monkeypatch.setattr(local, "time", hasty)
-    monkeypatch.setattr(local, "FIRST_BACK_OFF_SECS", 0.1)
-    monkeypatch.setattr(local, "LONGEST_BACK_OFF_SECS", 0.2)
+    launcher = sys.modules["launcher"]
+    monkeypatch.setattr(launcher, "time", hasty)
+    monkeypatch.setattr(launcher, "FIRST_BACK_OFF_SECS", 0.1)
+    monkeypatch.setattr(launcher, "LONGEST_BACK_OFF_SECS", 0.2)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield local
     for number, handler in before.items():
@@ -92,7 +93,7 @@ def test_all_stages_in_order(quick, monkeypatch, tmp_path, capsys):
     scripts = {name: f"open({str(begun)!r}, 'a').write('{name} ')" for name in names}
     scripts["train"] = waits_for_lines(tmp_path / "embedded", 1)
     scripts["embed"] = appends(tmp_path / "embedded")
-    commands = stub_stages(quick, monkeypatch.setattr, scripts | {"report": REPORT})
+    commands = stub_stages(monkeypatch.setattr, scripts | {"report": REPORT})
     stale = tmp_path / "run" / "status" / "trainer-00001.json"
     stale.parent.mkdir(parents=True)
     stale.write_text("{}")
@@ -113,7 +114,7 @@ def test_all_stages_in_order(quick, monkeypatch, tmp_path, capsys):
 def test_a_dead_embedder_is_started_again_ever_later(quick, monkeypatch, tmp_path, capsys):
     begun = tmp_path / "begun"
     scripts = {"train": waits_for_lines(begun, 4), "embed": appends(begun, "sys.exit(3)"), "report": REPORT}
-    stub_stages(quick, monkeypatch.setattr, scripts)
+    stub_stages(monkeypatch.setattr, scripts)
     assert quick.main([f"--run_dir={tmp_path / 'run'}"]) == 0
     first, second, third, fourth, *_ = (float(line) for line in begun.read_text().split())
     assert second - first > 0.1 and third - second > 0.2 and fourth - third > 0.2
@@ -125,7 +126,7 @@ def test_a_dead_embedder_is_started_again_ever_later(quick, monkeypatch, tmp_pat
 def test_the_line_of_progress(local, tmp_path):
     launcher = local.Launcher(local.parse([f"--run_dir={tmp_path}"]), lambda: None)
     log = tmp_path / "logs" / "evaluate.log"
-    child = local.Child("evaluate", [sys.executable, "-S", "-c", "pass"], log, (), {})
+    child = sys.modules["processes"].Child("evaluate", [sys.executable, "-S", "-c", "pass"], log, (), {})
     assert launcher.progress_of(child) == "evaluate"  # the log holds the command alone
     child.process.wait()
     with log.open("a") as file:
@@ -139,7 +140,7 @@ def test_the_line_of_progress(local, tmp_path):
 
 
 def test_the_trainer_may_embed_by_itself(quick, monkeypatch, tmp_path):
-    commands = stub_stages(quick, monkeypatch.setattr, {"report": REPORT})
+    commands = stub_stages(monkeypatch.setattr, {"report": REPORT})
     assert quick.main([f"--run_dir={tmp_path / 'run'}", "--embedder=in_trainer"]) == 0
     assert "embed" not in [name for name, _ in commands]
     (train,) = (command for name, command in commands if name == "train")
@@ -151,7 +152,7 @@ def test_a_run_that_another_is_at_work_in_is_left_alone(quick, monkeypatch, tmp_
     run = RunDir.of(tmp_path / "run")
     held = {"launcher": run.launcher_lock, "trainer": run.trainer_lock}
     lock = held.get(at_work) or run.stage(at_work).trainer_lock
-    commands = stub_stages(quick, monkeypatch.setattr, {"report": REPORT})
+    commands = stub_stages(monkeypatch.setattr, {"report": REPORT})
     with exclusive(lock, "the first"):
         run.trainer_status(0).parent.mkdir(parents=True, exist_ok=True)
         run.trainer_status(0).write_text("the first's")
@@ -169,7 +170,7 @@ def test_a_run_that_another_is_at_work_in_is_left_alone(quick, monkeypatch, tmp_
 
 def test_a_trainer_that_came_meanwhile_keeps_its_status(quick, monkeypatch, tmp_path, capsys):
     run = RunDir.of(tmp_path / "run")
-    commands = stub_stages(quick, monkeypatch.setattr, {})
+    commands = stub_stages(monkeypatch.setattr, {})
     launcher = quick.Launcher(quick.parse([f"--run_dir={run.path}"]), lambda: None)
     with exclusive(run.trainer_lock, "the first"):
         run.trainer_status(0).touch()
@@ -181,7 +182,7 @@ def test_a_trainer_that_came_meanwhile_keeps_its_status(quick, monkeypatch, tmp_
 @pytest.mark.parametrize("stage", ["corpus", "ict", "train", "evaluate"])
 def test_a_failing_stage_is_reported_with_the_end_of_its_log(quick, monkeypatch, tmp_path, capsys, stage):
     fails = "import sys\nfor i in range(20): print('line', i)\nsys.exit(7)"
-    commands = stub_stages(quick, monkeypatch.setattr, {stage: fails, "report": REPORT})
+    commands = stub_stages(monkeypatch.setattr, {stage: fails, "report": REPORT})
     assert quick.main([f"--run_dir={tmp_path / 'run'}"]) == 1
     written = capsys.readouterr()
     log = tmp_path / "run" / "logs" / f"{stage}.log"
@@ -192,7 +193,7 @@ def test_a_failing_stage_is_reported_with_the_end_of_its_log(quick, monkeypatch,
 
 @pytest.mark.parametrize("stage", ["reader", "ict", "train"])
 def test_a_trainer_stopped_before_its_end_is_not_done(quick, monkeypatch, tmp_path, capsys, stage):
-    commands = stub_stages(quick, monkeypatch.setattr, {"report": REPORT}, stopped=(stage,))
+    commands = stub_stages(monkeypatch.setattr, {"report": REPORT}, stopped=(stage,))
     assert quick.main([f"--run_dir={tmp_path / 'run'}"]) == 143  # also where it was another machine that got the signal
     said = capsys.readouterr().err
     assert f"] {stage}: realm_jax train: stopped by SIGTERM at step 120 of 320; the same command goes on\n" in said
@@ -201,13 +202,14 @@ def test_a_trainer_stopped_before_its_end_is_not_done(quick, monkeypatch, tmp_pa
 
 def test_a_long_life_of_the_embedder_is_a_new_beginning(quick, monkeypatch, tmp_path, capsys):
     begun = tmp_path / "begun"
+    launcher = sys.modules["launcher"]
     hasty = SimpleNamespace(monotonic=lambda: 25 * time.monotonic(), sleep=lambda secs: time.sleep(secs / 25))
-    monkeypatch.setattr(quick, "time", hasty)
+    monkeypatch.setattr(launcher, "time", hasty)
     for name, secs in (("FIRST_BACK_OFF_SECS", 1.0), ("LONGEST_BACK_OFF_SECS", 60.0), ("HEALTHY_SECS", 75.0)):
-        monkeypatch.setattr(quick, name, secs)
+        monkeypatch.setattr(launcher, name, secs)
     lives = f"len(open({str(begun)!r}).readlines()) == 3 and time.sleep(4)"  # 100 of the launcher's seconds
     scripts = {"train": waits_for_lines(begun, 5), "embed": appends(begun, lives), "report": REPORT}
-    stub_stages(quick, monkeypatch.setattr, scripts)
+    stub_stages(monkeypatch.setattr, scripts)
     assert quick.main([f"--run_dir={tmp_path / 'run'}"]) == 0
     assert re.findall(r"starting it again in (\d+) s", capsys.readouterr().err)[:4] == ["1", "2", "1", "2"]
 
@@ -282,12 +284,14 @@ def test_children_that_do_not_end_share_one_time_of_grace(local, tmp_path):
     deaf = "import pathlib, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); pathlib.Path(sys.argv[1]).touch(); time.sleep(120)"
     ready = [tmp_path / f"{number}.ready" for number in range(3)]
     children = [
-        local.Child(place.name, [sys.executable, "-S", "-c", deaf, str(place)], tmp_path / "log", (), {})
+        sys.modules["processes"].Child(
+            place.name, [sys.executable, "-S", "-c", deaf, str(place)], tmp_path / "log", (), {}
+        )
         for place in ready
     ]
     for place, child in zip(ready, children, strict=True):
         wait_for(place.exists, child.process)
     started = time.monotonic()
-    local.stop_all(children, grace_secs=1.0)
+    sys.modules["processes"].stop_all(children, grace_secs=1.0)
     assert 1.0 <= time.monotonic() - started < 2.5
     assert [child.process.returncode for child in children] == [-signal.SIGKILL] * 3

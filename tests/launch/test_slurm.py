@@ -195,7 +195,9 @@ def test_what_the_script_asks_of_slurm(local):
     asked = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(\S+))?$", SCRIPT.read_text(), re.MULTILINE))
     assert asked["ntasks-per-node"] == "1" and "requeue" in asked and asked["open-mode"] == "append"
     number, secs = asked["signal"].split("@")
-    assert number == "TERM" and int(secs) >= 2 * local.GRACE_SECS  # "B:TERM" would come to the batch script alone
+    assert (
+        number == "TERM" and int(secs) >= 2 * sys.modules["processes"].GRACE_SECS
+    )  # "B:TERM" would come to the batch script alone
 
 
 def free_job_id() -> int:
