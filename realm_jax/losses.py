@@ -257,3 +257,121 @@ def token_cross_entropy(
     has_label = labels >= 0
     log_probs = gold_log_probs(logits, jnp.maximum(labels, 0))
     return WeightedSum(-jnp.where(has_label, log_probs, 0.0).sum(), has_label.sum().astype(jnp.float32))
+
+
+def rag_sequence_loss(
+    logits: Float[Array, "batch num_documents length vocab"],
+    log_retrieval_probs: Float[Array, "batch num_documents"],
+    targets: Int32[Array, "batch length"],
+    target_mask: Bool[Array, "batch length"],
+    *,
+    label_smoothing: float = 0.0,
+    unscored: Bool[Array, "batch length"] | None = None,
+) -> tuple[WeightedSum, Float[Array, "batch"]]:
+    """−log Σ_z p(z|x) Π_i p(y_i|x,z,y_<i): one document explains the whole answer (RAG, arXiv:2005.11401, section 2.1).
+
+    >>> import jax.numpy as jnp
+    >>> log_p_z = jnp.log(jnp.array([[0.25, 0.75]]))
+    >>> logits = jnp.log(jnp.array([[[[0.8, 0.2], [0.5, 0.5]], [[0.4, 0.6], [0.1, 0.9]]]]))
+    >>> y = jnp.zeros((1, 2), jnp.int32)
+    >>> loss, _ = rag_sequence_loss(logits, log_p_z, y, y == 0)
+    >>> f"{jnp.exp(-loss.total):.3f}"  # 0.25 · 0.8 · 0.5 + 0.75 · 0.4 · 0.1
+    '0.130'
+
+    Label smoothing mixes in, as the released RAG does, −log Σ_z Π_v (p(z|x) Π_i p(v|x,z,y_<i)), divided by the vocabulary's size:
+    every word's likelihood, of one document.
+
+    Args:
+      logits: of the generator that reads document z, for the token at each place of the target.
+      log_retrieval_probs: log p(z|x); documents that are not there have (about) `MASKED_SCORE`.
+      targets: y, ended by the end-of-sequence token.
+      target_mask: which of them are y's; a row without any counts nothing.
+      label_smoothing: share ε of the smoothed loss.
+      unscored: tokens of y that are read and not scored (the released `exclude_bos_score`); smoothing scores them still.
+
+    Returns:
+      The loss as (sum, number of examples with a target), and log p(y|x) of each example.
+    """
+    scored = target_mask if unscored is None else target_mask & ~unscored
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    gold = _gold(log_probs, targets[:, None])  # [batch, num_documents, length]
+    log_marginal = jax.nn.logsumexp(log_retrieval_probs + jnp.where(scored[:, None], gold, 0.0).sum(axis=-1), axis=1)
+    smoothed = None
+    if label_smoothing:
+        every = jnp.where(target_mask[:, None], log_probs.sum(axis=-1), 0.0).sum(axis=-1)
+        smoothed = jax.nn.logsumexp(logits.shape[-1] * log_retrieval_probs + every, axis=1)
+    return _sequence_loss(log_marginal, smoothed, target_mask, label_smoothing, logits.shape[-1])
+
+
+def rag_token_loss(
+    logits: Float[Array, "batch num_documents length vocab"],
+    log_retrieval_probs: Float[Array, "batch num_documents"],
+    targets: Int32[Array, "batch length"],
+    target_mask: Bool[Array, "batch length"],
+    *,
+    label_smoothing: float = 0.0,
+) -> tuple[WeightedSum, Float[Array, "batch"]]:
+    """−Σ_i log Σ_z p(z|x) p(y_i|x,z,y_<i): each token from any document (RAG, arXiv:2005.11401, section 2.1).
+
+    >>> import jax.numpy as jnp
+    >>> log_p_z = jnp.log(jnp.array([[0.25, 0.75]]))
+    >>> logits = jnp.log(jnp.array([[[[0.8, 0.2], [0.5, 0.5]], [[0.4, 0.6], [0.1, 0.9]]]]))
+    >>> y = jnp.zeros((1, 2), jnp.int32)
+    >>> loss, _ = rag_token_loss(logits, log_p_z, y, y == 0)
+    >>> f"{jnp.exp(-loss.total):.3f}"  # (0.25 · 0.8 + 0.75 · 0.4) · (0.25 · 0.5 + 0.75 · 0.1)
+    '0.100'
+
+    Arguments and results: `rag_sequence_loss`. Smoothing is over the marginal distribution of the next token.
+    """
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    if label_smoothing:
+        marginal = jax.nn.logsumexp(log_retrieval_probs[:, :, None, None] + log_probs, axis=1)
+        gold = _gold(marginal, targets)
+        smoothed = jnp.where(target_mask, marginal.sum(axis=-1), 0.0).sum(axis=-1)
+    else:
+        gold = jax.nn.logsumexp(log_retrieval_probs[:, :, None] + _gold(log_probs, targets[:, None]), axis=1)
+        smoothed = None
+    log_marginal = jnp.where(target_mask, gold, 0.0).sum(axis=-1)
+    return _sequence_loss(log_marginal, smoothed, target_mask, label_smoothing, logits.shape[-1])
+
+
+def sequence_loss(
+    logits: Float[Array, "batch length vocab"],
+    targets: Int32[Array, "batch length"],
+    target_mask: Bool[Array, "batch length"],
+    *,
+    label_smoothing: float = 0.0,
+) -> tuple[WeightedSum, Float[Array, "batch"]]:
+    """−log p(y|x) of a generator that reads all of its documents together (FiD, arXiv:2007.01282), or none.
+
+    Arguments and results: `rag_sequence_loss`.
+    """
+    certain = jnp.zeros((logits.shape[0], 1), jnp.float32)
+    return rag_sequence_loss(logits[:, None], certain, targets, target_mask, label_smoothing=label_smoothing)
+
+
+def answer_posterior(
+    log_retrieval_probs: Float[Array, "batch num_documents"], gold_log_probs: Float[Array, "batch num_documents length"]
+) -> Float[Array, "batch num_documents"]:
+    """p(z|x,y) ∝ p(z|x) Π_i p(y_i|x,z,y_<i): which document an answer came from; unused places have log-probability 0."""
+    return jax.nn.softmax(log_retrieval_probs + gold_log_probs.sum(axis=-1), axis=1)
+
+
+def _gold(log_probs: Float[Array, "*rows vocab"], targets: Int32[Array, "*some_rows"]) -> Float[Array, "*rows"]:
+    """The entries of the targets, which are repeated over axes of size 1."""
+    indices = jnp.broadcast_to(targets, log_probs.shape[:-1])[..., None]
+    return jnp.take_along_axis(log_probs, indices, axis=-1)[..., 0]
+
+
+def _sequence_loss(
+    log_marginal: Float[Array, "batch"],
+    smoothed: Float[Array, "batch"] | None,
+    target_mask: Bool[Array, "batch length"],
+    label_smoothing: float,
+    vocab_size: int,
+) -> tuple[WeightedSum, Float[Array, "batch"]]:
+    has_target = target_mask.any(axis=-1)
+    loss = -log_marginal
+    if smoothed is not None:
+        loss = (1 - label_smoothing) * loss - label_smoothing / vocab_size * smoothed
+    return WeightedSum(jnp.where(has_target, loss, 0.0).sum(), has_target.sum().astype(jnp.float32)), log_marginal
