@@ -12,7 +12,7 @@ import numpy as np
 from realm_jax.corpus.blocks import Block
 from realm_jax.corpus.store import Corpus
 from realm_jax.corpus.writer import make_corpus
-from realm_jax.models import RetrieverConfig, SpanReaderConfig, TransformerConfig
+from realm_jax.models import EncoderDecoderConfig, RetrieverConfig, SpanReaderConfig, TransformerConfig
 from realm_jax.retrieval.build_version import BatchSettings, IndexSettings, build_version
 from realm_jax.retrieval.embedder import Embedder
 from realm_jax.run_dir import RunDir
@@ -116,6 +116,24 @@ def encoder(**changes: Any) -> TransformerConfig:
             max_length=64,
             dropout_rate=0.1,
             attention_dropout_rate=0.1,
+            initializer_range=0.2,
+        ),
+        **changes,
+    )
+
+
+def encoder_decoder(**changes: Any) -> EncoderDecoderConfig:
+    return dataclasses.replace(
+        EncoderDecoderConfig(
+            vocab_size=64,
+            hidden_size=32,
+            num_encoder_layers=1,
+            num_decoder_layers=2,
+            num_encoder_heads=4,
+            num_decoder_heads=2,
+            encoder_intermediate_size=48,
+            decoder_intermediate_size=40,
+            max_length=64,
             initializer_range=0.2,
         ),
         **changes,

@@ -1,18 +1,26 @@
 """Flax linen modules over frozen config dataclasses. No loss, no optimizer, no tokenizer, no file, no gin."""
 
+from realm_jax.models.decoder import DecoderCache, Memory
+from realm_jax.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig, decoder_flops, empty_cache
 from realm_jax.models.knowledge_encoder import KnowledgeEncoder
 from realm_jax.models.retriever import Retriever, RetrieverConfig
 from realm_jax.models.span_reader import SpanReader, SpanReaderConfig, span_bounds
 from realm_jax.models.transformer import Transformer, TransformerConfig, forward_flops
 
 __all__ = [
+    "DecoderCache",
+    "EncoderDecoder",
+    "EncoderDecoderConfig",
     "KnowledgeEncoder",
+    "Memory",
     "Retriever",
     "RetrieverConfig",
     "SpanReader",
     "SpanReaderConfig",
     "Transformer",
     "TransformerConfig",
+    "decoder_flops",
+    "empty_cache",
     "forward_flops",
     "span_bounds",
 ]

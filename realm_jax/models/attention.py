@@ -14,13 +14,14 @@ Attention = Literal["own", "xla", "cudnn"]
 
 
 def attend(
-    query: Float[Array, "batch length num_heads head_dim"],
+    query: Float[Array, "batch query_len num_heads head_dim"],
     key: Float[Array, "batch length num_heads head_dim"],
     value: Float[Array, "batch length num_heads head_dim"],
     mask: Bool[Array, "batch length"],
     dropout: Callable[[jax.Array], jax.Array] | None = None,
     by: Attention = "own",
-) -> Float[Array, "batch length num_heads head_dim"]:
+    causal: bool = False,
+) -> Float[Array, "batch query_len num_heads head_dim"]:
     """softmax(QKᵀ / √d) V (Vaswani et al. 2017, arXiv:1706.03762, eq. 1), each row over the keys where `mask` is true.
 
     The weights are divided by their sum after the product with V, as flash attention does (arXiv:2205.14135, section 3.1):
@@ -34,15 +35,21 @@ def attend(
         normalised ones.
       by: "xla" or "cudnn" for the library's, where there is no dropout, which it does not have; tokens are then expected
         before all padding.
+      causal: query i sees the keys up to i alone; there are as many of both.
     """
     if by != "own" and dropout is None:
         # cuDNN makes a bias of a mask, and skips nothing; of a row without any token the first key is read
         lengths = jnp.maximum(mask.sum(axis=1, dtype=jnp.int32), 1)
-        return jax.nn.dot_product_attention(query, key, value, key_value_seq_lengths=lengths, implementation=by)
+        return jax.nn.dot_product_attention(
+            query, key, value, key_value_seq_lengths=lengths, is_causal=causal, implementation=by
+        )
     scaled = (query.astype(jnp.float32) * query.shape[-1] ** -0.5).astype(query.dtype)
-    # [batch, num_heads, length, length]
+    # [batch, num_heads, query_len, length]
     logits = jnp.einsum("bqnh,bknh->bnqk", scaled, key, preferred_element_type=jnp.float32)
     logits = logits + jnp.where(mask, 0.0, MASKED_LOGIT)[:, None, None, :]
+    if causal:
+        earlier = jnp.tri(query.shape[1], key.shape[1], dtype=bool)
+        logits = jnp.where(earlier[None, None], logits, MASKED_LOGIT)
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))).astype(value.dtype)
     sums = weights.sum(axis=-1, dtype=jnp.float32)  # of the rounded weights, so that they average
     if dropout is not None:

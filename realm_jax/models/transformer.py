@@ -8,7 +8,7 @@ learns faster from a random initialisation (Xiong et al. 2020, arXiv:2002.04745;
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -25,7 +25,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
 }
 
-_REMAT_POLICIES = {
+REMAT_POLICIES = {
     "nothing": None,
     "products": jax.checkpoint_policies.save_only_these_names(DENSE_PRODUCT),
 }
@@ -45,6 +45,7 @@ class TransformerConfig:
     activation: str = "gelu"
     dropout_rate: float = 0.1
     attention_dropout_rate: float = 0.1
+    activation_dropout_rate: float = 0.0  # after the feed-forward's activation: BART's, none in BERT
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
     norm: Literal["post", "pre"] = "post"
@@ -100,7 +101,8 @@ def forward_flops(config: TransformerConfig, length: int) -> float:
     return float(config.num_layers * (matrices + attention))
 
 
-def _dense(config: TransformerConfig, features: int, name: str) -> nn.Dense:
+def dense(config: TransformerConfig, features: int, name: str | None = None) -> nn.Dense:
+    """A linear layer with the encoder's numerics."""
     return nn.Dense(
         features,
         dtype=jnp.dtype(config.dtype),
@@ -128,40 +130,74 @@ def rotate(
     return turned.astype(heads.dtype)
 
 
-class SelfAttention(nn.Module):
-    """Multi-head self-attention; a row attends to the positions where `mask` is true."""
+class KeysValues(NamedTuple):
+    """What is attended to: keys, and the values that stand for them."""
+
+    keys: Float[Array, "*rows num_heads head_dim"]
+    values: Float[Array, "*rows num_heads head_dim"]
+
+
+class MultiHeadAttention(nn.Module):
+    """Multi-head attention of a row to itself, or in parts, where keys and values are of other rows or were made before."""
 
     config: TransformerConfig
 
+    def setup(self) -> None:
+        config = self.config
+        self.query, self.key, self.value, self.out = (dense(config, config.hidden_size) for _ in range(4))
+
+    def queries(self, hidden: Float[Array, "*rows hidden"]) -> Float[Array, "*rows num_heads head_dim"]:
+        return self._heads(self.query(hidden))
+
+    def keys_values(self, hidden: Float[Array, "*rows hidden"]) -> KeysValues:
+        return KeysValues(self._heads(self.key(hidden)), self._heads(self.value(hidden)))
+
+    def _heads(self, projected: Float[Array, "*rows hidden"]) -> Float[Array, "*rows num_heads head_dim"]:
+        return projected.reshape(*projected.shape[:-1], self.config.num_heads, -1)
+
     @nn.compact
+    def read(
+        self,
+        query: Float[Array, "batch query_len num_heads head_dim"],
+        read: KeysValues,
+        mask: Bool[Array, "batch length"],
+        deterministic: bool,
+        causal: bool = False,
+    ) -> Float[Array, "batch query_len hidden"]:
+        """What the queries find where `mask` is true; see `attend`."""
+        config = self.config
+        dropout = None
+        if config.attention_dropout_rate > 0 and not deterministic:
+            dropout = nn.Dropout(config.attention_dropout_rate, deterministic=False)
+        context = attend(query, read.keys, read.values, mask, dropout, config.attention, causal)
+        return self.out(context.reshape(*context.shape[:2], config.hidden_size))
+
     def __call__(
         self,
         hidden: Float[Array, "batch length hidden"],
         mask: Bool[Array, "batch length"],
         deterministic: bool,
+        causal: bool = False,
     ) -> Float[Array, "batch length hidden"]:
-        config = self.config
-        head_dim = config.hidden_size // config.num_heads
-        query, key, value = (
-            _dense(config, config.hidden_size, name)(hidden).reshape(*hidden.shape[:2], config.num_heads, head_dim)
-            for name in ("query", "key", "value")
-        )  # [batch, length, num_heads, head_dim]
-        if config.positions == "rotary":
-            query, key = rotate(query), rotate(key)
-        dropout = None
-        if config.attention_dropout_rate > 0 and not deterministic:
-            dropout = nn.Dropout(config.attention_dropout_rate, deterministic=False)
-        context = attend(query, key, value, mask, dropout, config.attention)
-        return _dense(config, config.hidden_size, "out")(context.reshape(hidden.shape))
+        """Self-attention."""
+        query, read = self.queries(hidden), self.keys_values(hidden)
+        if self.config.positions == "rotary":
+            query, read = rotate(query), KeysValues(rotate(read.keys), read.values)
+        return self.read(query, read, mask, deterministic, causal)
 
 
 class FeedForward(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, hidden: Float[Array, "batch length hidden"]) -> Float[Array, "batch length hidden"]:
-        inner = ACTIVATIONS[self.config.activation](_dense(self.config, self.config.intermediate_size, "wi")(hidden))
-        return _dense(self.config, self.config.hidden_size, "wo")(inner)
+    def __call__(
+        self, hidden: Float[Array, "batch length hidden"], deterministic: bool
+    ) -> Float[Array, "batch length hidden"]:
+        config = self.config
+        inner = ACTIVATIONS[config.activation](dense(config, config.intermediate_size, "wi")(hidden))
+        if config.activation_dropout_rate > 0 and not deterministic:
+            inner = nn.Dropout(config.activation_dropout_rate, deterministic=False)(inner)
+        return dense(config, config.hidden_size, "wo")(inner)
 
 
 class LocalMixing(nn.Module):
@@ -202,7 +238,7 @@ class TransformerLayer(nn.Module):
         deterministic: bool,
     ) -> tuple[Float[Array, "batch length hidden"], None]:
         config, dtype = self.config, jnp.dtype(self.config.dtype)
-        attention, feed_forward = SelfAttention(config, name="attention"), FeedForward(config, name="feed_forward")
+        attention, feed_forward = MultiHeadAttention(config, name="attention"), FeedForward(config, name="feed_forward")
         attention_norm, output_norm = layer_norm(config, "attention_norm"), layer_norm(config, "output_norm")
         dropout = nn.Dropout(config.dropout_rate, deterministic=deterministic)
         if config.convolution_width:
@@ -210,11 +246,27 @@ class TransformerLayer(nn.Module):
             hidden = hidden + mixing(layer_norm(config, "mixing_norm")(hidden).astype(dtype), mask)
         if config.norm == "pre":
             hidden = hidden + dropout(attention(attention_norm(hidden).astype(dtype), mask, deterministic))
-            hidden = hidden + dropout(feed_forward(output_norm(hidden).astype(dtype)))
+            hidden = hidden + dropout(feed_forward(output_norm(hidden).astype(dtype), deterministic))
         else:
             hidden = attention_norm(hidden + dropout(attention(hidden, mask, deterministic))).astype(dtype)
-            hidden = output_norm(hidden + dropout(feed_forward(hidden))).astype(dtype)
+            hidden = output_norm(hidden + dropout(feed_forward(hidden, deterministic))).astype(dtype)
         return hidden, None
+
+
+def stacked_layers(config: TransformerConfig) -> nn.Module:
+    """All layers of an encoder, one after the other; their parameters are stacked on a leading axis of size num_layers."""
+    layer = TransformerLayer
+    if config.remat:
+        layer = nn.remat(layer, static_argnums=(3,), prevent_cse=False, policy=REMAT_POLICIES[config.remat_saves])
+    scanned = nn.scan(
+        layer,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(nn.broadcast, nn.broadcast),
+        length=config.num_layers,
+        unroll=min(config.unroll_layers, config.num_layers),
+    )
+    return scanned(config)
 
 
 class Transformer(nn.Module):
@@ -235,17 +287,7 @@ class Transformer(nn.Module):
         # post-norm: applied to the embeddings, as BERT does; pre-norm: applied to the last layer's output
         self.norm = layer_norm(config)
         self.embedding_dropout = nn.Dropout(config.dropout_rate)
-        layer = TransformerLayer
-        if config.remat:
-            layer = nn.remat(layer, static_argnums=(3,), prevent_cse=False, policy=_REMAT_POLICIES[config.remat_saves])
-        self.layers = nn.scan(
-            layer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, nn.broadcast),
-            length=config.num_layers,
-            unroll=min(config.unroll_layers, config.num_layers),
-        )(config)
+        self.layers = stacked_layers(config)
 
     def __call__(
         self,

@@ -16,9 +16,9 @@ BATCH = P(("data", "fsdp"))  # the leading axis of every batch array
 # The first rule whose pattern ends the parameter's path decides. Layers are stacked on a leading axis, never sharded.
 # Adam's moments have the same paths behind their own prefix, so they follow their parameters.
 RULES: tuple[tuple[str, P], ...] = (
-    (r"layers/attention/(query|key|value)/kernel$", P(None, "fsdp", "tensor")),
-    (r"layers/attention/(query|key|value)/bias$", P(None, "tensor")),
-    (r"layers/attention/out/kernel$", P(None, "tensor", "fsdp")),
+    (r"layers/(cross_)?attention/(query|key|value)/kernel$", P(None, "fsdp", "tensor")),
+    (r"layers/(cross_)?attention/(query|key|value)/bias$", P(None, "tensor")),
+    (r"layers/(cross_)?attention/out/kernel$", P(None, "tensor", "fsdp")),
     (r"layers/feed_forward/wi/kernel$", P(None, "fsdp", "tensor")),
     (r"layers/feed_forward/wi/bias$", P(None, "tensor")),
     (r"layers/feed_forward/wo/kernel$", P(None, "tensor", "fsdp")),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from realm_jax.models import Transformer, TransformerConfig, forward_flops
-from realm_jax.models.transformer import SelfAttention, rotate
+from realm_jax.models.transformer import MultiHeadAttention, rotate
 from tests import tiny
 
 LENGTH = 11
@@ -252,7 +252,7 @@ def test_the_path_with_attention_dropout_computes_the_same_attention(dtype):
     config = tiny.encoder(attention_dropout_rate=1e-7, dtype=dtype)
     hidden = jnp.asarray(np.random.default_rng(0).normal(size=(2, 7, 32)) * 4, dtype)
     mask = jnp.arange(7)[None, :] < jnp.array([7, 4])[:, None]
-    layer = SelfAttention(config)
+    layer = MultiHeadAttention(config)
     params = jax.jit(lambda h: layer.init(jax.random.key(0), h, mask, True))(hidden)
     still = jax.jit(lambda p: layer.apply(p, hidden, mask, True))(params)
     dropped = jax.jit(lambda p: layer.apply(p, hidden, mask, False, rngs={"dropout": jax.random.key(1)}))(params)
