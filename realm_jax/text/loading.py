@@ -1,9 +1,12 @@
-"""Loads a tokenizer of either kind from what was saved, or from a bare vocabulary or model file."""
+"""Loads a tokenizer of any kind from what was saved, or from a bare vocabulary or model file."""
 
 from pathlib import Path
+from typing import Any
 
 from realm_jax.run_dir import read_json
 from realm_jax.storage import fetch
+from realm_jax.text.byte_level import BPE_VOCAB_FILE, MERGES_FILE, ByteLevelTokenizer
+from realm_jax.text.generator_tokenizer import GeneratorTokenizer, as_generator_tokenizer
 from realm_jax.text.sentence_piece import SENTENCEPIECE_FILE, SentencePieceTokenizer
 from realm_jax.text.tokenizer import SETTINGS_FILE
 from realm_jax.text.word_piece import VOCAB_FILE, WordPieceTokenizer
@@ -20,28 +23,66 @@ def load_tokenizer(path: str | Path) -> SentencePieceTokenizer | WordPieceTokeni
         if path.suffix == ".txt":
             return WordPieceTokenizer.from_vocab_file(path)
         return _load_sentencepiece(path)
-    settings: dict = {}
-    if (path / SETTINGS_FILE).is_file():
-        settings = read_json(path / SETTINGS_FILE)
-        if not isinstance(settings, dict) or not isinstance(settings.get("fingerprint", ""), str):
-            raise ValueError(f"{path / SETTINGS_FILE} holds no settings of a tokenizer; build the corpus again")
+    settings = _read_settings(path)
+    kind = settings.get("kind")
     tokenizer: SentencePieceTokenizer | WordPieceTokenizer
-    if settings.get("kind", "sentencepiece") == "sentencepiece" and (path / SENTENCEPIECE_FILE).is_file():
+    if kind in (None, "sentencepiece") and (path / SENTENCEPIECE_FILE).is_file():
         tokenizer = _load_sentencepiece(path / SENTENCEPIECE_FILE)
-    elif settings.get("kind", "wordpiece") == "wordpiece" and (path / VOCAB_FILE).is_file():
+    elif kind in (None, "wordpiece") and (path / VOCAB_FILE).is_file():
         tokenizer = WordPieceTokenizer.from_vocab_file(path / VOCAB_FILE, settings.get("lower_case", True))
+    elif _is_byte_level(path, settings):
+        raise ValueError(
+            f"{path} is a generator's byte-level BPE, without [CLS], [SEP] and [MASK]; a corpus and its retriever need a "
+            f"SentencePiece or WordPiece tokenizer ({SENTENCEPIECE_FILE} or {VOCAB_FILE})"
+        )
     else:
         raise ValueError(
             f"no tokenizer at {path}: expected a directory with {SENTENCEPIECE_FILE} or {VOCAB_FILE}, "
             "a vocab.txt, or a SentencePiece model file"
         )
-    if settings.get("fingerprint", tokenizer.fingerprint) != tokenizer.fingerprint:
+    _check_fingerprint(path, settings, tokenizer.fingerprint)
+    return tokenizer
+
+
+def load_generator_tokenizer(path: str | Path) -> GeneratorTokenizer:
+    """Loads a generator's: byte-level BPE, as `save` wrote it or as a bare vocab.json with merges.txt beside it; or one of
+    `load_tokenizer`'s, whose texts then begin with [CLS] and end with [SEP].
+
+    Raises:
+      ValueError: as `load_tokenizer`.
+    """
+    path = fetch(path)
+    settings = _read_settings(path)
+    if not _is_byte_level(path, settings):
+        return as_generator_tokenizer(load_tokenizer(path))
+    tokenizer = ByteLevelTokenizer.from_files(
+        path, settings.get("add_prefix_space", False), settings.get("clean_up", True)
+    )
+    _check_fingerprint(path, settings, tokenizer.fingerprint)
+    return tokenizer
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    if not (path / SETTINGS_FILE).is_file():
+        return {}
+    settings = read_json(path / SETTINGS_FILE)
+    if not isinstance(settings, dict) or not isinstance(settings.get("fingerprint", ""), str):
+        raise ValueError(f"{path / SETTINGS_FILE} holds no settings of a tokenizer; build the corpus again")
+    return settings
+
+
+def _is_byte_level(path: Path, settings: dict[str, Any]) -> bool:
+    has_files = (path / BPE_VOCAB_FILE).is_file() and (path / MERGES_FILE).is_file()
+    return settings.get("kind", "byte_level") == "byte_level" and has_files
+
+
+def _check_fingerprint(path: Path, settings: dict[str, Any], found: str) -> None:
+    if settings.get("fingerprint", found) != found:
         raise ValueError(
             f"the tokenizer in {path} is not the one that was saved there: expected fingerprint "
-            f"{settings['fingerprint'][:12]}, got {tokenizer.fingerprint[:12]}; "
+            f"{settings['fingerprint'][:12]}, got {found[:12]}; "
             "restore its files or build the corpus again"
         )
-    return tokenizer
 
 
 def _load_sentencepiece(path: Path) -> SentencePieceTokenizer:

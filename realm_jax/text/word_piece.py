@@ -58,10 +58,10 @@ class WordPieceTokenizer:
         return cls([line.rstrip("\r") for line in lines], lower_case)
 
     def encode(self, text: str) -> Encoding:
-        return _encoding_of(self._tokenizer.encode(text, add_special_tokens=False))
+        return encoding_of(self._tokenizer.encode(text, add_special_tokens=False))
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
-        return [_encoding_of(e) for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        return [encoding_of(e) for e in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Iterable[SupportsInt]) -> str:
         hidden = {self.pad_id, self.cls_id, self.sep_id}
@@ -82,6 +82,7 @@ class WordPieceTokenizer:
         return WordPieceTokenizer, (self._vocab, self.lower_case)
 
 
-def _encoding_of(encoding: "tokenizers.Encoding") -> Encoding:
+def encoding_of(encoding: "tokenizers.Encoding") -> Encoding:
+    """What the library found in a text."""
     ids = np.asarray(encoding.ids, np.int32)
     return Encoding(ids, np.asarray(encoding.offsets, np.int32).reshape(len(ids), 2))

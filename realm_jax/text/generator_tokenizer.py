@@ -1,0 +1,54 @@
+"""What a generator asks of a tokenizer: the pieces of texts, and the ids that its inputs begin, end and are padded with."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol, SupportsInt, runtime_checkable
+
+from realm_jax.text.tokenizer import Encoding, Tokenizer
+
+
+@runtime_checkable
+class GeneratorTokenizer(Protocol):
+    """A tokenizer whose padding may have any id. Special ids are never produced from text."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def pad_id(self) -> int: ...
+
+    @property
+    def bos_id(self) -> int: ...
+
+    @property
+    def eos_id(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def encode(self, text: str) -> Encoding: ...
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Encoding]: ...
+
+    def decode(self, ids: Iterable[SupportsInt]) -> str:
+        """Readable text without special ids."""
+        ...
+
+    def save(self, directory: str | Path) -> None: ...
+
+
+class _FirstAndLast:
+    """A retriever's tokenizer as a generator's: its texts begin with [CLS] and end with [SEP]."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self.vocab_size, self.pad_id = tokenizer.vocab_size, tokenizer.pad_id
+        self.bos_id, self.eos_id = tokenizer.cls_id, tokenizer.sep_id
+        self.fingerprint = tokenizer.fingerprint
+        self.encode, self.encode_batch = tokenizer.encode, tokenizer.encode_batch
+        self.decode, self.save = tokenizer.decode, tokenizer.save
+
+
+def as_generator_tokenizer(tokenizer: Tokenizer | GeneratorTokenizer) -> GeneratorTokenizer:
+    """The tokenizer itself, or one of [CLS] and [SEP] for a generator that begins and ends its texts with these."""
+    return tokenizer if isinstance(tokenizer, GeneratorTokenizer) else _FirstAndLast(tokenizer)
