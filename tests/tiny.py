@@ -18,6 +18,7 @@ from realm_jax.retrieval.embedder import Embedder
 from realm_jax.run_dir import RunDir
 from realm_jax.tasks.ict import Ict
 from realm_jax.tasks.open_qa import OpenQa
+from realm_jax.tasks.rag import Rag
 from realm_jax.tasks.realm import Realm
 from realm_jax.text.tokenizer import SPECIAL_PIECES
 from realm_jax.text.word_piece import WordPieceTokenizer
@@ -208,6 +209,24 @@ def open_qa(directory: Path, questions: Path, **changes: Any) -> OpenQa:
             num_read=3,
             query_len=8,
             joint_len=32,
+            document_len=24,
+        ),
+        **changes,
+    )
+
+
+def rag(directory: Path, questions: Path, **changes: Any) -> Rag:
+    """On the corpus's own pieces, which pad with 0 and begin and end with [CLS] and [SEP]."""
+    return dataclasses.replace(
+        Rag(
+            corpus=str(directory),
+            questions=str(questions),
+            retriever=retriever(tied=False),
+            generator=encoder_decoder(pad_id=0, bos_id=2, eos_id=3, decoder_start_id=3, forced_eos_id=3),
+            num_documents=3,
+            query_len=8,
+            source_len=32,
+            target_len=8,
             document_len=24,
         ),
         **changes,

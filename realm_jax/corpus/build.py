@@ -17,6 +17,7 @@ from tqdm import tqdm
 from realm_jax.corpus import dataset
 from realm_jax.corpus.blocks import PieceRows
 from realm_jax.corpus.cutting import CutBatch, CutBatches, Cutter, available_cores, cut_in_order, in_batches
+from realm_jax.corpus.generator_pieces import add_pieces
 from realm_jax.corpus.info import CORPUS_FILE, CorpusInfo, read_info
 from realm_jax.corpus.salient_spans import RuleTagger, SalientSpanTagger, SpacyTagger
 from realm_jax.corpus.source_text import DUPLICATE, TOO_SHORT, SourceText, listed
@@ -25,7 +26,17 @@ from realm_jax.corpus.store import Corpus
 from realm_jax.corpus.world import WorldConfig
 from realm_jax.corpus.writer import DEFAULT_TITLE_LEN, CorpusWriter
 from realm_jax.run_dir import RunDir, check_can_write
-from realm_jax.storage import Place, as_place, clear_scratch, copy_of, fetch, is_remote, publish_folder, scratch_of
+from realm_jax.storage import (
+    Place,
+    as_place,
+    clear_scratch,
+    copy_of,
+    fetch,
+    is_remote,
+    publish_folder,
+    require_local,
+    scratch_of,
+)
 from realm_jax.text.loading import load_tokenizer
 from realm_jax.text.sentence_piece import ModelType, VocabularyTooLargeError, train_sentencepiece
 from realm_jax.text.tokenizer import SPECIAL_PIECES, Tokenizer
@@ -192,6 +203,7 @@ def corpus(
     num_workers: int | None = None,
     pipeline_options: tuple[str, ...] | None = None,
     pipeline_dir: str | None = None,
+    generator_tokenizer: str = "",
 ) -> CorpusInfo:
     """Builds a corpus: text cut into blocks, tagged, tokenized, and stored for random access.
 
@@ -223,6 +235,8 @@ def corpus(
         "--flink_master=HOST:8081"); () takes Beam's own defaults. The corpus does not depend on them. None: no Beam.
       pipeline_dir: a folder that this machine and the runner's workers share, for what they hand back; it is removed in
         the end. By default one in the corpus directory.
+      generator_tokenizer: directory of a second tokenizer, in whose pieces the documents are kept too: for generators that
+        have another one than the retriever (RAG). May be given when the corpus is there already.
 
     Raises:
       ValueError: for settings that make no sense, a finished corpus of other settings in the same place, a source
@@ -267,8 +281,12 @@ def corpus(
     if WORLD in sources:
         world = world or WorldConfig()
         settings["world"] = dataclasses.asdict(world)
+    second = load_tokenizer(generator_tokenizer) if generator_tokenizer else None
     if (finished := _finished(place, settings)) is not None:
         logger.info("%s holds this corpus already (%d documents): used again", place, finished.num_documents)
+        if second is not None:
+            require_local(place, "a corpus that generator_tokenizer is added to")
+            add_pieces(Corpus.open(place), second)
         return finished
     clear_scratch(place)
     check_can_write(place, "corpus.output_dir" if output_dir else "the corpus")
@@ -283,6 +301,8 @@ def corpus(
         )
         pipeline = _pipeline(place, pipeline_options, pipeline_dir)
         info = _build_from_text(build, text, learned.total_chars, licence, settings, pipeline)
+    if second is not None:
+        add_pieces(Corpus.open(directory), second)
     publish_folder(place, CORPUS_FILE)
     log_statistics(place, info)
     return info

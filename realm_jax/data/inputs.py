@@ -65,7 +65,7 @@ def pair_inputs(firsts: list[np.ndarray], seconds: list[np.ndarray], length: int
     return Inputs(ids, segment_ids)
 
 
-def _place(
+def place_rows(
     out: Int32[np.ndarray, "rows length"],
     starts: Int64[np.ndarray, "rows"],
     values: Int32[np.ndarray, "rows width"],
@@ -95,9 +95,9 @@ def document_inputs(
     ids = np.zeros((len(document_ids), document_len), np.int32)
     every = np.arange(len(document_ids))
     ids[:, 0] = special.cls
-    _place(ids, np.ones_like(title_lens), titles, title_lens)
+    place_rows(ids, np.ones_like(title_lens), titles, title_lens)
     ids[every, 1 + title_lens] = special.sep
-    _place(ids, 2 + title_lens, bodies, body_lens)
+    place_rows(ids, 2 + title_lens, bodies, body_lens)
     ids[every, 2 + title_lens + body_lens] = special.sep
     positions = np.arange(document_len)[None, :]
     in_body = (positions >= (2 + title_lens)[:, None]) & (positions <= (2 + title_lens + body_lens)[:, None])
@@ -128,7 +128,7 @@ def joint_inputs(
     bodies = corpus.bodies.gather(flat, int(body_lens.max(initial=0)))
     ids = np.zeros((len(flat), joint_len), np.int32)
     ids[:, :query_len] = np.repeat(query_ids, num_candidates, axis=0)
-    _place(ids, query_lens, bodies, body_lens)
+    place_rows(ids, query_lens, bodies, body_lens)
     ids[np.arange(len(flat)), query_lens + body_lens] = special.sep
     positions = np.arange(joint_len)[None, :]
     in_body = (positions >= query_lens[:, None]) & (positions <= (query_lens + body_lens)[:, None])

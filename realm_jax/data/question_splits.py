@@ -11,10 +11,13 @@ were drawn from the training parts once, at random:
   part of 133 and a larger rest.
 """
 
+import logging
 from hashlib import blake2b
 from typing import NamedTuple
 
-from realm_jax.data.questions import Question, QuestionSet
+from realm_jax.data.questions import Question, QuestionSet, read_questions
+
+logger = logging.getLogger(__name__)
 
 HELD_OUT, ALSO_HELD_OUT = "held out", "asked in the held-out questions too"
 
@@ -68,6 +71,47 @@ def without(questions: QuestionSet, held_out: QuestionSet) -> QuestionSet:
     kept = tuple(question for question in questions.questions if _reading(question) not in asked)
     lost = len(questions.questions) - len(kept)
     return questions._replace(questions=kept, dropped=questions.dropped | ({ALSO_HELD_OUT: lost} if lost else {}))
+
+
+def training_questions(
+    sources: str | tuple[str, ...],
+    held_out: str | tuple[str, ...] = (),
+    num_held_out: int = 0,
+    *,
+    answers_are_regex: bool | None = None,
+    first_answer: bool = False,
+) -> tuple[Question, ...]:
+    """The questions of all files, but for those held out and those without an answer; logs how many are left out, and why.
+
+    Args:
+      sources: files, see `read_questions`.
+      held_out: files of questions that are left out wherever they are asked.
+      num_held_out: of each source, chosen by `hold_out`, left out too.
+      answers_are_regex: see `read_questions`.
+      first_answer: keep only the first answer of each.
+
+    Raises:
+      ValueError: when none is left.
+    """
+    files = (sources,) if isinstance(sources, str) else sources
+    others = [read_questions(source) for source in ((held_out,) if isinstance(held_out, str) else held_out)]
+    questions: list[Question] = []
+    for source in files:
+        found = read_questions(source, answers_are_regex=answers_are_regex)
+        if num_held_out:
+            found = hold_out(found, num_held_out).train
+        for other in others:
+            found = without(found, other)
+        answered = [question for question in found.questions if question.answers]
+        causes = found.dropped | found.noted | {"no answer": len(found.questions) - len(answered)}
+        told = "; ".join(f"{cause}: {count}" for cause, count in causes.items() if count)
+        logger.info("%s: %d questions to train with%s", found.source, len(answered), f" ({told})" if told else "")
+        questions += answered
+    if not questions:
+        raise ValueError(f"{', '.join(files) or 'no file'} gives no question with an answer")
+    if first_answer:
+        questions = [question._replace(answers=question.answers[:1]) for question in questions]
+    return tuple(questions)
 
 
 def _reading(question: Question) -> str:

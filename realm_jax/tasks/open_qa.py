@@ -8,7 +8,6 @@ and the probability of the spans that are an answer is raised, over all spans of
 
 import dataclasses
 import functools
-import logging
 from typing import Any, Literal
 
 import jax
@@ -22,8 +21,8 @@ from realm_jax.corpus.store import Corpus
 from realm_jax.data.answer_spans import AnswerFinder
 from realm_jax.data.inputs import Inputs, SpecialIds
 from realm_jax.data.open_qa import DocumentJoiner, OpenQaBatch, OpenQuestions, QuestionExamples
-from realm_jax.data.question_splits import hold_out, without
-from realm_jax.data.questions import Question, read_questions
+from realm_jax.data.question_splits import training_questions
+from realm_jax.data.questions import Question
 from realm_jax.losses import WeightedSum
 from realm_jax.models import Retriever, RetrieverConfig, SpanReader, SpanReaderConfig, forward_flops, span_bounds
 from realm_jax.retrieval.index import SearchResult
@@ -32,8 +31,6 @@ from realm_jax.tasks.realm import embed_queries
 from realm_jax.tasks.task import Metrics, Params, Retrieval, Task, fingerprints, untied
 from realm_jax.training.rng import dropout_rngs
 from realm_jax.typed import check_fields
-
-logger = logging.getLogger(__name__)
 
 
 def span_mask(joint: Inputs, sep_id: int, max_span_width: int) -> Bool[Array, "*rows num_spans"]:
@@ -249,30 +246,14 @@ class OpenQa:
         )
 
     def training_questions(self) -> tuple[Question, ...]:
-        """The questions of all files, but for those held out and those without an answer; logs how many are left out, and why.
-
-        Raises:
-          ValueError: when none is left.
-        """
-        sources = _several(self.questions)
-        held_out = [read_questions(source) for source in _several(self.held_out)]
-        questions = []
-        for source in sources:
-            found = read_questions(source, answers_are_regex=self.answers_are_regex)
-            if self.num_held_out:
-                found = hold_out(found, self.num_held_out).train
-            for others in held_out:
-                found = without(found, others)
-            answered = [question for question in found.questions if question.answers]
-            causes = found.dropped | found.noted | {"no answer": len(found.questions) - len(answered)}
-            told = "; ".join(f"{cause}: {count}" for cause, count in causes.items() if count)
-            logger.info("%s: %d questions to train with%s", found.source, len(answered), f" ({told})" if told else "")
-            questions += answered
-        if not questions:
-            raise ValueError(f"OpenQa.questions: {', '.join(sources) or 'no file'} gives no question with an answer")
-        if self.answers == "first":
-            questions = [question._replace(answers=question.answers[:1]) for question in questions]
-        return tuple(questions)
+        """See `data.question_splits.training_questions`."""
+        return training_questions(
+            self.questions,
+            self.held_out,
+            self.num_held_out,
+            answers_are_regex=self.answers_are_regex,
+            first_answer=self.answers == "first",
+        )
 
     def _num_encoded(self) -> int:
         """Documents of a question that the document encoder embeds in a step."""
@@ -284,10 +265,6 @@ class OpenQa:
             encoder, self.document_len
         )
         return 3.0 * (forward + self.num_read * forward_flops(self.reader.encoder, self.joint_len))
-
-
-def _several(sources: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (sources,) if isinstance(sources, str) else sources
 
 
 def select(

@@ -325,6 +325,7 @@ def converted(place, folder, learner):
     return task, given["encoder"]
 
 
+@pytest.mark.slow
 def test_it_starts_from_a_converted_bert_with_a_head_at_random(tmp_path):
     folder, _ = golden_folder("BertForPreTraining", tmp_path / "theirs", VOCAB)
     task, encoder = converted(tmp_path, folder, ("knowledge_encoder",))
@@ -338,6 +339,7 @@ def test_it_starts_from_a_converted_bert_with_a_head_at_random(tmp_path):
     same(started(tmp_path / "both", task, tmp_path / "bert", tmp_path / "afresh"), afresh)
 
 
+@pytest.mark.slow
 def test_it_starts_from_a_sentence_encoder(tmp_path):
     task, encoder = converted(tmp_path, sentence_transformer(tmp_path / "theirs"), ("retriever", "shared_encoder"))
     same(started(tmp_path / "warm", task, tmp_path / "bert")["encoder"], encoder)

@@ -536,7 +536,7 @@ def wait_until(condition, secs=60.0):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize(("checkpoint_every", "kept"), [(2, [2, 3]), (3, [3])])
+@pytest.mark.parametrize(("checkpoint_every", "kept"), [(2, [2, 3]), pytest.param(3, [3], marks=pytest.mark.slow)])
 def test_stopped_while_waiting_for_a_refresh_and_resumed(
     corpus, whole_realm, tmp_path, caplog, checkpoint_every, kept
 ):  # fmt: skip
@@ -561,7 +561,7 @@ def test_stopped_while_waiting_for_a_refresh_and_resumed(
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("embedder", ["separate", "in_trainer"])
+@pytest.mark.parametrize("embedder", ["separate", pytest.param("in_trainer", marks=pytest.mark.slow)])
 def test_stopped_while_waiting_for_the_first_index(corpus, whole_realm, tmp_path, caplog, embedder, monkeypatch):
     place = str(corpus.directory)
     refresh = RefreshConfig(

@@ -77,7 +77,13 @@ def test_a_service_that_goes_away_costs_its_curves_alone(tmp_path, caplog):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("error", [ConnectionError("the service is away"), ValueError("api_key not configured")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionError("the service is away"),
+        pytest.param(ValueError("api_key not configured"), marks=pytest.mark.slow),
+    ],
+)
 def test_a_service_that_cannot_be_reached_at_the_start_costs_its_curves_alone(
     service, monkeypatch, tmp_path, caplog, error
 ):
