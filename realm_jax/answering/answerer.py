@@ -1,67 +1,25 @@
 """Answers questions with a fine-tuned retriever and span reader over an index, and says which documents answered."""
 
-import copy
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int32, Int64
 
+from realm_jax.answering.answer import Answer, Span, WeighedDocument
 from realm_jax.answering.documents import Documents
-from realm_jax.data.inputs import Inputs, SpecialIds, pair_inputs, query_inputs
+from realm_jax.answering.retrieving import STEP, Find, OnStage, RetrievingAnswerer
+from realm_jax.data.inputs import Inputs
 from realm_jax.models import RetrieverConfig, SpanReader, SpanReaderConfig, span_bounds
-from realm_jax.retrieval.embedder import Embedder
 from realm_jax.retrieval.index import Index
 from realm_jax.training.snapshots import flatten_params
 
-# Inputs are padded to multiples of this: few programs, little padding.
-_STEP = 16
 # Rows read at once: many fill an accelerator. Of a question's few documents two or three do: one alone takes a CPU with two
 # cores up to twice as long a row, and more would be padded to a wider one.
 _MANY_ROWS = (64, 8)
-_EMBEDDED_AT_ONCE = 32
-
-Find = Callable[[Sequence[str], int], Int64[np.ndarray, "batch num_read"]]
-
-
-class Span(NamedTuple):
-    """A run of characters of a document's text."""
-
-    start: int
-    end: int
-    text: str
-    score: float  # span logit + retrieval score, as the reader ranks spans of all documents
-    prob: float  # of all spans of all documents read
-
-
-class WeighedDocument(NamedTuple):
-    """A document that was read."""
-
-    document: int  # -1: the null document
-    title: str
-    text: str
-    retrieval_score: float
-    prob: float  # p(z|x) over the documents read and the null document
-    best_span: Span | None  # None of the null document, and of a document without text
-
-
-class Answer(NamedTuple):
-    """The best span of all documents read; `text` is empty where nothing could be read."""
-
-    question: str
-    text: str
-    prob: float
-    documents: tuple[WeighedDocument, ...]  # best first, the null document last
-    pieces_left_out: int = 0  # of a question too long to be read whole
-
-    @property
-    def document(self) -> WeighedDocument | None:
-        """The document that answered."""
-        spans = [(found.best_span.score, -rank) for rank, found in enumerate(self.documents) if found.best_span]
-        return self.documents[-max(spans)[1]] if spans else None
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -77,8 +35,8 @@ def read_spans(
     return logits
 
 
-class Answerer:
-    """A retriever, an index and a reader, ready to be asked. May be used from several threads."""
+class Answerer(RetrievingAnswerer):
+    """A retriever, an index and a span reader, ready to be asked. May be used from several threads."""
 
     def __init__(
         self,
@@ -113,86 +71,30 @@ class Answerer:
                 f"answering needs a retriever and a span reader, got {', '.join(params)} without {', '.join(missing)}; "
                 "name a run that was fine-tuned on questions (task open_qa)"
             )
-        for what, encoder, length in (
-            ("query_len", retriever.encoder, query_len),
-            ("document_len", retriever.encoder, document_len),
-            ("joint_len", reader.encoder, joint_len),
-        ):
-            if encoder.positions == "learned" and length > encoder.max_length:
-                raise ValueError(f"{what} must be at most the encoder's max_length {encoder.max_length}, got {length}")
+        if reader.encoder.positions == "learned" and joint_len > reader.encoder.max_length:
+            raise ValueError(
+                f"joint_len must be at most the encoder's max_length {reader.encoder.max_length}, got {joint_len}"
+            )
+        _check_reader_params(reader, params["span_reader"])
+        super().__init__(
+            documents, index, retriever, params["retriever"],
+            query_len=query_len, document_len=document_len, num_read=num_read,
+        )  # fmt: skip
         if joint_len <= query_len:
             raise ValueError(f"joint_len must exceed query_len={query_len}, got {joint_len}")
-        if num_read < 1:
-            raise ValueError(f"num_read must be at least 1, got {num_read}")
-        _check_reader_params(reader, params["span_reader"])
-        self.documents, self.index = documents, index
-        self._embedder = Embedder(retriever, params["retriever"])
         self._reader_params = jax.device_put(params["span_reader"])
         self._max_span_width = reader.max_span_width
-        self._query_len, self._joint_len, self._document_len = query_len, joint_len, document_len
-        self._num_read = num_read
-        self._special = SpecialIds.of(documents.tokenizer)
+        self._joint_len = joint_len
         self._null_embed = self.embed_documents([np.zeros(0, np.int32)], [np.zeros(0, np.int32)])[0]
         self._read = functools.partial(read_spans, config=reader)
-        if index.embed_dim != len(self._null_embed):
-            raise ValueError(
-                f"the index has embeddings of {index.embed_dim}, this retriever makes {len(self._null_embed)}; "
-                "use the index that the run was trained with"
-            )
-
-    def over(self, documents: Documents, index: Index) -> "Answerer":
-        """The same models over other documents of the same tokenizer; shares what is compiled."""
-        other = copy.copy(self)
-        other.documents, other.index = documents, index
-        return other
-
-    def embed(self, questions: Sequence[str]) -> Float32[np.ndarray, "batch embed"]:
-        """Embeddings of questions."""
-        return self._embed(self._query(self._pieces(questions)))
-
-    def embed_documents(
-        self, titles: Sequence[Int32[np.ndarray, "_"]], bodies: Sequence[Int32[np.ndarray, "_"]]
-    ) -> Float32[np.ndarray, "documents embed"]:
-        """Embeddings of documents given as pieces, as the embed job would make them."""
-        parts = []
-        for first in range(0, len(bodies), _EMBEDDED_AT_ONCE):
-            some = slice(first, first + _EMBEDDED_AT_ONCE)
-            inputs = pair_inputs(list(titles[some]), list(bodies[some]), self._document_len, self._special)
-            rows = self._embedder.rounded(_power_of_two(len(inputs.ids)))
-            padded = _padded(_narrowed(inputs), rows, self._special.cls)
-            parts.append(np.asarray(self._embedder.embed_documents(*padded))[: len(inputs.ids)])
-        return np.concatenate(parts)
 
     def answer(
-        self,
-        questions: Sequence[str],
-        find: Find | None = None,
-        on_stage: Callable[[str], None] = lambda stage: None,
+        self, questions: Sequence[str], find: Find | None = None, on_stage: OnStage = lambda stage: None
     ) -> list[Answer]:
-        """Answers questions together.
-
-        Args:
-          questions: texts.
-          find: ids of the documents to read instead of those that the retriever finds (BM25, say), -1 for none; they are
-            weighed by the retriever all the same, since the reader was trained with its scores.
-          on_stage: called after each of "tokenise", "embed", "search", "gather", "read" and "choose".
-
-        Raises:
-          ValueError: a question that is no Unicode text.
-        """
+        """Answers questions together, with spans of their documents; see `RetrievingAnswerer.answer`."""
         if not questions:
             return []
-        pieces = self._pieces(questions)
-        query = self._query(pieces)
-        on_stage("tokenise")
-        embeds = self._embed(query)
-        on_stage("embed")
-        ids = self.index.search(embeds, self._num_read).ids if find is None else find(questions, self._num_read)
-        scores = np.einsum("be,bke->bk", embeds, self.index.embeddings(ids))
-        scores = np.where(ids >= 0, scores, -np.inf).astype(np.float32)
-        order = np.argsort(-scores, axis=1, kind="stable")
-        ids, scores = np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
-        on_stage("search")
+        pieces, query, embeds, ids, scores = self.retrieve(questions, find, on_stage)
         joint = self.documents.joint(query.ids, ids, self._joint_len, self._special)
         on_stage("gather")
         logits, widths = self._span_logits(joint, ids >= 0)
@@ -203,25 +105,9 @@ class Answerer:
             inputs = Inputs(joint.ids[row], joint.segment_ids[row])
             read = (inputs, logits[row], widths[row].tolist())
             answer = self._choose(question, ids[row], scores[row], float(null_scores[row]), *read)
-            answers.append(answer._replace(pieces_left_out=max(0, len(pieces[row]) + 2 - self._query_len)))
+            answers.append(answer._replace(pieces_left_out=self.pieces_left_out(pieces[row])))
         on_stage("choose")
         return answers
-
-    def _pieces(self, questions: Sequence[str]) -> list[Int32[np.ndarray, "_"]]:
-        for question in questions:
-            try:
-                question.encode("utf-8")
-            except UnicodeEncodeError as error:
-                raise ValueError(f"expected a question in Unicode, got half a surrogate pair: {error}") from error
-        return [encoding.ids for encoding in self.documents.tokenizer.encode_batch(list(questions))]
-
-    def _query(self, pieces: list[Int32[np.ndarray, "_"]]) -> Inputs:
-        return query_inputs(pieces, self._query_len, self._special)
-
-    def _embed(self, query: Inputs) -> np.ndarray:
-        rows = self._embedder.rounded(_power_of_two(len(query.ids)))  # few shapes whatever callers ask
-        padded = _padded(_narrowed(query), rows, self._special.cls)
-        return np.asarray(self._embedder.embed_queries(*padded))[: len(query.ids)]
 
     def _span_logits(self, joint: Inputs, present: np.ndarray) -> tuple[list[list[np.ndarray]], np.ndarray]:
         """Of each question and document the logits of all spans of the width at which it was read, and these widths; none,
@@ -238,7 +124,7 @@ class Answerer:
         started = []
         for count in _row_counts(len(rows)):
             now, rows = rows[:count], rows[count:]
-            width = widths[now] = min(-(-used[now[0]] // _STEP) * _STEP, length)
+            width = widths[now] = min(-(-used[now[0]] // STEP) * STEP, length)
             started.append((now, self._read(self._reader_params, ids[now, :width], segment_ids[now, :width])))
         logits = [np.zeros(0, np.float32) for _ in range(len(ids))]
         for now, found in started:
@@ -296,10 +182,6 @@ class Answerer:
         return np.where(inside[starts] & inside[ends], logits, -np.inf)
 
 
-def _power_of_two(count: int) -> int:
-    return 1 << max(count - 1, 0).bit_length()
-
-
 def _row_counts(num_rows: int) -> Iterator[int]:
     """How many rows are read at once, again and again, until all are: few shapes, and no row alone if there are two."""
     for count in _MANY_ROWS:
@@ -310,21 +192,6 @@ def _row_counts(num_rows: int) -> Iterator[int]:
         count = 3 if num_rows == 3 else min(2, num_rows)
         yield count
         num_rows -= count
-
-
-def _narrowed(inputs: Inputs) -> Inputs:
-    """Without the columns that are padding in every row, but for the last few."""
-    used = int((inputs.ids != 0).sum(axis=1).max(initial=1))
-    width = min(-(-used // _STEP) * _STEP, inputs.ids.shape[1])
-    return Inputs(inputs.ids[:, :width], inputs.segment_ids[:, :width])
-
-
-def _padded(inputs: Inputs, rows: int, cls_id: int) -> Inputs:
-    """With rows of [CLS] alone after the others."""
-    count = len(inputs.ids)
-    ids, segment_ids = (np.pad(part, ((0, rows - count), (0, 0))) for part in inputs)
-    ids[count:, 0] = cls_id
-    return Inputs(ids, segment_ids)
 
 
 def _check_reader_params(config: SpanReaderConfig, params: Mapping[str, Any]) -> None:

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from realm_jax.answering.answerer import Answer, Answerer
+from realm_jax.answering.answer import Answer
 from realm_jax.answering.documents import CorpusDocuments, Text
 from realm_jax.answering.live import AddedDocument, LiveDocuments, LiveIndex
+from realm_jax.answering.retrieving import RetrievingAnswerer
 from realm_jax.corpus.blocks import TaggedArticle, cut_articles
 from realm_jax.corpus.info import read_info
 from realm_jax.corpus.sentences import sentence_spans
@@ -43,7 +44,7 @@ class AddedText(NamedTuple):
 class _State(NamedTuple):
     """All that changes; replaced as a whole."""
 
-    answerer: Answerer
+    answerer: RetrievingAnswerer
     texts: dict[str, AddedText]
     added: tuple[AddedDocument, ...]
     removed: frozenset[int]
@@ -66,7 +67,7 @@ class Collection:
 
     def __init__(
         self,
-        answerer: Answerer,
+        answerer: RetrievingAnswerer,
         corpus: Corpus,
         index: Index,
         *,

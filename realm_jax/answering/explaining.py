@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from realm_jax.answering.answerer import Answer, Span, WeighedDocument
+from realm_jax.answering.answer import Answer, Span, WeighedDocument
 
 _BAR = 20  # characters of p(z|x) = 1
 _AROUND = 60  # characters shown at either side of a span

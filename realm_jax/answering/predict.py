@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from realm_jax.answering.answerer import Answer
+from realm_jax.answering.answer import Answer
 from realm_jax.answering.asked import STANDARD_INPUT, Asked, asked
 from realm_jax.answering.explaining import explained
 from realm_jax.answering.loading import Loaded, load_answerer

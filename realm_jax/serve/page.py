@@ -6,7 +6,7 @@ from typing import Any
 
 import jinja2
 
-from realm_jax.answering.answerer import Span
+from realm_jax.answering.answer import Span
 from realm_jax.answering.explaining import excerpt
 
 _AROUND = 110  # characters shown at either side of a candidate's span

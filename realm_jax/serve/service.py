@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from realm_jax.answering.answerer import Answer, WeighedDocument
+from realm_jax.answering.answer import Answer, WeighedDocument
 from realm_jax.answering.collection import AddedText, Collection, CorpusChanged
 from realm_jax.answering.loading import Loaded
 from realm_jax.retrieval.versions import list_versions

@@ -11,7 +11,8 @@ import numpy as np
 import safetensors
 
 from realm_jax import losses
-from realm_jax.answering.answerer import Answer, Answerer
+from realm_jax.answering.answer import Answer
+from realm_jax.answering.answerer import Answerer
 from realm_jax.answering.documents import CorpusDocuments
 from realm_jax.convert import Model
 from realm_jax.convert.hugging_face import bert_knowledge_encoder_layout, bert_retriever_layout, realm_layout
