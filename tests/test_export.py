@@ -16,7 +16,8 @@ from realm_jax.corpus.ner_tagger import predict_labels
 from realm_jax.data.inputs import Inputs
 from realm_jax.data.masked_lm import MaskedBatch
 from realm_jax.evaluation.masked_spans import predict_spans
-from realm_jax.models import RetrieverConfig, SpanReader, SpanReaderConfig, span_bounds
+from realm_jax.generation import GenerationConfig, generator
+from realm_jax.models import EncoderDecoder, RetrieverConfig, SpanReader, SpanReaderConfig, span_bounds
 from realm_jax.models.token_tagger import TokenTaggerConfig
 from realm_jax.retrieval import device_rows, exact
 from realm_jax.retrieval.embedder import embed_inputs
@@ -248,6 +249,27 @@ def test_open_qa_step():
         assert list(exported.platforms) == PLATFORMS
 
 
+@pytest.mark.parametrize("sample", [False, True])
+def test_generation(sample):
+    config = tiny.encoder_decoder(dtype="bfloat16")
+    generation = GenerationConfig(
+        num_hypotheses=2, max_length=6, no_repeat_ngram_size=3, sample=sample, top_k=9, top_p=0.9
+    )
+    ids, mask = jax.ShapeDtypeStruct((4, 3, 8), jnp.int32), jax.ShapeDtypeStruct((4, 3, 8), jnp.bool_)
+    one = ids.update(shape=(4, 8)), mask.update(shape=(4, 8))
+    params = jax.eval_shape(EncoderDecoder(config).init, jax.random.key(0), *one, one[0])["params"]
+    rng = jax.eval_shape(lambda: jax.random.key(0)) if sample else None
+    scores = jax.ShapeDtypeStruct((4, 3), jnp.float32)
+    settings = {"config": config, "generation": generation}
+    for program, inputs in (
+        (generator.generate, one),
+        (generator.fusion_in_decoder, (ids, mask)),
+        (generator.rag_token, (ids, mask, scores)),
+        (generator.rag_sequence, (ids, mask, scores)),
+    ):
+        assert lowered(program, params, *inputs, rng, **settings).out_avals[0].shape == (4, 2, 5)
+
+
 def test_no_program_is_left_out(repository):
     """A module that jits more than is lowered above, or a new one, fails here until its program is lowered too."""
     lowered_here = {
@@ -255,6 +277,7 @@ def test_no_program_is_left_out(repository):
         "convert/starting_point.py": 1,  # random parameters, once
         "corpus/ner_tagger.py": 1,
         "evaluation/masked_spans.py": 2,  # span prediction; its queries
+        "generation/generator.py": 4,
         "plan/programs.py": 2,  # the loop's step and its query embedding again, to be compiled for a slice
         "retrieval/device_rows.py": 1,  # writing a chunk
         "retrieval/embedder.py": 1,

@@ -1,0 +1,367 @@
+"""Generates answers with an encoder-decoder: from one source, from documents marginalised, or from documents joined.
+
+Each function is one program a shape and setting: jitted, nothing of the search leaves the device. A batch may be sharded by its first
+axis and the parameters by the rules of training.sharding; the result is the same on any number of devices.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int32, Key
+
+from realm_jax.generation import marginal
+from realm_jax.generation.beam_search import Found, Hypotheses, NextToken, Prediction, beam_search, first, take_rows
+from realm_jax.generation.sampling import sample
+from realm_jax.generation.settings import GenerationConfig, TokenIds
+from realm_jax.models import DecoderCache, EncoderDecoder, EncoderDecoderConfig, Memory, empty_cache
+
+Params = Mapping[str, Any]
+
+
+class Answers(NamedTuple):
+    """Hypotheses and the documents that speak for them. Documents that are not there have posterior 0."""
+
+    hypotheses: Hypotheses
+    document_posteriors: Float[Array, "batch num_hypotheses num_documents"]  # p(z|x, y)
+    token_posteriors: Float[Array, "batch num_hypotheses target_len num_documents"] | None = None
+    # RAG-Token: p(z | x, y_≤i), the share of each document in each token; 0 after the end
+
+
+def token_ids(config: EncoderDecoderConfig) -> TokenIds:
+    """The ids that mean something to the model."""
+    return TokenIds(
+        pad=config.pad_id,
+        bos=config.bos_id,
+        eos=config.eos_id,
+        decoder_start=config.decoder_start_id,
+        forced_bos=config.forced_bos_id,
+        forced_eos=config.forced_eos_id,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("config", "generation"))
+def generate(
+    params: Params,
+    ids: Int32[Array, "batch source_len"],
+    mask: Bool[Array, "batch source_len"],
+    rng: Key[Array, ""] | None = None,
+    *,
+    config: EncoderDecoderConfig,
+    generation: GenerationConfig,
+) -> Hypotheses:
+    """Generates from one source a question: the generator alone.
+
+    Args:
+      params: of `EncoderDecoder(config)`.
+      ids: token ids of the sources.
+      mask: true where there is a token. A source without any, such as a row that fills a batch, gets no hypothesis.
+      rng: for `generation.sample`, and only for it.
+      config: shape of the model.
+      generation: settings.
+
+    Returns:
+      `generation.num_hypotheses` hypotheses a question.
+
+    Raises:
+      ValueError: max_length beyond the model's positions; sampling without a key.
+    """
+    _check(config, generation, rng)
+    memory = _remember(params, config, ids, mask)
+    return first(
+        _search(params, config, generation, memory, mask.any(axis=1), rng), generation.num_hypotheses
+    ).hypotheses
+
+
+@functools.partial(jax.jit, static_argnames=("config", "generation"))
+def fusion_in_decoder(
+    params: Params,
+    ids: Int32[Array, "batch num_documents source_len"],
+    mask: Bool[Array, "batch num_documents source_len"],
+    rng: Key[Array, ""] | None = None,
+    *,
+    config: EncoderDecoderConfig,
+    generation: GenerationConfig,
+) -> Hypotheses:
+    """Fusion-in-Decoder (Izacard & Grave 2020, arXiv:2007.01282): documents encoded apart, the decoder reads all of them at once.
+
+    Args:
+      params: of `EncoderDecoder(config)`.
+      ids: the question with each of its documents.
+      mask: true where there is a token; a document that is not there has none, and a question without any document gets no
+        hypothesis.
+      rng, config, generation: see `generate`.
+
+    Returns:
+      `generation.num_hypotheses` hypotheses a question.
+
+    Raises:
+      ValueError: see `generate`; num_documents = 0.
+    """
+    _check(config, generation, rng, num_documents=ids.shape[1])
+    rows = _rows(ids), _rows(mask)
+    hidden = _apply(params, config, "encode", *rows)
+    joined = hidden.reshape(len(ids), -1, hidden.shape[-1])  # [batch, num_documents · source_len, hidden]
+    memory = _apply(params, config, "remember", joined, mask.reshape(len(ids), -1))
+    found = _search(params, config, generation, memory, memory.mask.any(axis=1), rng)
+    return first(found, generation.num_hypotheses).hypotheses
+
+
+@functools.partial(jax.jit, static_argnames=("config", "generation"))
+def rag_token(
+    params: Params,
+    ids: Int32[Array, "batch num_documents source_len"],
+    mask: Bool[Array, "batch num_documents source_len"],
+    log_doc_probs: Float[Array, "batch num_documents"],
+    rng: Key[Array, ""] | None = None,
+    *,
+    config: EncoderDecoderConfig,
+    generation: GenerationConfig,
+) -> Answers:
+    """RAG-Token: one search on the marginal next-token distribution (Lewis et al. 2020, arXiv:2005.11401, section 2.5).
+
+    Args:
+      params: of `EncoderDecoder(config)`.
+      ids: the question with each of its documents.
+      mask: true where there is a token. A document that is not there has none, or log p(z|x) = −∞ (or below −1e8); a question
+        without any document gets no hypothesis: to have the generator answer it alone, give it the question as one document.
+      log_doc_probs: log p(z|x), or retrieval scores; normalised over the documents that are there.
+      rng, config, generation: see `generate`.
+
+    Returns:
+      `generation.num_hypotheses` hypotheses a question, with scores as transformers' `sequences_scores`.
+
+    Raises:
+      ValueError: see `generate`; num_documents = 0.
+    """
+    _check(config, generation, rng, num_documents=ids.shape[1])
+    priors = _priors(mask, log_doc_probs)
+    batch, num_documents = priors.shape
+    memory = _remember(params, config, _rows(ids), _rows(mask))
+    beams = generation.num_found
+
+    def next_token(tokens: jax.Array, position: jax.Array, cache: DecoderCache) -> Prediction:
+        logits, cache = _step(params, config, _repeat(tokens, num_documents), position, memory, cache)
+        logits = logits.reshape(batch, num_documents, beams, -1)
+        totals = marginal.log_sum(logits, axis=-1)
+        log_probs = marginal.marginal_next_token(priors, logits - totals[..., None])
+
+        def details(chosen_beams: jax.Array, chosen: jax.Array) -> jax.Array:
+            at = (
+                jnp.arange(batch)[:, None, None], jnp.arange(num_documents)[None, None], chosen_beams[..., None],
+            )  # fmt: skip
+            return logits[*at, chosen[..., None]] - totals[at]  # [batch, choices, num_documents]
+
+        return Prediction(log_probs, cache, details)
+
+    found = _decode(
+        next_token,
+        lambda cache, indices: _reorder(cache, _repeat(indices, num_documents)),
+        empty_cache(config, batch * num_documents, beams, generation.target_len),
+        (priors > -jnp.inf).any(axis=1), rng, config, generation, num_documents,
+    )  # fmt: skip
+    hypotheses, token_log_probs = first(found, generation.num_hypotheses)
+    inside = jnp.arange(generation.target_len, dtype=jnp.int32)[None, None] < hypotheses.lengths[..., None]
+    there = (hypotheses.lengths > 0)[..., None]
+    return Answers(
+        hypotheses,
+        jnp.where(there, marginal.answer_posteriors(priors, token_log_probs.sum(axis=2)), 0.0),
+        jnp.where(inside[..., None], marginal.token_posteriors(priors, token_log_probs), 0.0),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("config", "generation"))
+def rag_sequence(
+    params: Params,
+    ids: Int32[Array, "batch num_documents source_len"],
+    mask: Bool[Array, "batch num_documents source_len"],
+    log_doc_probs: Float[Array, "batch num_documents"],
+    rng: Key[Array, ""] | None = None,
+    *,
+    config: EncoderDecoderConfig,
+    generation: GenerationConfig,
+) -> Answers:
+    """RAG-Sequence: a search with each document, then log p(y|x) = log Σ_z p(z|x) p(y|x, z) of what was found (section 2.5).
+
+    `generation.decoding = "thorough"`: every distinct hypothesis is read with every document, in passes of `num_beams` hypotheses, as
+    many as there are distinct ones. As in transformers' class, the first token does not count where all hypotheses of a question begin
+    with bos, nor do padding tokens inside a hypothesis. Unlike there, p(z|x) counts for a hypothesis of one token as for any other.
+    `"fast"`: p(y|x, z) = 0 where y is not among the document's own hypotheses; no further pass.
+
+    Args:
+      params, ids, mask, log_doc_probs, rng, config, generation: see `rag_token`.
+
+    Returns:
+      `generation.num_hypotheses` distinct hypotheses a question where there are so many; scores are log p(y|x), without
+      length penalty.
+
+    Raises:
+      ValueError: see `rag_token`.
+    """
+    _check(config, generation, rng, num_documents=ids.shape[1])
+    priors = _priors(mask, log_doc_probs)
+    batch, num_documents = priors.shape
+    memory = _remember(params, config, _rows(ids), _rows(mask))
+    found = _search(params, config, generation, memory, (priors > -jnp.inf).reshape(-1), rng).hypotheses
+    # [batch, num_documents · beams, …]: what the documents' searches found, one after the other
+    target_ids, scores, lengths = (array.reshape(batch, -1, *array.shape[2:]) for array in found)
+    kinds = marginal.distinct(target_ids, lengths > 0)
+    if generation.decoding == "fast":
+        sums = scores * jnp.maximum(lengths, 1).astype(jnp.float32) ** generation.length_penalty
+        table = marginal.fast_log_probs(sums.reshape(batch, num_documents, -1), kinds.equals)
+        table = take_rows(table, kinds.order)
+    target_ids, lengths = take_rows(target_ids, kinds.order), take_rows(lengths, kinds.order)
+    kept = jnp.arange(target_ids.shape[1], dtype=jnp.int32)[None] < kinds.num_kinds[:, None]
+    lengths = jnp.where(kept, lengths, 0)
+    if generation.decoding == "thorough":
+        table = _read_all(params, config, generation, memory, target_ids, lengths, kinds.num_kinds.max())
+    totals = jnp.where(kept, marginal.marginal_sequence(priors, table), -jnp.inf)
+    scores, best = jax.lax.top_k(totals, generation.num_hypotheses)
+    posteriors = marginal.answer_posteriors(priors, take_rows(table, best))
+    there = scores > -jnp.inf
+    return Answers(
+        Hypotheses(
+            jnp.where(there[..., None], take_rows(target_ids, best), config.pad_id),
+            scores,
+            jnp.where(there, take_rows(lengths, best), 0),
+        ),
+        jnp.where(there[..., None], posteriors, 0.0),
+    )
+
+
+def _check(
+    config: EncoderDecoderConfig, generation: GenerationConfig, rng: jax.Array | None, num_documents: int = 1
+) -> None:
+    if generation.target_len > config.max_length:
+        raise ValueError(
+            f"GenerationConfig.max_length: expected at most {config.max_length + 1}, since the model has {config.max_length} positions, "
+            f"got {generation.max_length}; generate less"
+        )
+    if generation.sample and rng is None:
+        raise ValueError("GenerationConfig.sample=True draws tokens, and got no rng; give a key, jax.random.key(seed)")
+    if num_documents == 0:
+        raise ValueError(
+            "expected at least one document a question, got 0; give the question alone as a document to have it answered from nothing else"
+        )
+
+
+def _apply(params: Params, config: EncoderDecoderConfig, method: str, *arguments: Any) -> Any:
+    return EncoderDecoder(config).apply({"params": params}, *arguments, method=method)
+
+
+def _step(params: Params, config: EncoderDecoderConfig, *arguments: Any) -> tuple[jax.Array, DecoderCache]:
+    logits, cache = _apply(params, config, "step", *arguments)
+    return logits, cache
+
+
+def _rows(array: jax.Array) -> jax.Array:
+    return array.reshape(-1, array.shape[-1])
+
+
+def _repeat(rows: jax.Array, num_documents: int) -> jax.Array:
+    """The same for all documents of a question: [batch, …] to [batch · num_documents, …]."""
+    repeated = jnp.broadcast_to(rows[:, None], (len(rows), num_documents, *rows.shape[1:]))
+    return repeated.reshape(-1, *rows.shape[1:])
+
+
+def _remember(params: Params, config: EncoderDecoderConfig, ids: jax.Array, mask: jax.Array) -> Memory:
+    memory: Memory = _apply(params, config, "remember", _apply(params, config, "encode", ids, mask), mask)
+    return memory
+
+
+def _priors(mask: jax.Array, log_doc_probs: jax.Array) -> jax.Array:
+    return marginal.document_log_probs(log_doc_probs, mask.any(axis=-1) & (log_doc_probs > -1e8))
+
+
+def _reorder(cache: DecoderCache, indices: jax.Array) -> DecoderCache:
+    """Beams change places within their source; arrays are [layers, sources, beams, …]."""
+    sources = jnp.arange(indices.shape[0])[:, None]
+    return jax.tree.map(lambda array: array[:, sources, indices], cache)
+
+
+def _decode(
+    next_token: NextToken,
+    reorder: Callable[[Any, jax.Array], Any],
+    cache: DecoderCache,
+    active: jax.Array,
+    rng: jax.Array | None,
+    config: EncoderDecoderConfig,
+    generation: GenerationConfig,
+    num_details: int = 0,
+) -> Found:
+    settings: Any = {"config": generation, "tokens": token_ids(config), "num_details": num_details}
+    if generation.sample:
+        assert rng is not None  # _check
+        return sample(next_token, cache, active, rng, **settings)
+    return beam_search(next_token, reorder, cache, active, **settings)
+
+
+def _search(
+    params: Params,
+    config: EncoderDecoderConfig,
+    generation: GenerationConfig,
+    memory: Memory,
+    active: jax.Array,
+    rng: jax.Array | None,
+) -> Found:
+    """Of each source by itself."""
+
+    def next_token(tokens: jax.Array, position: jax.Array, cache: DecoderCache) -> Prediction:
+        logits, cache = _step(params, config, tokens, position, memory, cache)
+        return Prediction(jax.nn.log_softmax(logits, axis=-1), cache)
+
+    cache = empty_cache(config, len(active), generation.num_found, generation.target_len)
+    return _decode(next_token, _reorder, cache, active, rng, config, generation)
+
+
+def _read_all(
+    params: Params,
+    config: EncoderDecoderConfig,
+    generation: GenerationConfig,
+    memory: Memory,
+    target_ids: jax.Array,
+    lengths: jax.Array,
+    num_read: jax.Array,
+) -> jax.Array:
+    """log p(y|x, z) [batch, hypotheses, num_documents] of the first `num_read` hypotheses of every question with every document.
+
+    The hypotheses of a pass are the beams of each source, and share its keys and values.
+    """
+    batch, hypotheses, target_len = target_ids.shape
+    sources, at_once = memory.mask.shape[0], generation.num_found
+    num_documents = sources // batch
+    begins = (target_ids[..., 0] == config.bos_id) | (lengths == 0)
+    counted_from = jnp.where(begins.all(axis=1), 1, 0)[:, None, None]
+    positions = jnp.arange(target_len, dtype=jnp.int32)[None, None]
+    counts = (target_ids != config.pad_id) & (positions < lengths[..., None]) & (positions >= counted_from)
+    # [batch, hypotheses, target_len]
+    starts = jnp.full((batch, hypotheses, 1), config.decoder_start_id, jnp.int32)
+    inputs = jnp.concatenate([starts, target_ids[..., :-1]], axis=-1)
+
+    def read(number: jax.Array, table: jax.Array) -> jax.Array:
+        begin = number * at_once
+        some = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=begin, slice_size=at_once, axis=1)
+        own_inputs, own_targets, own_counts = some(inputs), some(target_ids), some(counts)
+        longest = some(lengths).max()
+
+        def one(carry: tuple[jax.Array, jax.Array, DecoderCache]) -> tuple[jax.Array, jax.Array, DecoderCache]:
+            position, sums, cache = carry
+            at = functools.partial(jax.lax.dynamic_index_in_dim, index=position, axis=2, keepdims=False)
+            logits, cache = _step(params, config, _repeat(at(own_inputs), num_documents), position, memory, cache)
+            target = _repeat(at(own_targets), num_documents)[..., None]
+            gold = jnp.take_along_axis(logits, target, axis=-1)[..., 0] - marginal.log_sum(logits, axis=-1)
+            return position + 1, sums + jnp.where(_repeat(at(own_counts), num_documents), gold, 0.0), cache
+
+        carry = (
+            jnp.int32(0),
+            jnp.zeros((sources, at_once), jnp.float32),
+            empty_cache(config, sources, at_once, target_len),
+        )
+        _, sums, _ = jax.lax.while_loop(lambda carry: carry[0] < longest, one, carry)
+        sums = sums.reshape(batch, num_documents, at_once).transpose(0, 2, 1)
+        return jax.lax.dynamic_update_slice_in_dim(table, sums, begin, axis=1)
+
+    table = jnp.zeros((batch, hypotheses, num_documents), jnp.float32)
+    return jax.lax.fori_loop(0, -(-num_read // at_once), read, table)
