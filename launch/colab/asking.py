@@ -11,10 +11,11 @@ import numpy as np
 
 from colab.runtime import Stop
 from realm_jax import config
-from realm_jax.answering import Answer, Answerer
+from realm_jax.answering import Answer
 from realm_jax.answering.documents import CorpusDocuments
 from realm_jax.answering.explaining import excerpt
 from realm_jax.answering.loading import load_answerer, served_version
+from realm_jax.answering.retrieving import RetrievingAnswerer
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.inputs import SpecialIds, query_inputs
 from realm_jax.data.questions import Question, read_questions
@@ -93,7 +94,7 @@ def pretraining_task(run: RunDir) -> Any:
     return config.bind("train", [str(saved)])["task"]
 
 
-def load(asked_run: RunDir) -> Answerer:
+def load(asked_run: RunDir) -> RetrievingAnswerer:
     """What answers with a fine-tuned run."""
     loaded = load_answerer(asked_run, pretraining_task(asked_run))
     print(loaded.describe())

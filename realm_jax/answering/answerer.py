@@ -15,7 +15,7 @@ from realm_jax.answering.retrieving import STEP, Find, OnStage, RetrievingAnswer
 from realm_jax.data.inputs import Inputs
 from realm_jax.models import RetrieverConfig, SpanReader, SpanReaderConfig, span_bounds
 from realm_jax.retrieval.index import Index
-from realm_jax.training.snapshots import flatten_params
+from realm_jax.training.snapshots import check_shapes
 
 # Rows read at once: many fill an accelerator. Of a question's few documents two or three do: one alone takes a CPU with two
 # cores up to twice as long a row, and more would be padded to a wider one.
@@ -75,7 +75,10 @@ class Answerer(RetrievingAnswerer):
             raise ValueError(
                 f"joint_len must be at most the encoder's max_length {reader.encoder.max_length}, got {joint_len}"
             )
-        _check_reader_params(reader, params["span_reader"])
+        ids, mask = jax.ShapeDtypeStruct((1, 8), jnp.int32), jax.ShapeDtypeStruct((1, 8), jnp.bool_)
+        abstract = jax.eval_shape(SpanReader(reader).init, jax.random.key(0), ids, ids, mask)["params"]
+        remedy = "give the job the SpanReaderConfig that the run was trained with"
+        check_shapes(abstract, params["span_reader"], "span reader", remedy)
         super().__init__(
             documents, index, retriever, params["retriever"],
             query_len=query_len, document_len=document_len, num_read=num_read,
@@ -192,22 +195,3 @@ def _row_counts(num_rows: int) -> Iterator[int]:
         count = 3 if num_rows == 3 else min(2, num_rows)
         yield count
         num_rows -= count
-
-
-def _check_reader_params(config: SpanReaderConfig, params: Mapping[str, Any]) -> None:
-    """Refuses parameters of another reader, before anything is compiled.
-
-    Raises:
-      ValueError: naming a parameter, expected and got.
-    """
-    ids, mask = jax.ShapeDtypeStruct((1, 8), jnp.int32), jax.ShapeDtypeStruct((1, 8), jnp.bool_)
-    abstract = jax.eval_shape(SpanReader(config).init, jax.random.key(0), ids, ids, mask)["params"]
-    named = jax.tree_util.tree_flatten_with_path(abstract)[0]
-    expected = {"/".join(str(key.key) for key in path): tuple(leaf.shape) for path, leaf in named}
-    got = {name: tuple(leaf.shape) for name, leaf in flatten_params(params).items()}
-    for name in sorted(expected.keys() | got.keys()):
-        if expected.get(name) != got.get(name):
-            raise ValueError(
-                f"the parameters are not of this span reader: parameter {name}: expected {expected.get(name, 'none')}, "
-                f"got {got.get(name, 'none')}; give the job the SpanReaderConfig that the run was trained with"
-            )

@@ -6,6 +6,8 @@ from typing import Any
 
 from realm_jax.answering.answerer import Answerer
 from realm_jax.answering.documents import CorpusDocuments, Documents
+from realm_jax.answering.generating import ClosedBookAnswerer, GeneratingAnswerer, Generator
+from realm_jax.answering.retrieving import RetrievingAnswerer
 from realm_jax.corpus.store import Corpus
 from realm_jax.retrieval.index import Index
 from realm_jax.retrieval.manifest import Backend, Manifest
@@ -13,6 +15,7 @@ from realm_jax.retrieval.versions import list_versions, load_version, verify, ve
 from realm_jax.run_dir import RunDir, read_json
 from realm_jax.tasks.ict import check_vocabulary
 from realm_jax.tasks.open_qa import OpenQa
+from realm_jax.tasks.rag import Rag
 from realm_jax.training.checkpoint import check_tokenizer, learners, load_params
 
 
@@ -20,7 +23,7 @@ from realm_jax.training.checkpoint import check_tokenizer, learners, load_params
 class Loaded:
     """What questions are answered with."""
 
-    answerer: Answerer
+    answerer: RetrievingAnswerer
     corpus: Corpus
     index: Index
     manifest: Manifest  # of the index
@@ -38,13 +41,13 @@ class Loaded:
 
 def load_answerer(
     run: RunDir,
-    task: OpenQa,
+    task: OpenQa | Rag,
     *,
     step: int | None = None,
     index_version: int | None = None,
     backend: Backend | None = None,
 ) -> Loaded:
-    """Loads a run of open QA; what does not fit is refused before anything large is read.
+    """Loads a run of open QA or RAG; what does not fit is refused before anything large is read.
 
     Args:
       run: fine-tuned with `task`.
@@ -61,14 +64,14 @@ def load_answerer(
     documents = CorpusDocuments(corpus)
     documents.text(0)  # opened now: what cannot be read is told before the models are loaded
     check_vocabulary(corpus, task.retriever.encoder.vocab_size, "retriever")
-    check_vocabulary(corpus, task.reader.encoder.vocab_size, "reader")
-    check_tokenizer(run, corpus.info.tokenizer_fingerprint, step)
-    trained = learners(run, step)
-    if not {"retriever", "span_reader"} <= set(trained):
+    if isinstance(task, OpenQa):
+        check_vocabulary(corpus, task.reader.encoder.vocab_size, "reader")
+    elif not task.num_documents:
         raise ValueError(
-            f"{run.path} has trained {', '.join(trained)}, expected a retriever and a span_reader; "
-            "name a run that was fine-tuned on questions (task open_qa)"
+            "Rag.num_documents=0: a generator without retrieval has no index to answer from; measure it with the evaluate job"
         )
+    check_tokenizer(run, corpus.info.tokenizer_fingerprint, step)
+    check_learners(run, task, step)
     directory = version_dir(run.index, served_version(run, index_version))
     manifest = verify(
         directory,
@@ -81,22 +84,69 @@ def load_answerer(
     return Loaded(answerer_of(task, params, documents, index), corpus, index, manifest, step)
 
 
-def answerer_of(task: OpenQa, params: Mapping[str, Any], documents: Documents, index: Index) -> Answerer:
+def check_learners(run: RunDir, task: OpenQa | Rag, step: int | None = None) -> None:
+    """Refuses a checkpoint without what the task answers with.
+
+    Raises:
+      FileNotFoundError: no such checkpoint.
+      ValueError: naming what is missing.
+    """
+    needed = ["retriever", "span_reader"] if isinstance(task, OpenQa) else ["generator"]
+    if isinstance(task, Rag) and task.num_documents:
+        needed = ["retriever", "generator"]
+    trained = learners(run, step)
+    if not set(needed) <= set(trained):
+        raise ValueError(
+            f"{run.path} has trained {', '.join(trained)}, expected a {' and a '.join(needed)}; "
+            f"name a run that was fine-tuned on questions (task {'open_qa' if isinstance(task, OpenQa) else 'rag'})"
+        )
+
+
+def answerer_of(
+    task: OpenQa | Rag, params: Mapping[str, Any], documents: Documents, index: Index
+) -> RetrievingAnswerer:
     """An answerer with the settings of a task.
 
     Raises:
       ValueError: parts that do not fit each other.
     """
-    return Answerer(
+    if isinstance(task, OpenQa):
+        return Answerer(
+            documents,
+            index,
+            task.retriever,
+            task.reader,
+            params,
+            query_len=task.query_len,
+            joint_len=task.joint_len,
+            document_len=task.document_len,
+            num_read=task.num_read,
+        )
+    return GeneratingAnswerer(
         documents,
         index,
         task.retriever,
-        task.reader,
-        params,
+        _generator(task, params),
+        params["retriever"],
         query_len=task.query_len,
-        joint_len=task.joint_len,
         document_len=task.document_len,
-        num_read=task.num_read,
+        num_documents=task.num_documents,
+    )
+
+
+def closed_book_answerer(task: Rag, params: Mapping[str, Any]) -> ClosedBookAnswerer:
+    """A task's generator without its documents; errors as `answerer_of`."""
+    return ClosedBookAnswerer(_generator(task, params))
+
+
+def _generator(task: Rag, params: Mapping[str, Any]) -> Generator:
+    return Generator(
+        task.generator,
+        params["generator"],
+        task.open_generator_tokenizer(Corpus.open(task.corpus)),
+        task.generation,
+        source_len=task.source_len,
+        marginal=task.marginal,
     )
 
 

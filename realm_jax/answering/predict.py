@@ -18,6 +18,7 @@ from realm_jax.retrieval.manifest import Backend
 from realm_jax.run_dir import RunDir, check_can_write, write_text_atomically
 from realm_jax.storage import Place, as_place
 from realm_jax.tasks.open_qa import OpenQa
+from realm_jax.tasks.rag import Rag
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ Form = Literal["jsonl", "squad"]
 def predict(
     *,
     run_dir: str,
-    task: OpenQa,
+    task: OpenQa | Rag,
     questions: str | tuple[str, ...],
     output: str | None = None,
     form: Form = "jsonl",

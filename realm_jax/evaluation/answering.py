@@ -6,10 +6,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from realm_jax.answering import Answer, Answerer
+from realm_jax.answering import Answer
 from realm_jax.answering.documents import CorpusDocuments
-from realm_jax.answering.loading import answerer_of
+from realm_jax.answering.generating import ClosedBookAnswerer
+from realm_jax.answering.loading import answerer_of, check_learners, closed_book_answerer
+from realm_jax.answering.retrieving import RetrievingAnswerer
 from realm_jax.corpus.store import Corpus
+from realm_jax.data.question_splits import training_questions
 from realm_jax.data.questions import Question
 from realm_jax.evaluation.answer_scores import f1, is_correct
 from realm_jax.evaluation.bm25 import Bm25Index
@@ -18,7 +21,8 @@ from realm_jax.models import RetrieverConfig
 from realm_jax.retrieval.index import Index
 from realm_jax.run_dir import RunDir, write_json_atomically
 from realm_jax.tasks.open_qa import OpenQa
-from realm_jax.training.checkpoint import learners, load_params
+from realm_jax.tasks.rag import Rag
+from realm_jax.training.checkpoint import load_params
 
 _QUESTIONS_AT_ONCE = 16
 _RECALLS = {f"answer_recall_at_{k}": f"R@{k}" for k in (1, 5, 20)}  # heads of columns: by contained answer
@@ -48,7 +52,9 @@ def score(answers: Sequence[str], questions: Sequence[Asked]) -> Scores:
     return Scores(len(questions), float(np.mean(right)), float(np.mean(overlaps)) if overlaps else None)
 
 
-def answer_all(answerer: Answerer, questions: Sequence[Asked], find: Find | None = None) -> list[Answer]:
+def answer_all(
+    answerer: RetrievingAnswerer | ClosedBookAnswerer, questions: Sequence[Asked], find: Find | None = None
+) -> list[Answer]:
     """Answers every question, with a progress bar."""
     answers: list[Answer] = []
     with tqdm(total=len(questions), desc="answer", unit=" questions", mininterval=1.0) as bar:
@@ -60,10 +66,10 @@ def answer_all(answerer: Answerer, questions: Sequence[Asked], find: Find | None
 
 
 def evaluate_answering(
-    task: OpenQa,
+    task: OpenQa | Rag,
     params: Mapping[str, Any],
     corpus: Corpus,
-    index: Index,
+    index: Index | None,
     questions: Sequence[Asked],
     *,
     bm25: Bm25Index | None = None,
@@ -71,10 +77,10 @@ def evaluate_answering(
     """Exact match and F1 of a fine-tuned run, with its retriever and with BM25, and closed book.
 
     The rows:
-      open_qa: the run's retriever, index and reader.
+      open_qa, or rag: the run's retriever, index and reader or generator.
       bm25: the same reader over the documents that BM25 finds, weighed by the run's retriever.
-      closed_book: the null document alone. A reader that extracts has nothing to extract from, so that this is 0 by
-        construction; `nearest_question` is what can be had without documents.
+      closed_book: the question alone. A reader that extracts has nothing to extract from, so that this is 0 by
+        construction; `nearest_question` is what it can have without documents. A generator writes what it remembers.
       nearest_question: the first answer of the training question that the question encoder finds nearest (Lewis et al.
         2021, arXiv:2008.02637, section 4.2).
 
@@ -82,30 +88,45 @@ def evaluate_answering(
       task: settings of the run.
       params: of its checkpoint.
       corpus: the knowledge corpus.
-      index: of the corpus, embedded by the run's document encoder.
+      index: of the corpus, embedded by the run's document encoder; None of a generator that was trained without documents.
       questions: with references.
       bm25: an index of the corpus's words; None leaves that row out.
 
     Returns:
       (figures by row, the answers of the first row).
     """
+    rows: dict[str, dict[str, Any]] = {}
+
+    def measure(row: str, answerer: RetrievingAnswerer | ClosedBookAnswerer, find: Find | None = None) -> list[Answer]:
+        answers = answer_all(answerer, questions, find)
+        rows[row] = score([answer.text for answer in answers], questions)._asdict()
+        return answers
+
+    if index is None:
+        assert isinstance(task, Rag)
+        return rows, measure("rag", closed_book_answerer(task, params))
     answerer = answerer_of(task, params, CorpusDocuments(corpus), index)
-    answers = answer_all(answerer, questions)
-    rows = {"open_qa": score([answer.text for answer in answers], questions)._asdict()}
+    answers = measure(task_name(task), answerer)
     if bm25 is not None:
-
-        def find(texts: Sequence[str], num_read: int) -> np.ndarray:
-            return bm25.search(list(texts), num_read).ids
-
-        rows["bm25"] = score([answer.text for answer in answer_all(answerer, questions, find)], questions)._asdict()
-    rows["closed_book"] = score([""] * len(questions), questions)._asdict()
-    rows["nearest_question"] = score(
-        nearest_question(answerer, task.training_questions(), questions), questions
-    )._asdict()
+        measure("bm25", answerer, lambda texts, num_read: bm25.search(list(texts), num_read).ids)
+    if isinstance(task, Rag):
+        measure("closed_book", closed_book_answerer(task, params))
+    else:
+        rows["closed_book"] = score([""] * len(questions), questions)._asdict()
+    if isinstance(task, Rag):
+        known = training_questions(task.questions, task.held_out, task.num_held_out)
+    else:
+        known = task.training_questions()
+    rows["nearest_question"] = score(nearest_question(answerer, known, questions), questions)._asdict()
     return rows, answers
 
 
-def nearest_question(answerer: Answerer, known: Sequence[Asked], asked: Sequence[Asked]) -> list[str]:
+def task_name(task: OpenQa | Rag) -> str:
+    """Of the row of a run's own answers."""
+    return "open_qa" if isinstance(task, OpenQa) else "rag"
+
+
+def nearest_question(answerer: RetrievingAnswerer, known: Sequence[Asked], asked: Sequence[Asked]) -> list[str]:
     """For each question the first answer of the nearest known one, by inner product of unit question embeddings."""
 
     def unit(questions: Sequence[Asked]) -> np.ndarray:
@@ -124,7 +145,7 @@ def nearest_question(answerer: Answerer, known: Sequence[Asked], asked: Sequence
 
 
 def check_answering(
-    run: RunDir, retriever: RetrieverConfig | None, task: OpenQa, questions: str | tuple[str, ...] | None
+    run: RunDir, retriever: RetrieverConfig | None, task: OpenQa | Rag, questions: str | tuple[str, ...] | None
 ) -> None:
     """Refuses what cannot be answered with, before anything is loaded.
 
@@ -136,23 +157,22 @@ def check_answering(
         raise ValueError(
             "evaluate.answering expects questions, got sentences to mask; set evaluate.questions, and x_corpus to None"
         )
-    if retriever != task.retriever:
-        raise ValueError("evaluate.retriever and the retriever of evaluate.answering differ; give both the run's")
-    missing = {"retriever", "span_reader"} - set(found := learners(run))
-    if missing:
+    alone = isinstance(task, Rag) and not task.num_documents
+    if retriever != (None if alone else task.retriever):
         raise ValueError(
-            f"evaluate.answering expects a checkpoint of the open_qa task, got {run.path}, which has trained "
-            f"{', '.join(found)} and no {' and no '.join(sorted(missing))}; name a run that has, or measure retrieval alone "
-            "with --gin.evaluate.answering=None"
+            "evaluate.retriever must be None for a generator without documents"
+            if alone
+            else "evaluate.retriever and the retriever of evaluate.answering differ; give both the run's"
         )
+    check_learners(run, task)
 
 
 def answer_queries(
     run: RunDir,
     name: str,
-    task: OpenQa,
+    task: OpenQa | Rag,
     corpus: Corpus,
-    index: Index,
+    index: Index | None,
     queries: Sequence[RetrievalQuery],
     *,
     step: int | None,
@@ -166,7 +186,7 @@ def answer_queries(
       name: of the evaluation.
       task: settings of the run.
       corpus: the knowledge corpus.
-      index: that is served.
+      index: that is served; None of a generator without documents.
       queries: questions.
       step: of the checkpoint; None for the newest.
       retrieval: by row, what is known of the documents that the reader gets: how often they hold an answer, the version of
@@ -208,7 +228,7 @@ def answering_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     for name, row in rows.items():
         recalls = "".join(_percent(row.get(figure), 7) for figure in _RECALLS)
-        version = str(row["version"]) if "version" in row else ("none" if name == "open_qa" else "")
+        version = str(row["version"]) if "version" in row else ("none" if name in ("open_qa", "rag") else "")
         lines.append(
             f"{name:{label}} | {_percent(row['exact_match'], 6)} {_percent(row['f1'], 6)} |{recalls} | {version:>5} "
             f"{_percent(row.get('search_recall'), 13)}".rstrip()

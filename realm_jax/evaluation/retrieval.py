@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from realm_jax.answering.loading import served_version
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.inputs import SpecialIds
-from realm_jax.evaluation.answering import answer_queries, check_answering
+from realm_jax.evaluation.answering import answer_queries, check_answering, task_name
 from realm_jax.evaluation.asked import query_sets
 from realm_jax.evaluation.beir import rank_documents
 from realm_jax.evaluation.bm25 import Bm25Index
@@ -28,6 +28,7 @@ from realm_jax.retrieval.versions import list_versions, load_version, verify, ve
 from realm_jax.run_dir import RunDir, write_json_atomically
 from realm_jax.tasks.ict import check_vocabulary
 from realm_jax.tasks.open_qa import OpenQa
+from realm_jax.tasks.rag import Rag
 from realm_jax.tasks.realm import Realm
 from realm_jax.training.checkpoint import check_tokenizer, load_params
 from realm_jax.training.snapshots import list_snapshots, load_snapshot
@@ -59,7 +60,7 @@ def evaluate(
     bm25: bool = True,
     reading: Realm | None = None,
     num_masked_sentences: int = 1000,
-    answering: OpenQa | None = None,
+    answering: OpenQa | Rag | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Measures retrieval: recall@1/5/20/100, MRR and nDCG@10 by gold document and by contained answer.
@@ -91,7 +92,7 @@ def evaluate(
       reading: the settings of a `realm` run; given them, how well masked spans of `x_corpus` are filled is measured too,
         and written to RUN/evaluation/reading.json and RUN/examples.json.
       num_masked_sentences: how many for that.
-      answering: the settings of an `open_qa` run; given them, its answers to the questions are scored too, with the served
+      answering: the settings of an `open_qa` or `rag` run; given them, its answers to the questions are scored too, with the served
         index, and written to RUN/evaluation/NAME-answers.json.
       seed: of the draw.
 
@@ -163,10 +164,13 @@ def evaluate(
                 set_name,
                 answering,
                 knowledge,
-                indexes[searched],
+                indexes.get(searched),
                 queries[set_name],
                 step=step,
-                retrieval={"open_qa": rows[set_name][searched], "bm25": rows[set_name].get("bm25", {})},
+                retrieval={
+                    task_name(answering): rows[set_name].get(searched, {}),
+                    "bm25": rows[set_name].get("bm25", {}),
+                },
                 bm25=words,
             )
     if reading is not None:

@@ -47,6 +47,10 @@ def render(
         documents=documents,
         answer=answer,
         best=None if answer is None else _best(answer),
+        generated=answer is not None
+        and bool(answer["answer"])
+        and not any(found["span"] for found in answer["documents"]),
+        tokens=[] if answer is None else [_token(token) for token in answer["tokens"]],
         candidates=[] if answer is None else [_candidate(found) for found in answer["documents"]],
         question=question,
         title=title,
@@ -56,10 +60,10 @@ def render(
 
 
 def _best(answer: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The document that answered, whole, in three parts."""
+    """The document that answered, whole, in three parts; the span is the second."""
     for found in answer["documents"]:
         if found["is_answer"]:
-            span, text = found["span"], found["text"]
+            span, text = found["span"] or {"start": 0, "end": 0}, found["text"]
             parts = (text[: span["start"]], text[span["start"] : span["end"]], text[span["end"] :])
             return {**found, "parts": parts}
     return None
@@ -68,6 +72,13 @@ def _best(answer: Mapping[str, Any]) -> dict[str, Any] | None:
 def _candidate(found: Mapping[str, Any]) -> dict[str, Any]:
     span = None if found["span"] is None else Span(**found["span"])
     return {**found, "parts": excerpt(found["text"], span, _AROUND)}
+
+
+def _token(token: Mapping[str, Any]) -> dict[str, Any]:
+    """A piece of a generated answer with the rank, from 1, of the document that it leaned on most."""
+    shares = token["posteriors"]
+    rank = max(range(len(shares)), key=lambda place: (shares[place], -place))
+    return {"text": token["text"], "rank": rank + 1, "share": shares[rank]}
 
 
 def age(secs: float) -> str:

@@ -11,6 +11,7 @@ from realm_jax.answering.loading import load_answerer
 from realm_jax.retrieval.manifest import Backend
 from realm_jax.run_dir import RunDir
 from realm_jax.tasks.open_qa import OpenQa
+from realm_jax.tasks.rag import Rag
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ _NEEDED = ("starlette", "uvicorn")
 def serve(
     *,
     run_dir: str,
-    task: OpenQa,
+    task: OpenQa | Rag,
     host: str = "127.0.0.1",
     port: int = 8000,
     editable: bool = True,

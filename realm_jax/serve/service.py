@@ -35,6 +35,7 @@ class Service:
             "prob": answer.prob,
             "document": None if answering is None else self.collection.name_of(answering.document),
             "documents": [self._document(found, found is answering) for found in answer.documents],
+            "tokens": [token._asdict() for token in answer.tokens],
             "pieces_left_out": answer.pieces_left_out,
             "index": {
                 "version": manifest.version,
@@ -57,6 +58,7 @@ class Service:
             "text": found.text,
             "score": found.retrieval_score,
             "prob": found.prob,
+            "posterior": found.posterior,
             "span": None if span is None else span._asdict(),
         }
 

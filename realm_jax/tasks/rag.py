@@ -25,6 +25,7 @@ from realm_jax.data.inputs import NULL_DOCUMENT, Inputs
 from realm_jax.data.question_splits import training_questions
 from realm_jax.data.questions import Question
 from realm_jax.data.rag import RagBatch, RagExamples, RagJoiner, RagQuestions, SourceFormat
+from realm_jax.generation import GenerationConfig
 from realm_jax.losses import WeightedSum
 from realm_jax.models import (
     EncoderDecoder,
@@ -165,6 +166,7 @@ class Rag:
       label_smoothing: see `losses.rag_sequence_loss`.
       answers: which references are written: one of all drawn afresh each time, or always the first.
       held_out, num_held_out: see `tasks.open_qa.OpenQa`.
+      generation: how a trained run writes answers; training does not read it.
       max_remembered_answers: (question, document) pairs of which it is remembered whether the answer stands there.
     """
 
@@ -184,6 +186,7 @@ class Rag:
     answers: Literal["all", "first"] = "all"
     held_out: str | tuple[str, ...] = ()
     num_held_out: int = 0
+    generation: GenerationConfig = GenerationConfig()
     max_remembered_answers: int = 20_000_000
 
     def __post_init__(self) -> None:

@@ -230,3 +230,26 @@ def nest_params(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
             place = place.setdefault(parent, {})
         place[name] = value
     return nested
+
+
+def check_shapes(abstract: Any, params: Mapping[str, Any], what: str, remedy: str) -> None:
+    """Refuses parameters of another model than is configured, before anything is compiled.
+
+    Args:
+      abstract: the model's parameters as `jax.eval_shape` of its `init` gives them.
+      params: that were loaded.
+      what: names the model.
+      remedy: what to do.
+
+    Raises:
+      ValueError: naming a parameter, expected and got.
+    """
+    named = jax.tree_util.tree_flatten_with_path(abstract)[0]
+    expected = {"/".join(str(key.key) for key in path): tuple(leaf.shape) for path, leaf in named}
+    got = {name: tuple(leaf.shape) for name, leaf in flatten_params(params).items()}
+    for name in sorted(expected.keys() | got.keys()):
+        if expected.get(name) != got.get(name):
+            raise ValueError(
+                f"the parameters are not of this {what}: parameter {name}: expected {expected.get(name, 'none')}, "
+                f"got {got.get(name, 'none')}; {remedy}"
+            )

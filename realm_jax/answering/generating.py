@@ -1,0 +1,262 @@
+"""Answers written by a generator that reads a question's documents: RAG-Sequence, RAG-Token and FiD; or the question alone."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float32, Int32, Int64
+
+from realm_jax.answering.answer import Answer, GeneratedToken, WeighedDocument
+from realm_jax.answering.documents import Documents, Text
+from realm_jax.answering.retrieving import Find, OnStage, RetrievingAnswerer, power_of_two
+from realm_jax.corpus.generator_pieces import DocumentPieces
+from realm_jax.corpus.ragged import Ragged
+from realm_jax.data.rag import SourceFormat, sources
+from realm_jax.generation import GenerationConfig
+from realm_jax.generation.generator import fusion_in_decoder, generate, rag_sequence, rag_token
+from realm_jax.models import EncoderDecoder, EncoderDecoderConfig, RetrieverConfig
+from realm_jax.retrieval.index import Index
+from realm_jax.tasks.rag import Marginal
+from realm_jax.text.generator_tokenizer import GeneratorTokenizer
+from realm_jax.training.snapshots import check_shapes
+
+_STEP = 32
+"""Sources are padded to multiples of this: few programs, little padding."""
+
+
+class Written(NamedTuple):
+    """The best answer of a question."""
+
+    ids: Int32[np.ndarray, "length"]  # with the end-of-sequence token, if it came to it
+    log_prob: float
+    document_posteriors: Float32[np.ndarray, "num_documents"] | None  # p(z|x, y); None of documents read together
+    token_posteriors: Float32[np.ndarray, "length num_documents"] | None  # of RAG-Token
+
+
+class Generator:
+    """A generator with its tokenizer: sources in, best answers out. Compiled once for each shape of its inputs."""
+
+    def __init__(
+        self,
+        config: EncoderDecoderConfig,
+        params: Mapping[str, Any],
+        tokenizer: GeneratorTokenizer,
+        generation: GenerationConfig,
+        *,
+        source_len: int,
+        marginal: Marginal,
+    ):
+        """Args:
+        config: shape of the generator.
+        params: of it.
+        tokenizer: its own.
+        generation: how answers are searched for.
+        source_len: pieces of `[bos] title / body // question [eos]`.
+        marginal: what becomes of several documents; see `tasks.rag.Rag`.
+
+        Raises:
+          ValueError: parameters of other shapes, lengths beyond the position table.
+        """
+        ids = jax.ShapeDtypeStruct((1, 8), np.int32)
+        mask = jax.ShapeDtypeStruct((1, 8), np.bool_)
+        abstract = jax.eval_shape(EncoderDecoder(config).init, jax.random.key(0), ids, mask, ids)["params"]
+        check_shapes(
+            abstract, params, "generator", "give the job the EncoderDecoderConfig that the run was trained with"
+        )
+        if source_len > config.max_length:
+            raise ValueError(
+                f"source_len must be at most the generator's max_length {config.max_length}, got {source_len}"
+            )
+        self.tokenizer, self.config, self.generation, self.marginal = tokenizer, config, generation, marginal
+        self._params, self._source_len = jax.device_put(params), source_len
+        self._form = SourceFormat.of(tokenizer)
+
+    def sources(
+        self, questions: Sequence[str], ids: Int64[np.ndarray, "batch num_documents"], documents: Mapping[int, Text]
+    ) -> Int32[np.ndarray, "batch num_documents source_len"]:
+        """What is read: every question with each of its documents, padded no further than the longest needs.
+
+        Args:
+          questions: texts.
+          ids: documents of each; negative: the question alone.
+          documents: by id.
+        """
+        known = sorted(documents)
+        places = np.searchsorted(np.asarray(known, np.int64), ids) if known else np.zeros_like(ids)
+        pieces = DocumentPieces(
+            self._ragged([documents[document].title for document in known]),
+            self._ragged([f" {documents[document].text}" for document in known]),
+        )
+        asked = [encoding.ids for encoding in self.tokenizer.encode_batch([f" {question}" for question in questions])]
+        whole = sources(pieces, np.where(ids >= 0, places, -1), asked, self._source_len, self._form)
+        used = int((whole != self.config.pad_id).sum(axis=-1).max(initial=1))
+        return whole[:, :, : min(-(-used // _STEP) * _STEP, self._source_len)]
+
+    def _ragged(self, texts: list[str]) -> Ragged:
+        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(texts)] if texts else []
+        return Ragged(np.concatenate([np.zeros(0, np.int32), *rows]), np.cumsum([0, *(len(row) for row in rows)]))
+
+    def write(
+        self,
+        source_ids: Int32[np.ndarray, "batch num_documents source_len"],
+        scores: Float32[np.ndarray, "batch num_documents"],
+    ) -> list[Written]:
+        """The best answer to each question.
+
+        Args:
+          source_ids: of `sources`.
+          scores: log p(z|x), or retrieval scores; -inf where there is no document. A question without any is answered from its
+            first source, the question alone.
+        """
+        count, num_documents, _ = source_ids.shape
+        there: Bool[np.ndarray, "batch num_documents"] = np.isfinite(scores)
+        there[:, 0] |= ~there.any(axis=1)
+        scores = np.where(there, np.where(np.isfinite(scores), scores, 0.0), -np.inf).astype(np.float32)
+        rows = power_of_two(count)
+        ids = np.pad(source_ids, ((0, rows - count), (0, 0), (0, 0)), constant_values=self.config.pad_id)
+        mask = (ids != self.config.pad_id) & np.pad(there, ((0, rows - count), (0, 0)))[:, :, None]
+        settings: Any = {"config": self.config, "generation": self.generation}
+        answers: Any = None
+        if self.marginal == "joint":
+            hypotheses = fusion_in_decoder(self._params, ids, mask, **settings)
+        elif num_documents == 1:
+            hypotheses = generate(self._params, ids[:, 0], mask[:, 0], **settings)
+        else:
+            decode = rag_token if self.marginal == "token" else rag_sequence
+            answers = decode(self._params, ids, mask, np.pad(scores, ((0, rows - count), (0, 0))), **settings)
+            hypotheses = answers.hypotheses
+        found, answers = jax.device_get((hypotheses, answers))
+        written = []
+        for row in range(count):
+            length = int(found.lengths[row, 0])
+            penalised = answers is None or self.marginal == "token"  # RAG-Sequence ranks by log p(y|x) itself
+            log_prob = float(found.scores[row, 0]) * (length**self.generation.length_penalty if penalised else 1.0)
+            posteriors = tokens = None
+            if answers is not None:
+                posteriors = answers.document_posteriors[row, 0]
+                if answers.token_posteriors is not None:
+                    tokens = answers.token_posteriors[row, 0, :length]
+            elif num_documents == 1:
+                posteriors = np.ones(1, np.float32)
+            written.append(Written(found.ids[row, 0, :length], log_prob, posteriors, tokens))
+        return written
+
+    def text(self, ids: Int32[np.ndarray, "length"]) -> str:
+        """Readable text, without the end-of-sequence token."""
+        return self.tokenizer.decode(ids.tolist()).strip()
+
+    def spelled(self, ids: Int32[np.ndarray, "length"]) -> list[str]:
+        """What each token adds to the text; together they are it, but for white space at the ends."""
+        texts = [self.tokenizer.decode(ids[:end].tolist()) for end in range(len(ids) + 1)]
+        return [after[len(before) :] for before, after in itertools.pairwise(texts)]
+
+
+class GeneratingAnswerer(RetrievingAnswerer):
+    """A retriever, an index and a generator, ready to be asked. May be used from several threads."""
+
+    def __init__(
+        self,
+        documents: Documents,
+        index: Index,
+        retriever: RetrieverConfig,
+        generator: Generator,
+        params: Mapping[str, Any],
+        *,
+        query_len: int = 64,
+        document_len: int = 288,
+        num_documents: int = 5,
+    ):
+        """Args:
+        documents: what the index's ids stand for.
+        index: of these documents, embedded by this retriever's document encoder.
+        retriever: shape of the retriever.
+        generator: writes the answers.
+        params: of the retriever.
+        query_len, document_len: see `RetrievingAnswerer`.
+        num_documents: read for a question.
+
+        Raises:
+          ValueError: as `RetrievingAnswerer`.
+        """
+        super().__init__(
+            documents, index, retriever, params, query_len=query_len, document_len=document_len, num_read=num_documents
+        )
+        self._generator = generator
+
+    def answer(
+        self, questions: Sequence[str], find: Find | None = None, on_stage: OnStage = lambda stage: None
+    ) -> list[Answer]:
+        """Writes answers to questions together; see `RetrievingAnswerer.answer`."""
+        if not questions:
+            return []
+        found = self.retrieve(questions, find, on_stage)
+        texts = {document: self.documents.text(document) for document in np.unique(found.ids[found.ids >= 0]).tolist()}
+        source_ids = self._generator.sources(questions, found.ids, texts)
+        on_stage("gather")
+        written = self._generator.write(source_ids, found.scores)
+        on_stage("read")
+        answers = [
+            self._answer(question, found.ids[row], found.scores[row], texts, written[row])._replace(
+                pieces_left_out=self.pieces_left_out(found.pieces[row])
+            )
+            for row, question in enumerate(questions)
+        ]
+        on_stage("choose")
+        return answers
+
+    def _answer(
+        self,
+        question: str,
+        ids: Int64[np.ndarray, "num_documents"],
+        scores: Float32[np.ndarray, "num_documents"],
+        texts: Mapping[int, Text],
+        written: Written,
+    ) -> Answer:
+        there = np.flatnonzero(ids >= 0)
+        probs = np.exp(scores - np.logaddexp.reduce(scores[there].astype(np.float64))) if len(there) else scores
+        documents = []
+        for column in there.tolist():
+            document = int(ids[column])
+            posterior = None if written.document_posteriors is None else float(written.document_posteriors[column])
+            documents.append(
+                WeighedDocument(
+                    document, *texts[document], float(scores[column]), float(probs[column]), None, posterior
+                )
+            )
+        tokens = []
+        if written.token_posteriors is not None and len(there):
+            for text, shares in zip(
+                self._generator.spelled(written.ids), written.token_posteriors[:, there], strict=True
+            ):
+                if text:
+                    tokens.append(GeneratedToken(text, tuple(shares.tolist())))
+        prob = float(np.exp(written.log_prob)) if len(written.ids) else 0.0
+        return Answer(question, self._generator.text(written.ids), prob, tuple(documents), tokens=tuple(tokens))
+
+
+class ClosedBookAnswerer:
+    """A generator that reads the question alone."""
+
+    def __init__(self, generator: Generator):
+        self._generator = generator
+
+    def answer(self, questions: Sequence[str], find: Find | None = None) -> list[Answer]:
+        """Writes answers to questions together; there is nothing to find documents for.
+
+        Raises:
+          ValueError: when a `find` is given.
+        """
+        if find is not None:
+            raise ValueError("a generator without documents reads none; leave out find")
+        if not questions:
+            return []
+        nothing = np.full((len(questions), 1), -1, np.int64)
+        written = self._generator.write(
+            self._generator.sources(questions, nothing, {}), np.full(nothing.shape, -np.inf, np.float32)
+        )
+        return [
+            Answer(question, self._generator.text(one.ids), float(np.exp(one.log_prob)), ())
+            for question, one in zip(questions, written, strict=True)
+        ]
