@@ -37,7 +37,7 @@ from realm_jax.storage import (
     require_local,
     scratch_of,
 )
-from realm_jax.text.loading import load_tokenizer
+from realm_jax.text.loading import load_generator_tokenizer, load_tokenizer
 from realm_jax.text.sentence_piece import ModelType, VocabularyTooLargeError, train_sentencepiece
 from realm_jax.text.tokenizer import SPECIAL_PIECES, Tokenizer
 
@@ -281,7 +281,7 @@ def corpus(
     if WORLD in sources:
         world = world or WorldConfig()
         settings["world"] = dataclasses.asdict(world)
-    second = load_tokenizer(generator_tokenizer) if generator_tokenizer else None
+    second = load_generator_tokenizer(generator_tokenizer) if generator_tokenizer else None
     if (finished := _finished(place, settings)) is not None:
         logger.info("%s holds this corpus already (%d documents): used again", place, finished.num_documents)
         if second is not None:

@@ -40,7 +40,7 @@ from realm_jax.tasks.ict import check_vocabulary
 from realm_jax.tasks.realm import embed_queries
 from realm_jax.tasks.task import Metrics, Params, Retrieval, Task, fingerprints, untied
 from realm_jax.text.generator_tokenizer import GeneratorTokenizer, as_generator_tokenizer
-from realm_jax.text.loading import load_tokenizer
+from realm_jax.text.loading import load_generator_tokenizer
 from realm_jax.training.rng import dropout_rngs
 from realm_jax.typed import check_fields
 
@@ -280,17 +280,11 @@ class Rag:
         Raises:
           ValueError: when they are not.
         """
-        found = load_tokenizer(self.generator_tokenizer) if self.generator_tokenizer else corpus.tokenizer
-        tokenizer = as_generator_tokenizer(found)
-        if tokenizer.vocab_size > self.generator.vocab_size:
-            raise ValueError(
-                f"the generator's tokenizer has {tokenizer.vocab_size} pieces, Rag.generator.vocab_size is "
-                f"{self.generator.vocab_size}; take the tokenizer that belongs to the generator"
-            )
-        for name in ("pad_id", "bos_id", "eos_id"):
-            expected, got = getattr(tokenizer, name), getattr(self.generator, name)
-            if expected != got:
-                raise ValueError(f"Rag.generator.{name}: expected the tokenizer's {expected}, got {got}; set it so")
+        if self.generator_tokenizer:
+            tokenizer = load_generator_tokenizer(self.generator_tokenizer)
+        else:
+            tokenizer = as_generator_tokenizer(corpus.tokenizer)
+        check_generator_ids(tokenizer, self.generator, "Rag")
         return tokenizer
 
     def training_questions(self, tokenizer: GeneratorTokenizer) -> tuple[Question, ...]:
@@ -336,6 +330,23 @@ class Rag:
             if self.train_documents:
                 forward += self.num_documents * forward_flops(self.retriever.encoder, self.document_len)
         return 3.0 * forward
+
+
+def check_generator_ids(tokenizer: GeneratorTokenizer, generator: EncoderDecoderConfig, task: str) -> None:
+    """Refuses a tokenizer whose ids are not those of the generator.
+
+    Raises:
+      ValueError: naming the setting of the task, expected and got.
+    """
+    if tokenizer.vocab_size > generator.vocab_size:
+        raise ValueError(
+            f"the generator's tokenizer has {tokenizer.vocab_size} pieces, {task}.generator.vocab_size is "
+            f"{generator.vocab_size}; take the tokenizer that belongs to the generator"
+        )
+    for name in ("pad_id", "bos_id", "eos_id"):
+        expected, got = getattr(tokenizer, name), getattr(generator, name)
+        if expected != got:
+            raise ValueError(f"{task}.generator.{name}: expected the tokenizer's {expected}, got {got}; set it so")
 
 
 def init_params(rng: jax.Array, *, retriever: RetrieverConfig | None, generator: EncoderDecoderConfig) -> Params:

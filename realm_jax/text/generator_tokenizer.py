@@ -24,6 +24,9 @@ class GeneratorTokenizer(Protocol):
     def eos_id(self) -> int: ...
 
     @property
+    def mask_id(self) -> int: ...
+
+    @property
     def fingerprint(self) -> str: ...
 
     def encode(self, text: str) -> Encoding: ...
@@ -44,6 +47,7 @@ class _FirstAndLast:
         self._tokenizer = tokenizer
         self.vocab_size, self.pad_id = tokenizer.vocab_size, tokenizer.pad_id
         self.bos_id, self.eos_id = tokenizer.cls_id, tokenizer.sep_id
+        self.mask_id = tokenizer.mask_id
         self.fingerprint = tokenizer.fingerprint
         self.encode, self.encode_batch = tokenizer.encode, tokenizer.encode_batch
         self.decode, self.save = tokenizer.decode, tokenizer.save
