@@ -15,7 +15,7 @@ from realm_jax.convert.block_records import (
     find_block_records,
     write_block_records,
 )
-from realm_jax.convert.hugging_face import Model
+from realm_jax.convert.model import Model
 from realm_jax.convert.run_files import BLOCKS_FILE, MODEL_FILE, OPEN_QA_FILE, open_qa_gin, read_run
 from realm_jax.corpus.info import CORPUS_FILE
 from realm_jax.corpus.ragged import Ragged

@@ -1,6 +1,5 @@
-"""Folders of weights as Hugging Face lays them out: config.json, safetensors or torch files, vocab.txt. No pickle is run."""
+"""Folders of weights as Hugging Face lays them out: config.json, safetensors or torch files, vocabularies. No pickle is run."""
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,21 +11,20 @@ import safetensors.numpy
 
 from realm_jax.convert.settings import parse_settings
 from realm_jax.run_dir import write_json_atomically
-from realm_jax.text.word_piece import VOCAB_FILE, WordPieceTokenizer
 
-CONFIG_FILE = "config.json"
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+CONFIG_FILE, GENERATION_FILE = "config.json", "generation_config.json"
 SAFETENSORS_FILE, TORCH_FILE = "model.safetensors", "pytorch_model.bin"
-_HUB_FILES = ("*.json", "*.safetensors", "vocab.txt", "*/config.json")
+_HUB_FILES = ("*.json", "*.safetensors", "*vocab.txt", "*merges.txt", "*/config.json")
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
 
 class Folder(NamedTuple):
-    """What was read: the settings of config.json, the tensors by name, and where from."""
+    """What was read: the settings of config.json and generation_config.json, the tensors by name, and where from."""
 
     path: Path
     settings: dict[str, Any]
     tensors: dict[str, np.ndarray]
+    generation: dict[str, Any] = {}  # noqa: RUF012  a default of a NamedTuple, which nothing changes
 
 
 def find_folder(source: str, revision: str = "main") -> Path:
@@ -69,7 +67,8 @@ def read_folder(path: Path) -> Folder:
     tensors: dict[str, np.ndarray] = {}
     for file in _weight_files(path):
         tensors |= _read_torch(file) if file.suffix == ".bin" else read_safetensors(file)
-    return Folder(path, settings, {_new_name(name): value for name, value in tensors.items()})
+    generation = read_settings(path / GENERATION_FILE) if (path / GENERATION_FILE).is_file() else {}
+    return Folder(path, settings, {_new_name(name): value for name, value in tensors.items()}, generation)
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -166,36 +165,3 @@ def write_folder(path: Path, settings: Mapping[str, Any], tensors: Mapping[str, 
     content = {name: np.ascontiguousarray(value) for name, value in sorted(tensors.items())}
     safetensors.numpy.save_file(content, path / SAFETENSORS_FILE, metadata={"format": "pt"})
     write_json_atomically(path / CONFIG_FILE, dict(settings))
-
-
-def read_tokenizer(path: Path) -> WordPieceTokenizer | None:
-    """The WordPiece tokenizer of a folder's vocab.txt, upper or lower case as tokenizer_config.json says; None without one.
-
-    Raises:
-      ValueError: for settings that BERT's tokenizer here does not have.
-    """
-    if not (path / VOCAB_FILE).is_file():
-        return None
-    said = read_settings(path / TOKENIZER_CONFIG_FILE) if (path / TOKENIZER_CONFIG_FILE).is_file() else {}
-    lower_case = bool(said.get("do_lower_case", True))
-    fixed = {"tokenize_chinese_chars": (True,), "strip_accents": (None, lower_case), "do_basic_tokenize": (True,)}
-    for name, values in fixed.items():
-        if said.get(name, values[0]) not in values:
-            raise ValueError(
-                f"{path / TOKENIZER_CONFIG_FILE} has {name}={json.dumps(said[name])}, expected {json.dumps(values[-1])}: "
-                "this WordPiece cuts texts otherwise"
-            )
-    return WordPieceTokenizer.from_vocab_file(path / VOCAB_FILE, lower_case)
-
-
-def write_tokenizer(path: Path, tokenizer: WordPieceTokenizer, max_length: int, tokenizer_class: str) -> None:
-    """Writes vocab.txt and tokenizer_config.json beside the weights."""
-    tokenizer.save(path)
-    (path / "settings.json").unlink()
-    said = {
-        "do_lower_case": tokenizer.lower_case,
-        "model_max_length": max_length,
-        "tokenizer_class": tokenizer_class,
-        **{f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")},
-    }
-    write_json_atomically(path / TOKENIZER_CONFIG_FILE, said)

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face classes in and out: BERT, sentence-transformers, and every class of its REALM port.
+"""Models of the Hugging Face classes in and out: BERT, sentence-transformers, REALM's port, DPR, BART and RAG.
 
 model = load_hugging_face("path/or/hub-id")            # model.params["retriever"], model.retriever, …
 save_hugging_face("folder", "RealmEmbedder", model)
@@ -11,12 +11,21 @@ from typing import Any, Literal
 
 import numpy as np
 
-from realm_jax.convert import bert_names, settings
-from realm_jax.convert.folder import Folder, find_folder, read_folder, read_tokenizer, write_folder, write_tokenizer
+from realm_jax.convert import bert_names, rag, settings
+from realm_jax.convert.folder import GENERATION_FILE, Folder, find_folder, read_folder, write_folder
 from realm_jax.convert.layout import Layout, as_float32, fill, same, spread
+from realm_jax.convert.model import Model
 from realm_jax.convert.sentence_transformers import MODULES_FILE, read_modules, write_modules
+from realm_jax.convert.tokenizer_files import (
+    GENERATOR_FOLDER,
+    QUESTION_FOLDER,
+    read_generator_tokenizer,
+    read_tokenizer,
+    write_generator_tokenizer,
+    write_tokenizer,
+)
 from realm_jax.models import RetrieverConfig, SpanReaderConfig, TransformerConfig
-from realm_jax.text.word_piece import WordPieceTokenizer
+from realm_jax.run_dir import write_json_atomically
 
 Side = Literal["query", "document"]
 Pooling = Literal["cls", "pooler", "mean"]
@@ -24,36 +33,9 @@ Pooling = Literal["cls", "pooler", "mean"]
 BERT_CLASSES = ("BertModel", "BertForMaskedLM", "BertForPreTraining")
 REALM_CLASSES = ("RealmEmbedder", "RealmScorer", "RealmKnowledgeAugEncoder", "RealmReader", "RealmForOpenQA")
 SENTENCE_TRANSFORMER = "SentenceTransformer"
-ARCHITECTURES = (*BERT_CLASSES, SENTENCE_TRANSFORMER, *REALM_CLASSES)
+ARCHITECTURES = (*BERT_CLASSES, SENTENCE_TRANSFORMER, *REALM_CLASSES, *rag.CLASSES)
 _PREDICTIONS = "cls.predictions."
 _BLOCKS = "block_emb"
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """Learners with their configurations, as a task takes them, and what a file held beside them.
-
-    Attributes:
-      params: by learner: `retriever`, `knowledge_encoder`, `span_reader`; numpy, float32.
-      retriever, knowledge_encoder, span_reader: configurations of the learners that are there.
-      architecture: the class that the weights were saved from; empty for a model of this project.
-      settings: config.json, as it was.
-      unused: tensors that the class has and nothing here computes with; written back into the same class.
-      block_embeds: RealmForOpenQA's embeddings of its documents, [num_documents, embed].
-      tokenizer: the WordPiece of vocab.txt, where there was one.
-      max_seq_length: pieces at which a sentence-transformers folder says to cut texts, where it does; written back into one.
-    """
-
-    params: Mapping[str, Any]
-    retriever: RetrieverConfig | None = None
-    knowledge_encoder: TransformerConfig | None = None
-    span_reader: SpanReaderConfig | None = None
-    architecture: str = ""
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    unused: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    block_embeds: np.ndarray | None = None
-    tokenizer: WordPieceTokenizer | None = None
-    max_seq_length: int | None = None
 
 
 def load_hugging_face(
@@ -64,7 +46,8 @@ def load_hugging_face(
     What becomes of a class: RealmEmbedder and RealmScorer a `retriever` (untied where the scorer has a query embedder of
     its own), RealmKnowledgeAugEncoder a `knowledge_encoder`, RealmReader a `span_reader`, RealmForOpenQA a retriever, a
     span reader and `block_embeds`; BERT a retriever without projection and, with its masked-LM head, a
-    knowledge encoder; a sentence-transformers folder a retriever with the pooling and unit length that it says.
+    knowledge encoder; a sentence-transformers folder a retriever with the pooling and unit length that it says. DPR's encoders
+    become a tied retriever each, BART a `generator`, RAG both.
 
     Args:
       source: folder with config.json and weights, or a hub id.
@@ -96,11 +79,22 @@ def make_model(folder: Folder, architecture: str, pooling: Pooling = "cls") -> M
             settings.encoder_config(folder.settings), None, pooling=modules.pooling, normalize=modules.normalize
         )
         model = dataclasses.replace(_bert(folder, architecture, config), max_seq_length=modules.max_seq_length)
+    elif architecture in rag.CLASSES:
+        model = rag.read(folder, architecture)
     else:
         model = _realm(folder, architecture)
-    return dataclasses.replace(
-        model, architecture=architecture, settings=folder.settings, tokenizer=read_tokenizer(folder.path)
+    return _with_tokenizers(
+        dataclasses.replace(model, architecture=architecture, settings=folder.settings), folder.path
     )
+
+
+def _with_tokenizers(model: Model, path: Path) -> Model:
+    of_question, of_generator = _tokenizer_folders(path, model.architecture)
+    if model.generator is not None:
+        model = dataclasses.replace(model, generator_tokenizer=read_generator_tokenizer(of_generator))
+    if model.architecture not in rag.BART_CLASSES:
+        model = dataclasses.replace(model, tokenizer=read_tokenizer(of_question))
+    return model
 
 
 def named_architecture(folder: Folder) -> str:
@@ -257,7 +251,8 @@ def save_hugging_face(folder: str | Path, architecture: str, model: Model, side:
     """Writes a folder that `architecture.from_pretrained` loads.
 
     A tied retriever is one embedder. Of an untied one a RealmScorer gets both, each under its own name; a class with room for one
-    gets the `side` that is named, RealmForOpenQA always the query's: its documents are `block_embeds`.
+    gets the `side` that is named. Some say it themselves: RealmForOpenQA, DPRQuestionEncoder and RAG hold the query's,
+    DPRContextEncoder the document's.
 
     Args:
       folder: to write; must not hold anything yet.
@@ -276,7 +271,7 @@ def save_hugging_face(folder: str | Path, architecture: str, model: Model, side:
     path = Path(folder)
     if architecture not in ARCHITECTURES:
         raise ValueError(f"unknown class {architecture!r}, valid: {', '.join(ARCHITECTURES)}")
-    layout, said = _outgoing(architecture, model, "query" if architecture == "RealmForOpenQA" else side)
+    layout, said = _outgoing(architecture, model, _SIDES.get(architecture, side))
     kept = model.unused if model.architecture == architecture else {}
     tensors = spread(layout, model.params, kept)
     if architecture == "RealmForOpenQA":
@@ -288,25 +283,70 @@ def save_hugging_face(folder: str | Path, architecture: str, model: Model, side:
                 f"block_embeds are {list(tensors[_BLOCKS].shape)}, expected [num_documents, {model.retriever.embed_dim}]"
             )
         said["num_block_records"] = len(tensors[_BLOCKS])
-    is_realm = architecture in REALM_CLASSES
     fresh = {"architectures": [architecture if architecture != SENTENCE_TRANSFORMER else "BertModel"],
-             "model_type": "realm" if is_realm else "bert", "torch_dtype": "float32"}  # fmt: skip
+             "model_type": _model_type(architecture), "torch_dtype": "float32"}  # fmt: skip
     earlier = model.settings if model.settings.get("model_type", fresh["model_type"]) == fresh["model_type"] else {}
     write_folder(path, {**earlier, **said, **fresh}, tensors)
-    if model.tokenizer is not None:
-        write_tokenizer(
-            path, model.tokenizer, said["max_position_embeddings"], "RealmTokenizer" if is_realm else "BertTokenizer"
-        )
+    _write_tokenizers(path, architecture, model, said)
     if architecture == SENTENCE_TRANSFORMER and model.retriever is not None:
         write_modules(path, model.retriever, model.max_seq_length)
-    if architecture == "BertForMaskedLM":  # the class has none of them, though files of it may
+    if model.generation and fresh["model_type"] in ("bart", "rag") and earlier:
+        write_json_atomically(path / GENERATION_FILE, dict(model.generation))
+    if (
+        architecture == "BertForMaskedLM" or architecture in rag.CLASSES
+    ):  # the class has none of them, though files of it may
         return []
     return [name for name in layout.unused if name not in tensors]
+
+
+# Which encoder of an untied retriever a class holds; the others hold the one that is asked for.
+_SIDES: Mapping[str, Side] = {
+    "RealmForOpenQA": "query",
+    "DPRQuestionEncoder": "query",
+    "DPRContextEncoder": "document",
+    **dict.fromkeys(rag.RAG_CLASSES, "query"),
+}
+
+
+def _model_type(architecture: str) -> str:
+    for kind, classes in (
+        ("realm", REALM_CLASSES),
+        ("dpr", rag.DPR_CLASSES),
+        ("bart", rag.BART_CLASSES),
+        ("rag", rag.RAG_CLASSES),
+    ):
+        if architecture in classes:
+            return kind
+    return "bert"
+
+
+_TOKENIZERS = {
+    "DPRContextEncoder": "DPRContextEncoderTokenizer",
+    **dict.fromkeys(REALM_CLASSES, "RealmTokenizer"),
+    **dict.fromkeys(("DPRQuestionEncoder", *rag.RAG_CLASSES), "DPRQuestionEncoderTokenizer"),
+}
+
+
+def _write_tokenizers(path: Path, architecture: str, model: Model, said: Mapping[str, Any]) -> None:
+    of_question, of_generator = _tokenizer_folders(path, architecture)
+    if model.tokenizer is not None and architecture not in rag.BART_CLASSES:
+        length = said.get("question_encoder", said)["max_position_embeddings"]
+        write_tokenizer(of_question, model.tokenizer, length, _TOKENIZERS.get(architecture, "BertTokenizer"))
+    if model.generator_tokenizer is not None and architecture in (*rag.BART_CLASSES, *rag.RAG_CLASSES):
+        length = said.get("generator", said)["max_position_embeddings"]
+        write_generator_tokenizer(of_generator, model.generator_tokenizer, length)
+
+
+def _tokenizer_folders(path: Path, architecture: str) -> tuple[Path, Path]:
+    """Of the question encoder's tokenizer, or the only one, and of the generator's."""
+    return (path / QUESTION_FOLDER, path / GENERATOR_FOLDER) if architecture in rag.RAG_CLASSES else (path, path)
 
 
 def _outgoing(architecture: str, model: Model, side: Side) -> tuple[Layout, dict[str, Any]]:
     retriever, reader = model.retriever, model.span_reader
     encoder = "shared_encoder" if retriever is None or retriever.tied else f"{side}_encoder"
+    if architecture in rag.CLASSES:
+        return rag.outgoing(architecture, model, encoder)
     if architecture in REALM_CLASSES:
         layout = realm_layout(architecture, retriever, model.knowledge_encoder, reader, encoder)
         if architecture == "RealmKnowledgeAugEncoder" and model.knowledge_encoder:

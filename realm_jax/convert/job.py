@@ -17,8 +17,12 @@ from realm_jax.convert.block_records import (
     find_block_records,
     write_block_records,
 )
-from realm_jax.convert.hugging_face import ARCHITECTURES, Model, Pooling, Side, load_hugging_face, save_hugging_face
+from realm_jax.convert.hugging_face import ARCHITECTURES, Pooling, Side, load_hugging_face, save_hugging_face
+from realm_jax.convert.model import Model
+from realm_jax.convert.rag import RAG_CLASSES
 from realm_jax.convert.run_files import (
+    GENERATOR_TOKENIZER_FOLDER,
+    LEARNERS,
     MODEL_FILE,
     TOKENIZER_FOLDER,
     check_unused,
@@ -33,18 +37,24 @@ from realm_jax.convert.starting_point import (
 )
 from realm_jax.convert.tensorflow import is_checkpoint, load_tensorflow
 from realm_jax.corpus.store import Corpus
-from realm_jax.models import RetrieverConfig, SpanReaderConfig, TransformerConfig
+from realm_jax.models import EncoderDecoderConfig, RetrieverConfig, SpanReaderConfig, TransformerConfig
 from realm_jax.retrieval.manifest import Backend
 from realm_jax.retrieval.shards import map_embeddings
 from realm_jax.retrieval.versions import list_versions, read_manifest, version_dir
 from realm_jax.run_dir import RunDir
 from realm_jax.storage import as_place, fetch, is_remote, require_local
 from realm_jax.tasks.open_qa import OpenQa
-from realm_jax.text.loading import load_tokenizer
+from realm_jax.tasks.rag import Rag
+from realm_jax.text.byte_level import ByteLevelTokenizer
+from realm_jax.text.generator_tokenizer import as_generator_tokenizer
+from realm_jax.text.loading import load_any_tokenizer, load_tokenizer
 from realm_jax.text.word_piece import WordPieceTokenizer
 from realm_jax.training.checkpoint import load_params
 
 logger = logging.getLogger(__name__)
+
+# Their embedder embeds questions alone; another one made the embeddings of the documents.
+_OF_QUESTIONS = ("RealmForOpenQA", *RAG_CLASSES)
 
 
 def convert(
@@ -56,6 +66,7 @@ def convert(
     architecture: str = "",
     revision: str = "main",
     tokenizer: str = "",
+    generator_tokenizer: str = "",
     block_records: str = "",
     document_embedder: str = "",
     corpus: str = "",
@@ -85,10 +96,11 @@ def convert(
       architecture: the class, such as "RealmEmbedder"; empty takes the one that the source names.
       revision: of a hub id.
       tokenizer: a vocab.txt, or its folder, where the source has none.
+      generator_tokenizer: the folder of vocab.json and merges.txt, or of a vocab.txt, where the source's generator has none.
       block_records: JSON lines {"text": …}, the texts of RealmForOpenQA's documents; by default block_records.jsonl of the
         source, where there is one. They can be given with the index, too.
-      document_embedder: of RealmForOpenQA, the folder or hub id of the RealmEmbedder that made its documents' embeddings. By
-        default new documents are embedded as questions are.
+      document_embedder: of RealmForOpenQA, RAG or a DPRQuestionEncoder, the folder or hub id of what embeds the documents: the
+        RealmEmbedder, the DPRContextEncoder that the index was made with. By default new documents are embedded as questions are.
       corpus: of the index, a corpus directory with a document a record; by default RUN/corpus, made of the records.
       backend: of the index: "scann", "exact" or "ball_tree".
       pooling: of BERT as a retriever: "cls", "mean", or "pooler" (BERT's own).
@@ -132,14 +144,15 @@ def convert(
         )
     check_unused(run)
     model = load_source(source, architecture, pooling, revision)
-    model = with_tokenizer(model, tokenizer, source)
-    if model.architecture == "RealmForOpenQA":
+    model = with_generator_tokenizer(with_tokenizer(model, tokenizer, source), generator_tokenizer, source)
+    if model.architecture in _OF_QUESTIONS or (model.architecture == "DPRQuestionEncoder" and document_embedder):
         if not document_embedder:
             logger.info("no document_embedder: documents that are not in the index will be embedded as questions are")
         model = with_document_encoder(model, load_source(document_embedder) if document_embedder else None)
     elif document_embedder:
         raise ValueError(
-            f"document_embedder is for RealmForOpenQA, and the source is a {model.architecture}; leave it out"
+            f"document_embedder is for {', '.join((*_OF_QUESTIONS, 'DPRQuestionEncoder'))}, and the source is a "
+            f"{model.architecture}; leave it out"
         )
     records = find_block_records(block_records, source) if model.block_embeds is not None else None
     if records is not None and model.block_embeds is not None:
@@ -167,11 +180,17 @@ def load_source(source: str, architecture: str = "", pooling: Pooling = "cls", r
 
 
 def with_tokenizer(model: Model, tokenizer: str, source: str) -> Model:
-    """The model with the tokenizer of a place, where one is named.
+    """The model with the tokenizer of a place, where one is named; a generator by itself has none of this kind.
 
     Raises:
       ValueError: there is none, or it has more pieces than the model has rows.
     """
+    if set(model.params) == {"generator"}:
+        if tokenizer:
+            raise ValueError(
+                f"tokenizer={tokenizer!r} is a retriever's, and {source} is a generator; name generator_tokenizer, or neither"
+            )
+        return model
     chosen = load_tokenizer(tokenizer) if tokenizer else model.tokenizer
     if not isinstance(chosen, WordPieceTokenizer):
         raise ValueError(
@@ -188,14 +207,53 @@ def with_tokenizer(model: Model, tokenizer: str, source: str) -> Model:
     return dataclasses.replace(model, tokenizer=chosen)
 
 
+def with_generator_tokenizer(model: Model, tokenizer: str, source: str) -> Model:
+    """The model with the generator's tokenizer of a place, where one is named.
+
+    Raises:
+      ValueError: there is none, it has more pieces than the generator has rows, or other ids for padding, begin or end.
+    """
+    if model.generator is None:
+        if tokenizer:
+            raise ValueError(
+                f"generator_tokenizer={tokenizer!r} is given, and {source} holds no generator; leave it out"
+            )
+        return model
+    chosen = load_any_tokenizer(tokenizer) if tokenizer else model.generator_tokenizer
+    if not isinstance(chosen, ByteLevelTokenizer | WordPieceTokenizer):
+        raise ValueError(
+            f"{tokenizer or source} has no vocab.json with merges.txt, and no vocab.txt; name the generator's tokenizer "
+            "(--gin.convert.generator_tokenizer=FOLDER)"
+        )
+    found = as_generator_tokenizer(chosen)
+    if found.vocab_size > model.generator.vocab_size:
+        raise ValueError(
+            f"the generator's tokenizer has {found.vocab_size} pieces, the generator {model.generator.vocab_size} rows; "
+            "take the one that was saved with the weights"
+        )
+    for name in ("pad_id", "bos_id", "eos_id"):
+        expected, got = getattr(model.generator, name), getattr(found, name)
+        if expected != got:
+            raise ValueError(
+                f"the generator's tokenizer has {name}={got}, config.json says {expected}; take the one that was saved with "
+                "the weights, or correct config.json"
+            )
+    return dataclasses.replace(model, generator_tokenizer=chosen)
+
+
 def _say_how_to_go_on(run: RunDir, model: Model, has_texts: bool) -> None:
-    learners = [name for name in ("retriever", "knowledge_encoder", "span_reader") if getattr(model, name) is not None]
+    learners = [name for name in LEARNERS if getattr(model, name) is not None]
     logger.info("%s of %s lie in %s", " and ".join(learners), model.architecture, run.path)
     if model.unused:
         logger.info(
             "%d tensors that nothing here computes with are kept: %s", len(model.unused), ", ".join(model.unused)
         )
-    logger.info("a corpus for it: --gin.corpus.tokenizer=%s", run.weights / TOKENIZER_FOLDER)
+    flags = {"tokenizer": (model.tokenizer, TOKENIZER_FOLDER),
+             "generator_tokenizer": (model.generator_tokenizer, GENERATOR_TOKENIZER_FOLDER)}  # fmt: skip
+    there = [
+        f"--gin.corpus.{name}={run.weights / folder}" for name, (found, folder) in flags.items() if found is not None
+    ]
+    logger.info("a corpus for it: %s", " ".join(there))
     files = " ".join(f"--gin_file={path}" for path in sorted(run.weights.glob("*.gin")))
     logger.info(
         "a run that starts from it: RUN_FILE's flags, then %s --gin.train.warm_start=\"('%s',)\"", files, run.path
@@ -239,8 +297,10 @@ def take_out(
     logger.info("wrote %s as %s", place, architecture)
     if left_out:
         logger.info("left out, and never called by %s: %s", architecture, ", ".join(left_out))
-    if model.tokenizer is None:
+    if model.tokenizer is None and set(model.params) != {"generator"}:
         logger.warning("no vocab.txt: the run's corpus has no WordPiece tokenizer, and the classes have no other")
+    if model.generator_tokenizer is None and model.generator is not None:
+        logger.warning("no generator's tokenizer: its own is SentencePiece, and the classes have none")
     return place
 
 
@@ -258,13 +318,23 @@ def trained_model(run: RunDir, step: int | None = None) -> Model:
     if retriever is not None:
         retriever = dataclasses.replace(retriever, tied="shared_encoder" in params["retriever"])
     tokenizer = load_tokenizer(as_place(task.corpus) / TOKENIZER_FOLDER) if as_place(task.corpus).is_dir() else None
+    named = getattr(task, "generator_tokenizer", "")
+    of_generator = load_any_tokenizer(named) if named else tokenizer
     return Model(
         params,
         retriever=retriever,
         knowledge_encoder=configs.get("knowledge_encoder") if "knowledge_encoder" in params else None,
         span_reader=configs.get("span_reader") if "span_reader" in params else None,
+        generator=configs.get("generator") if "generator" in params else None,
+        settings=_rag_settings(task) if isinstance(task, Rag) else {},
         tokenizer=tokenizer if isinstance(tokenizer, WordPieceTokenizer) else None,
+        generator_tokenizer=of_generator if isinstance(of_generator, ByteLevelTokenizer | WordPieceTokenizer) else None,
     )
+
+
+def _rag_settings(task: Rag) -> dict[str, Any]:
+    """What RagConfig says of how many documents are read, and how long."""
+    return {"model_type": "rag", "n_docs": task.num_documents, "max_combined_length": task.source_len}
 
 
 def _task_of(run: RunDir) -> Any:
@@ -278,7 +348,8 @@ def _task_of(run: RunDir) -> Any:
 
 def _collect(value: Any, configs: dict[str, Any]) -> None:
     """The learners' configurations among a task's settings, by the names of the learners."""
-    kinds = {RetrieverConfig: "retriever", SpanReaderConfig: "span_reader", TransformerConfig: "knowledge_encoder"}
+    kinds = {RetrieverConfig: "retriever", SpanReaderConfig: "span_reader", TransformerConfig: "knowledge_encoder",
+             EncoderDecoderConfig: "generator"}  # fmt: skip
     if type(value) in kinds:
         configs.setdefault(kinds[type(value)], value)
     elif dataclasses.is_dataclass(value):

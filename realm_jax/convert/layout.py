@@ -15,7 +15,8 @@ class Slot(NamedTuple):
     """A tensor of a file and its place in the parameters.
 
     `path` is joined by "/" and begins with the learner. `layer` is the row of a parameter that stacks the layers.
-    `transposed`: torch keeps the matrix of a linear layer as [out, in], flax as [in, out].
+    `transposed`: torch keeps the matrix of a linear layer as [out, in], flax as [in, out]. `one_row`: the file has a vector as a
+    matrix of one row.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Slot(NamedTuple):
     shape: tuple[int, ...]  # in the file
     layer: int | None = None
     transposed: bool = False
+    one_row: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Layout:
 
     Attributes:
       slots: what is computed with. A name may fill several places.
-      copies: names of tensors that repeat another one (tied weights), and of which; a file may leave them out.
+      copies: names of tensors that repeat another one (tied weights), and of which; a file may leave them out, or hold one of
+        them instead of it.
       unused: shapes of what the class has and nothing here computes with; a file may leave them out.
       ignored: endings of buffers that hold no weights.
     """
@@ -39,7 +42,12 @@ class Layout:
     slots: tuple[Slot, ...] = ()
     copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
     unused: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
-    ignored: tuple[str, ...] = ("embeddings.position_ids", "embeddings.token_type_ids")
+    ignored: tuple[str, ...] = (
+        "embeddings.position_ids",
+        "embeddings.token_type_ids",
+        "encoder.version",
+        "decoder.version",
+    )
 
     def __add__(self, other: "Layout") -> "Layout":
         """Both in one file. What one of them uses is not unused."""
@@ -72,6 +80,8 @@ def fill(layout: Layout, tensors: Tensors, what: str) -> Filled:
     Raises:
       ValueError: missing, extra and misshapen tensors, and copies that are none, all of them in one message.
     """
+    # transformers keeps one name of tied tensors, no matter which
+    tensors = {**{layout.copies[name]: value for name, value in tensors.items() if name in layout.copies}, **tensors}
     misfits = _misfits(layout, tensors)
     if misfits:
         incomplete = any(slot.name not in tensors for slot in layout.slots)
@@ -84,7 +94,7 @@ def fill(layout: Layout, tensors: Tensors, what: str) -> Filled:
     stacked: dict[str, dict[int, np.ndarray]] = {}
     for slot in layout.slots:
         value = as_float32(tensors[slot.name])
-        value = value.T if slot.transposed else value
+        value = value.T if slot.transposed else value[0] if slot.one_row else value
         if slot.layer is None:
             flat[slot.path] = np.ascontiguousarray(value)
         else:
@@ -114,7 +124,7 @@ def spread(layout: Layout, params: Mapping[str, Any], unused: Tensors) -> dict[s
         value = flat[slot.path]
         if slot.layer is not None:
             value = value[slot.layer] if slot.layer < len(value) else value[:0]
-        value = value.T if slot.transposed else value
+        value = value.T if slot.transposed else value[None] if slot.one_row else value
         if value.shape != slot.shape:
             wrong.append(f"{slot.path} makes {slot.name} {list(value.shape)}, expected {list(slot.shape)}")
             continue

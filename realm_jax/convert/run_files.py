@@ -9,11 +9,12 @@ import numpy as np
 import safetensors.numpy
 
 from realm_jax.convert.folder import read_safetensors, read_settings
-from realm_jax.convert.hugging_face import Model
+from realm_jax.convert.model import Model
 from realm_jax.corpus.store import Corpus
-from realm_jax.models import RetrieverConfig, SpanReaderConfig, TransformerConfig
+from realm_jax.models import EncoderDecoderConfig, RetrieverConfig, SpanReaderConfig, TransformerConfig
 from realm_jax.run_dir import RunDir, write_json_atomically, write_text_atomically
-from realm_jax.text.loading import load_tokenizer
+from realm_jax.text.loading import load_any_tokenizer
+from realm_jax.text.sentence_piece import SentencePieceTokenizer
 from realm_jax.text.word_piece import WordPieceTokenizer
 from realm_jax.training.checkpoint import NO_VERSION, Checkpoints, ResumeUnit, list_checkpoints, load_params
 from realm_jax.training.snapshots import save_snapshot
@@ -22,9 +23,11 @@ from realm_jax.training.state import TrainState
 logger = logging.getLogger(__name__)
 
 MODEL_FILE, UNUSED_FILE, BLOCKS_FILE = "model.json", "unused.safetensors", "block_embeddings.npy"
-TOKENIZER_FOLDER, OPEN_QA_FILE = "tokenizer", "open_qa.gin"
+TOKENIZER_FOLDER, GENERATOR_TOKENIZER_FOLDER = "tokenizer", "generator_tokenizer"
+OPEN_QA_FILE = "open_qa.gin"
+LEARNERS = ("retriever", "knowledge_encoder", "span_reader", "generator")
 # How a machine computes is not the weights': the run file says it.
-_MACHINE_FIELDS = ("dtype", "remat", "remat_saves", "unroll_layers")
+_MACHINE_FIELDS = ("attention", "dtype", "remat", "remat_saves", "unroll_layers")
 
 
 def check_unused(run: RunDir) -> None:
@@ -44,12 +47,17 @@ def write_run(run: RunDir, model: Model) -> None:
 
     Args:
       run: to write; see `check_unused`.
-      model: with a tokenizer.
+      model: with the tokenizers of its learners.
     """
-    assert model.tokenizer is not None
     place = run.weights
     place.mkdir(parents=True)
-    model.tokenizer.save(place / TOKENIZER_FOLDER)
+    identity = {"task": "converted"}
+    if model.tokenizer is not None:
+        model.tokenizer.save(place / TOKENIZER_FOLDER)
+        identity["tokenizer"] = model.tokenizer.fingerprint
+    if model.generator_tokenizer is not None:
+        model.generator_tokenizer.save(place / GENERATOR_TOKENIZER_FOLDER)
+        identity["generator_tokenizer"] = model.generator_tokenizer.fingerprint
     if model.unused:
         content = {name: np.ascontiguousarray(value) for name, value in sorted(model.unused.items())}
         safetensors.numpy.save_file(content, place / UNUSED_FILE)
@@ -57,14 +65,13 @@ def write_run(run: RunDir, model: Model) -> None:
         np.save(place / BLOCKS_FILE, model.block_embeds, allow_pickle=False)
     for name, text in gin_files(model).items():
         write_text_atomically(place / name, text)
-    fingerprint = model.tokenizer.fingerprint
     if model.retriever is not None:
-        save_snapshot(run, 0, model.params["retriever"], tokenizer=fingerprint)
-    checkpoints = Checkpoints(run, identity={"task": "converted", "tokenizer": fingerprint})
+        save_snapshot(run, 0, model.params["retriever"], tokenizer=identity["tokenizer"])
+    checkpoints = Checkpoints(run, identity=identity)
     zero = jnp.zeros((), jnp.int32)
     checkpoints.save(0, ResumeUnit(TrainState(zero, dict(model.params), {}, zero), NO_VERSION, None))
     checkpoints.close()
-    learners = {name: getattr(model, name) for name in ("retriever", "knowledge_encoder", "span_reader")}
+    learners = {name: getattr(model, name) for name in LEARNERS}
     record = {name: None if config is None else dataclasses.asdict(config) for name, config in learners.items()}
     # written last: with it the conversion is whole
     write_json_atomically(
@@ -73,6 +80,7 @@ def write_run(run: RunDir, model: Model) -> None:
             "architecture": model.architecture,
             "settings": dict(model.settings),
             "max_seq_length": model.max_seq_length,
+            "generation": dict(model.generation),
             **record,
         },
     )
@@ -87,20 +95,28 @@ def read_run(run: RunDir) -> Model:
     place = run.weights
     record = read_settings(place / MODEL_FILE)
     retriever, encoder, reader = (record[name] for name in ("retriever", "knowledge_encoder", "span_reader"))
-    tokenizer = load_tokenizer(place / TOKENIZER_FOLDER)
-    assert isinstance(tokenizer, WordPieceTokenizer)
+    generator = record.get("generator")  # not in what earlier versions wrote, as the last two below
+    tokenizer, of_generator = (
+        load_any_tokenizer(place / name) if (place / name).is_dir() else None
+        for name in (TOKENIZER_FOLDER, GENERATOR_TOKENIZER_FOLDER)
+    )
+    assert tokenizer is None or isinstance(tokenizer, WordPieceTokenizer)
+    assert not isinstance(of_generator, SentencePieceTokenizer)
     blocks = place / BLOCKS_FILE
     return Model(
         load_params(run)[1],
         retriever=None if retriever is None else RetrieverConfig(**_with_encoder(retriever)),
         knowledge_encoder=None if encoder is None else TransformerConfig(**encoder),
         span_reader=None if reader is None else SpanReaderConfig(**_with_encoder(reader)),
+        generator=None if generator is None else EncoderDecoderConfig(**generator),
         architecture=record["architecture"],
         settings=record["settings"],
         unused=read_safetensors(place / UNUSED_FILE) if (place / UNUSED_FILE).exists() else {},
         block_embeds=np.load(blocks, mmap_mode="r", allow_pickle=False) if blocks.exists() else None,
         tokenizer=tokenizer,
-        max_seq_length=record.get("max_seq_length"),  # not in what earlier versions wrote
+        generator_tokenizer=of_generator,
+        generation=record.get("generation", {}),
+        max_seq_length=record.get("max_seq_length"),
     )
 
 
@@ -121,6 +137,12 @@ def gin_files(model: Model) -> dict[str, str]:
         )
     if model.span_reader is not None:
         files["span_reader.gin"] = _gin_text("span_reader", model.span_reader)
+    if model.generator is not None:
+        files["generator.gin"] = (
+            _HEADER.format(learner="generator", where="as every run file has it")
+            + "from realm_jax.models import encoder_decoder\n\n"
+            + _block("encoder_decoder.EncoderDecoderConfig", model.generator)
+        )
     return files
 
 

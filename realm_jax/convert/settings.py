@@ -1,7 +1,7 @@
 """config.json of the Hugging Face classes, and the configurations here."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from realm_jax.models import RetrieverConfig, SpanReaderConfig, TransformerConfig
@@ -23,19 +23,8 @@ def encoder_config(settings: Settings) -> TransformerConfig:
     Raises:
       ValueError: a size that is not there, an activation or a kind of positions that is not here.
     """
-    lacking = [name for name in _SIZES if type(settings.get(name)) is not int or settings[name] < 1]
-    if lacking:
-        raise ValueError(f"config.json has no whole number above 0 for {', '.join(lacking)}; expected those of a BERT")
-    if settings["num_hidden_layers"] > _MAX_LAYERS:
-        raise ValueError(
-            f"config.json has num_hidden_layers={settings['num_hidden_layers']}, expected at most {_MAX_LAYERS}"
-        )
-    for name, value in _FIXED.items():
-        if settings.get(name, value) != value:
-            raise ValueError(f"config.json has {name}={settings[name]!r}; only {value!r} is computed here")
-    activation = settings.get("hidden_act", "gelu")
-    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
-        raise ValueError(f"config.json has hidden_act={activation!r}, valid: {', '.join(_ACTIVATIONS)}")
+    check_sizes(settings, _SIZES, "a BERT", ("num_hidden_layers",))
+    check_fixed(settings, _FIXED)
     return TransformerConfig(
         vocab_size=settings["vocab_size"],
         hidden_size=settings["hidden_size"],
@@ -44,15 +33,57 @@ def encoder_config(settings: Settings) -> TransformerConfig:
         intermediate_size=settings["intermediate_size"],
         max_length=settings.get("max_position_embeddings", 512),
         num_segments=settings.get("type_vocab_size", 2),
-        activation=_ACTIVATIONS[activation],
-        dropout_rate=_number(settings, "hidden_dropout_prob", 0.1),
-        attention_dropout_rate=_number(settings, "attention_probs_dropout_prob", 0.1),
-        layer_norm_eps=_number(settings, "layer_norm_eps", 1e-12),
-        initializer_range=_number(settings, "initializer_range", 0.02),
+        activation=activation(settings, "hidden_act"),
+        dropout_rate=number(settings, "hidden_dropout_prob", 0.1),
+        attention_dropout_rate=number(settings, "attention_probs_dropout_prob", 0.1),
+        layer_norm_eps=number(settings, "layer_norm_eps", 1e-12),
+        initializer_range=number(settings, "initializer_range", 0.02),
     )
 
 
-def _number(settings: Settings, name: str, default: float) -> float:
+def check_sizes(settings: Settings, names: Sequence[str], kind: str, layers: Sequence[str]) -> None:
+    """Refuses settings without the sizes that are named, or with absurdly many layers.
+
+    Raises:
+      ValueError: naming them.
+    """
+    lacking = [name for name in names if type(settings.get(name)) is not int or settings[name] < 1]
+    if lacking:
+        raise ValueError(f"config.json has no whole number above 0 for {', '.join(lacking)}; expected those of {kind}")
+    for name in layers:
+        if settings[name] > _MAX_LAYERS:
+            raise ValueError(f"config.json has {name}={settings[name]}, expected at most {_MAX_LAYERS}")
+
+
+def check_fixed(settings: Settings, fixed: Settings) -> None:
+    """Refuses settings of which one value alone is computed here; what is not said has it.
+
+    Raises:
+      ValueError: naming setting and value.
+    """
+    for name, value in fixed.items():
+        if settings.get(name, value) != value:
+            raise ValueError(f"config.json has {name}={settings[name]!r}; only {value!r} is computed here")
+
+
+def activation(settings: Settings, name: str) -> str:
+    """The activation that a setting names; GELU where it names none.
+
+    Raises:
+      ValueError: for one that is not here.
+    """
+    said = settings.get(name, "gelu")
+    if not isinstance(said, str) or said not in _ACTIVATIONS:
+        raise ValueError(f"config.json has {name}={said!r}, valid: {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[said]
+
+
+def number(settings: Settings, name: str, default: float) -> float:
+    """A setting that is a number.
+
+    Raises:
+      ValueError: for one that is none, or absurd.
+    """
     value = settings.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e6:
         raise ValueError(f"config.json has {name}={value!r}, expected a number such as {default}")
@@ -71,7 +102,7 @@ def span_reader_config(settings: Settings) -> SpanReaderConfig:
         encoder_config(settings),
         span_hidden_size=settings.get("span_hidden_size", 256),
         max_span_width=settings.get("max_span_width", 10),
-        span_layer_norm_eps=_number(settings, "reader_layer_norm_eps", 1e-3),
+        span_layer_norm_eps=number(settings, "reader_layer_norm_eps", 1e-3),
     )
 
 

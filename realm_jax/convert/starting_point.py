@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from realm_jax.convert.hugging_face import Model
+from realm_jax.convert.model import Model
 from realm_jax.models import KnowledgeEncoder, Retriever, RetrieverConfig, SpanReader, SpanReaderConfig
 from realm_jax.training.snapshots import flatten_params, nest_params
 
@@ -69,8 +69,9 @@ def with_span_reader(model: Model, seed: int = 0) -> Model:
 
 
 def with_document_encoder(model: Model, documents: Model | None = None) -> Model:
-    """Unties the retriever of RealmForOpenQA, whose embedder embeds questions alone: fine-tuning moved it away from the one
-    that made the documents' embeddings (REALM, arXiv:2002.08909, section 4.3: the document side stays as it was pre-trained).
+    """Unties the retriever of RealmForOpenQA or RAG, whose embedder embeds questions alone: fine-tuning moved it away from the one
+    that made the documents' embeddings (REALM, arXiv:2002.08909, section 4.3: the document side stays as it was pre-trained; RAG,
+    arXiv:2005.11401, section 2.4: so does the document encoder and the index). DPR has two from the beginning.
 
     Args:
       model: with a tied retriever.
@@ -81,11 +82,11 @@ def with_document_encoder(model: Model, documents: Model | None = None) -> Model
       ValueError: the other model has no retriever, one of another shape, or reads the pieces of another vocabulary.
     """
     config = model.retriever
-    assert config is not None and config.tied, "RealmForOpenQA is read with a tied retriever"
+    assert config is not None and config.tied, "what embeds questions alone is read with a tied retriever"
     shared = model.params["retriever"]["shared_encoder"]
     encoder = shared
     if documents is not None:
-        _check_same_retriever(config, documents)
+        _check_same_retriever(config, documents, "RealmEmbedder" if config.projection_size else "DPRContextEncoder")
         own = documents.params["retriever"]
         encoder = own["shared_encoder" if "shared_encoder" in own else "document_encoder"]
         pieces = [one.tokenizer.fingerprint for one in (model, documents) if one.tokenizer is not None]
@@ -100,13 +101,13 @@ def with_document_encoder(model: Model, documents: Model | None = None) -> Model
 
 
 # What no embedding depends on.
-_ONLY_IN_TRAINING = ("dropout_rate", "attention_dropout_rate", "initializer_range")
+_ONLY_IN_TRAINING = ("dropout_rate", "attention_dropout_rate", "activation_dropout_rate", "initializer_range")
 
 
-def _check_same_retriever(config: RetrieverConfig, documents: Model) -> None:
+def _check_same_retriever(config: RetrieverConfig, documents: Model, expected: str) -> None:
     if documents.retriever is None:
         raise ValueError(
-            f"document_embedder is a {documents.architecture} without a retriever; name a RealmEmbedder, the one that the "
+            f"document_embedder is a {documents.architecture} without a retriever; name a {expected}, the one that the "
             "source was fine-tuned from"
         )
     ours, theirs = (
@@ -119,7 +120,7 @@ def _check_same_retriever(config: RetrieverConfig, documents: Model) -> None:
     ]
     if differing:
         raise ValueError(
-            f"document_embedder has {', '.join(differing)}; name the RealmEmbedder that the source was fine-tuned from"
+            f"document_embedder has {', '.join(differing)}; name the {expected} that the source was fine-tuned from"
         )
 
 

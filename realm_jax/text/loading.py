@@ -51,10 +51,19 @@ def load_generator_tokenizer(path: str | Path) -> GeneratorTokenizer:
     Raises:
       ValueError: as `load_tokenizer`.
     """
+    return as_generator_tokenizer(load_any_tokenizer(path))
+
+
+def load_any_tokenizer(path: str | Path) -> SentencePieceTokenizer | WordPieceTokenizer | ByteLevelTokenizer:
+    """Loads a corpus's or a generator's, each as it is.
+
+    Raises:
+      ValueError: as `load_tokenizer`.
+    """
     path = fetch(path)
     settings = _read_settings(path)
     if not _is_byte_level(path, settings):
-        return as_generator_tokenizer(load_tokenizer(path))
+        return load_tokenizer(path)
     tokenizer = ByteLevelTokenizer.from_files(
         path, settings.get("add_prefix_space", False), settings.get("clean_up", True)
     )

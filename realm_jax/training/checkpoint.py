@@ -9,7 +9,7 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -364,13 +364,19 @@ def checkpoint_identity(place: Place) -> Identity:
     return identity
 
 
-def check_tokenizer(run: RunDir, tokenizer: str, step: int | None = None) -> None:
+def check_tokenizer(
+    run: RunDir,
+    tokenizer: str,
+    step: int | None = None,
+    kind: Literal["tokenizer", "generator_tokenizer"] = "tokenizer",
+) -> None:
     """Refuses a checkpoint that was trained on other pieces than those of a corpus: its embeddings mean other words.
 
     Args:
       run: with checkpoints; without any nothing is refused here.
-      tokenizer: fingerprint of the corpus's.
+      tokenizer: fingerprint of the corpus's, or of the generator's.
       step: which checkpoint; none takes the newest.
+      kind: which of the two; a run that knows the other one alone, as a generator by itself, reads none of its pieces.
 
     Raises:
       ValueError: with both fingerprints and the remedy.
@@ -379,7 +385,9 @@ def check_tokenizer(run: RunDir, tokenizer: str, step: int | None = None) -> Non
     if not steps or (step is not None and step not in steps):
         return
     place = uploaded_checkpoints.readable(run.checkpoints) / str(steps[-1] if step is None else step)
-    check_same_pieces(place, str(checkpoint_identity(place).get("tokenizer")), tokenizer)
+    identity = checkpoint_identity(place)
+    if kind in identity or not {"tokenizer", "generator_tokenizer"} & identity.keys():
+        check_same_pieces(place, str(identity.get(kind)), tokenizer)
 
 
 def list_checkpoints(run: RunDir) -> list[int]:

@@ -392,10 +392,10 @@ def _warm_start(params: Params, run_dirs: tuple[str, ...], task: Task) -> Params
     Raises:
       ValueError: a run without a learner of this task, with other shapes, or trained on the pieces of another tokenizer.
     """
-    tokenizer = task.data.get("tokenizer")
     for run_dir in run_dirs:
-        if tokenizer is not None:
-            check_tokenizer(RunDir.of(run_dir), tokenizer)
+        for kind in ("tokenizer", "generator_tokenizer"):
+            if kind in task.data:
+                check_tokenizer(RunDir.of(run_dir), task.data[kind], kind=kind)
         step, loaded = load_params(RunDir.of(run_dir))
         found = task.adopt(loaded)
         shared = [name for name in params if name in found]

@@ -14,11 +14,11 @@ from realm_jax import losses
 from realm_jax.answering.answer import Answer
 from realm_jax.answering.answerer import Answerer
 from realm_jax.answering.documents import CorpusDocuments
-from realm_jax.convert import Model
+from realm_jax.convert import Model, rag
 from realm_jax.convert.hugging_face import bert_knowledge_encoder_layout, bert_retriever_layout, realm_layout
 from realm_jax.convert.layout import Layout, spread
 from realm_jax.data.questions import Question
-from realm_jax.models import KnowledgeEncoder, Retriever, SpanReader, Transformer, span_bounds
+from realm_jax.models import EncoderDecoder, KnowledgeEncoder, Retriever, SpanReader, Transformer, span_bounds
 from realm_jax.retrieval.exact import ExactIndex
 from realm_jax.tasks.open_qa import open_qa_loss
 from tests.convert.retrieved import corpus_of, join
@@ -60,7 +60,10 @@ def check(case: Case, model: Model) -> None:
     for name, value in expected.items():
         close(computed.outputs[name], value, OUTPUTS, name)
     gradients = case.named("grad/")
-    repeated = {name for name in gradients if "predictions.decoder" in name or name.startswith("query_embedder.")}
+    repeated = {
+        name for name in gradients
+        if "predictions.decoder" in name or name.startswith("query_embedder.") or name.endswith(("embed_tokens.weight", "lm_head.weight"))
+    }  # fmt: skip
     learns = float(case.arrays["out/loss"]) != 0  # where no answer is among the documents, neither side has a gradient
     assert set(computed.gradients) <= set(gradients) or not learns, "gradients that the other side has not"
     assert set(gradients) - set(computed.gradients) <= repeated, "gradients that we have not"
@@ -92,11 +95,14 @@ def compute(case: Case, model: Model) -> Computed:
     if name in ("BertForMaskedLM", "BertForPreTraining"):
         return _bert_lm(case, model)
     run = {"RealmEmbedder": _embedder, "RealmScorer": _scorer, "RealmKnowledgeAugEncoder": _encoder, "RealmReader": _reader,
-           "RealmForOpenQA": _open_qa}[name]  # fmt: skip
+           "RealmForOpenQA": _open_qa, **dict.fromkeys(rag.DPR_CLASSES, _dpr), **dict.fromkeys(rag.BART_CLASSES, _bart),
+           **dict.fromkeys(rag.RAG_CLASSES, _rag)}[name]  # fmt: skip
     return run(case, model)
 
 
 def layout_of(model: Model) -> Layout:
+    if model.architecture in rag.CLASSES:
+        return rag.outgoing(model.architecture, model, "shared_encoder")[0]
     return realm_layout(model.architecture, model.retriever, model.knowledge_encoder, model.span_reader)
 
 
@@ -311,3 +317,61 @@ def _place_of(answer: Answer, found: np.ndarray, tokenizer: Any, query_len: int)
     (end,) = np.flatnonzero(offsets[:, 1] == document.best_span.end)
     (block,) = np.flatnonzero(found == document.document)
     return {"block_idx": block, "start": query_len + start[None], "end": query_len + end[None]}
+
+
+def _dpr(case: Case, model: Model) -> Computed:
+    ids, mask, segments, cotangent = case.given("input_ids", "attention_mask", "token_type_ids", "cotangent")
+
+    def loss(params):
+        own = {"params": params["retriever"]}
+        embeds = Retriever(model.retriever).apply(own, ids, segments, mask > 0, method="embed_queries")
+        return (embeds * cotangent).sum(), {"pooled": embeds}
+
+    outputs, gradients, _ = _differentiate(loss, model, layout_of(model))
+    return Computed(outputs, gradients, {})
+
+
+def _label_log_probs(logits: Any, labels: Any) -> Any:
+    return jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1)[..., 0].sum(axis=-1)
+
+
+def _bart(case: Case, model: Model) -> Computed:
+    ids, mask, targets, labels = case.given("input_ids", "attention_mask", "decoder_input_ids", "labels")
+
+    def loss(params):
+        generator, own = EncoderDecoder(model.generator), {"params": params["generator"]}
+        hidden = generator.apply(own, ids, mask > 0, method="encode")
+        logits = generator.apply(own, targets, hidden, mask > 0, method="decode")
+        return -_label_log_probs(logits, labels).mean(), {"hidden": hidden, "logits": logits}
+
+    outputs, gradients, _ = _differentiate(loss, model, layout_of(model))
+    outputs["hidden"] = _as_theirs(outputs["hidden"], case, "hidden", mask)
+    return Computed(outputs, _without_bias(gradients), {})
+
+
+def _rag(case: Case, model: Model) -> Computed:
+    ids, mask, embeds, labels, sources, source_mask, targets = case.given(
+        "input_ids", "attention_mask", "embeds", "labels", "context_ids", "context_mask", "decoder_input_ids"
+    )
+    batch, candidates, _ = embeds.shape
+
+    def loss(params):
+        own = {"params": params["retriever"]}
+        query = Retriever(model.retriever).apply(own, ids, ids * 0, mask > 0, method="embed_queries")
+        scores = jnp.einsum("be,bke->bk", query, embeds)
+        every = jnp.repeat(targets, candidates, axis=0)
+        logits = EncoderDecoder(model.generator).apply({"params": params["generator"]}, sources, source_mask > 0, every)
+        logits = logits.reshape(batch, candidates, *logits.shape[1:])
+        likelihoods = _label_log_probs(logits, jnp.repeat(labels[:, None], candidates, axis=1))
+        total = jax.nn.logsumexp(jax.nn.log_softmax(scores) + likelihoods, axis=-1)
+        return -total.mean(), {"query": query, "scores": scores, "logits": logits}
+
+    outputs, gradients, _ = _differentiate(loss, model, layout_of(model))
+    return Computed(outputs, _without_bias(gradients), {})
+
+
+def _without_bias(gradients: dict[str, Any]) -> dict[str, Any]:
+    """The output's bias is no parameter there, and has no gradient here."""
+    for name in [name for name in gradients if name.endswith("final_logits_bias")]:
+        assert not gradients.pop(name).any()
+    return gradients

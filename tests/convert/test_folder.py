@@ -12,7 +12,8 @@ import pytest
 import safetensors.numpy
 
 from realm_jax.convert import load_hugging_face
-from realm_jax.convert.folder import find_folder, read_tokenizer
+from realm_jax.convert.folder import find_folder
+from realm_jax.convert.tokenizer_files import read_tokenizer
 from tests.convert.extras import needs_package
 from tests.convert.made import VOCAB, change, golden_folder, sentence_transformer
 

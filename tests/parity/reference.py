@@ -59,7 +59,7 @@ def shaken(model: torch.nn.Module, generator: torch.Generator) -> torch.nn.Modul
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             scale = 0.2 if parameter.ndim < 2 else 0.5 / parameter.shape[1] ** 0.5
-            ones = "LayerNorm.weight" in name or "layer_normalization.weight" in name
+            ones = "norm" in name.lower() and name.endswith(".weight")
             parameter.copy_(noise * (1.0 if "embeddings" in name and parameter.ndim == 2 else scale) + float(ones))
     return model.eval()
 
@@ -233,6 +233,114 @@ def run_open_qa(config, shape, g, folder):
     return model.eval(), arrays, said
 
 
+def bart_config_of(sizes: dict) -> models.bart.BartConfig:
+    """A BART of about these sizes; the odd one scales its embeddings, and its halves differ."""
+    hidden, layers, heads = sizes["hidden_size"], sizes["num_hidden_layers"], sizes["num_attention_heads"]
+    odd = sizes is ODD
+    return models.bart.BartConfig(
+        vocab_size=sizes["vocab_size"] + 3, d_model=hidden, encoder_layers=layers, decoder_layers=layers + 1 if odd else layers,
+        encoder_attention_heads=heads, decoder_attention_heads=1 if odd else heads, encoder_ffn_dim=sizes["intermediate_size"],
+        decoder_ffn_dim=sizes["intermediate_size"] + 2 * odd, max_position_embeddings=sizes["max_position_embeddings"] + 7,
+        activation_function=sizes.get("hidden_act", "gelu_new"), scale_embedding=odd, attention_dropout=0.1,
+        forced_bos_token_id=0 if odd else None, num_beams=3, no_repeat_ngram_size=2, length_penalty=0.5, max_length=17,
+    )  # fmt: skip
+
+
+def dpr_config_of(sizes: dict) -> models.dpr.DPRConfig:
+    own = bert_config_of({"hidden_act": "gelu_new", **sizes}).to_diff_dict()
+    return models.dpr.DPRConfig(**{name: value for name, value in own.items() if name != "model_type"})
+
+
+def generator_of(config, g, cls=models.bart.BartForConditionalGeneration):
+    model = shaken(cls(config), g)
+    if cls is models.bart.BartForConditionalGeneration:
+        model.final_logits_bias.copy_(torch.randn(model.final_logits_bias.shape, generator=g))
+    return model
+
+
+def without_pad(ids: torch.Tensor) -> torch.Tensor:
+    """BART's tables have no gradient at the row of its padding, which no real token has."""
+    return torch.where(ids == 1, 5, ids)
+
+
+def sources_and_targets(g, vocab: int, rows: int, length: int, padding: bool, targets: int) -> dict[str, torch.Tensor]:
+    inputs = tokens(g, vocab, rows, length, padding=padding)
+    ids, labels = torch.randint(2, vocab, (2, targets, max(2, length - 4)), generator=g)
+    ids[:, 0] = 2
+    return {"input_ids": without_pad(inputs["input_ids"]), "attention_mask": inputs["attention_mask"],
+            "decoder_input_ids": ids, "labels": labels}  # fmt: skip
+
+
+def label_log_probs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return logits.log_softmax(-1).gather(-1, labels[..., None])[..., 0].sum(-1)
+
+
+def run_bart(cls):
+    def run(config, shape, g):
+        batch, _, length, padding = shape
+        config = bart_config_of(config)
+        case = Case(generator_of(config, g, cls))
+        given = sources_and_targets(g, config.vocab_size, batch, length, padding, batch)
+        case.inputs(**given)
+        labels = given.pop("labels")
+        out = case.model(**given, use_cache=False)
+        logits = out.logits if "logits" in out else out.last_hidden_state @ case.model.shared.weight.T
+        loss = -label_log_probs(logits, labels).mean()
+        return case.model, case.finish(loss, hidden=out.encoder_last_hidden_state, logits=logits)
+
+    return run
+
+
+def run_dpr(cls):
+    def run(config, shape, g):
+        batch, _, length, padding = shape
+        config = dpr_config_of(config)
+        case = Case(shaken(cls(config), g))
+        inputs = tokens(g, config.vocab_size, batch, length, padding=padding)
+        cotangent = torch.randn(batch, config.hidden_size, generator=g)
+        case.inputs(**inputs, cotangent=cotangent)
+        pooled = case.model(**inputs).pooler_output
+        return case.model, case.finish((pooled * cotangent).sum(), pooled=pooled)
+
+    return run
+
+
+def run_rag(cls):
+    """A question, documents with their embeddings, and the likelihood of a target marginalised over whole sequences."""
+
+    def run(config, shape, g):
+        batch, candidates, length, padding = shape
+        question, generator = dpr_config_of(config), bart_config_of(config)
+        config = models.rag.RagConfig.from_question_encoder_generator_configs(
+            question,
+            generator,
+            n_docs=candidates,
+            max_combined_length=length,
+            retrieval_vector_size=question.hidden_size,
+        )
+        encoder = shaken(models.dpr.DPRQuestionEncoder(question), g)
+        case = Case(cls(config, question_encoder=encoder, generator=generator_of(generator, g)).eval())
+        inputs = tokens(g, question.vocab_size, batch, length - 2, padding=padding)
+        embeds = torch.randn(batch, candidates, question.hidden_size, generator=g)
+        given = sources_and_targets(g, generator.vocab_size, batch * candidates, length, padding, batch)
+        labels = given["labels"]
+        case.inputs(**inputs, embeds=embeds, labels=labels, context_ids=given["input_ids"],
+                    context_mask=given["attention_mask"], decoder_input_ids=given["decoder_input_ids"])  # fmt: skip
+        own = case.model if cls is models.rag.RagModel else case.model.rag
+        query = own.question_encoder(inputs["input_ids"], attention_mask=inputs["attention_mask"], return_dict=True)
+        scores = torch.einsum("be,bke->bk", query.pooler_output, embeds)
+        out = case.model(
+            context_input_ids=given["input_ids"], context_attention_mask=given["attention_mask"], doc_scores=scores,
+            decoder_input_ids=given["decoder_input_ids"], n_docs=candidates, use_cache=False,
+        )  # fmt: skip
+        logits = out.logits.reshape(batch, candidates, *out.logits.shape[1:])
+        likelihoods = label_log_probs(logits, labels[:, None].expand(-1, candidates, -1))
+        loss = -(scores.log_softmax(-1) + likelihoods).logsumexp(-1).mean()
+        return case.model, case.finish(loss, query=query.pooler_output, scores=scores, logits=logits)
+
+    return run
+
+
 # RealmRetriever alone: answers inside longer words, answers wider than a span, more than once, unknown, beyond the cut.
 RETRIEVED = {
     "vocab": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "##s", "##er", "##ed", "(", ")", ",", "'", "?", "1066"],
@@ -286,7 +394,17 @@ RUNNERS = {
     "RealmScorer-untied": run_scorer(True),
     "RealmKnowledgeAugEncoder": run_encoder,
     "RealmReader": run_reader,
+    "DPRQuestionEncoder": run_dpr(models.dpr.DPRQuestionEncoder),
+    "DPRContextEncoder": run_dpr(models.dpr.DPRContextEncoder),
+    "BartModel": run_bart(models.bart.BartModel),
+    "BartForConditionalGeneration": run_bart(models.bart.BartForConditionalGeneration),
+    "RagModel": run_rag(models.rag.RagModel),
+    "RagSequenceForGeneration": run_rag(models.rag.RagSequenceForGeneration),
+    "RagTokenForGeneration": run_rag(models.rag.RagTokenForGeneration),
 }
+NAMES = [*[name for name in RUNNERS if name.startswith(("Bert", "Realm"))], "RealmForOpenQA",
+         *[name for name in RUNNERS if not name.startswith(("Bert", "Realm"))]]  # fmt: skip
+NOT_GOLDEN = ("RagModel", "RagTokenForGeneration")
 
 
 def make(name: str, sizes: dict, shape: tuple, folder: Path, seed: int):
@@ -298,7 +416,7 @@ def make(name: str, sizes: dict, shape: tuple, folder: Path, seed: int):
 
 
 def write_models(folder: Path) -> None:
-    for number, name in enumerate([*RUNNERS, "RealmForOpenQA"]):
+    for number, name in enumerate(NAMES):
         for size, sizes in {"tiny": TINY, "odd": ODD, "wide": WIDE}.items():
             for kind, shape in SHAPES.items():
                 if (size, kind) not in [
@@ -321,7 +439,9 @@ def write_models(folder: Path) -> None:
 
 def write_golden(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for number, name in enumerate([*RUNNERS, "RealmForOpenQA"]):
+    for number, name in enumerate(NAMES):
+        if name in NOT_GOLDEN:
+            continue
         scratch = folder / "scratch"
         model, arrays, said = make(name, TINY, SHAPES["padded"], scratch, ROOT_SEED + number)
         tensors = {f"model/{key}": value.clone() for key, value in model.state_dict().items()}
@@ -355,7 +475,7 @@ def write_tokenizers(vocab: Path, texts: Path, out: Path) -> None:
 def load(folder: Path, out: Path) -> None:
     """What a folder written by realm_jax is to the Hugging Face classes: missing and unexpected tensors, and outputs."""
     name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
-    cls = getattr(models.realm if name.startswith("Realm") else models.bert, name)
+    cls = getattr(transformers, name)
     given = {}
     if name == "RealmScorer" and "query_embedder.cls.dense.bias" in load_file(folder / "model.safetensors"):
         given["query_embedder"] = models.realm.RealmEmbedder(models.realm.RealmConfig.from_pretrained(folder))
