@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -11,14 +12,20 @@ from collections.abc import Callable
 
 from gcloud import CONNECTION_LOST, Gcloud
 
-MARK = "| "  # before each line of the launcher, by which it is told from what gcloud and ssh say
+LINE = re.compile(r"(\d+)\| (.*)")  # of the launcher, with its number; what else comes is said by gcloud and ssh
+ENDED = re.compile(r"ended (\d+)")  # the launcher, with this exit status
 MAX_LOST = 5  # connections in a row without a line
 LOST_SECS = 3.0  # after the first lost connection; longer after each further one
 LAST_SECS = 5.0  # for what was said last
 
 
 class Follower:
-    """One machine's output from a line on, and in the end the exit status of its launcher."""
+    """One machine's output from a line on, and in the end the exit status of its launcher.
+
+    gcloud repeats a command up to ten times by itself when the connection breaks, from the line that it was first given:
+    what has been seen is told by the numbers of the lines. Only the other end says how the launcher ended: gcloud's own exit
+    status is also 1 where it could not ask Google for the machine's address.
+    """
 
     def __init__(self, gcloud: Gcloud, name: str, worker: int, command: str, num_lines: int = 0):
         """Args:
@@ -49,21 +56,28 @@ class Follower:
         if ended is not None:
             self._reader.join(LAST_SECS)
         while self._new:
-            line = self._new.popleft()
-            self.last_lines.append(line.removeprefix(MARK))
-            if line.startswith(MARK):
-                self.num_lines, self._lost = self.num_lines + 1, 0
-                if show is not None:
-                    show(line.removeprefix(MARK))
-        if ended is None:
+            self._take(self._new.popleft(), show)
+        if ended is None or self.status is not None:
             return
-        if ended != CONNECTION_LOST or self._lost == MAX_LOST:
-            self.status = ended
+        if self._lost == MAX_LOST:
+            self.status = CONNECTION_LOST
         elif not self._again_at:
             self._lost += 1
             self._again_at = time.monotonic() + self._lost * LOST_SECS
         elif time.monotonic() >= self._again_at:
             self._connect()
+
+    def _take(self, said: str, show: Callable[[str], None] | None) -> None:
+        line, end = LINE.fullmatch(said), ENDED.fullmatch(said)
+        if end is not None:
+            self.status = int(end[1])
+        elif line is None:
+            self.last_lines.append(said)
+        elif int(line[1]) > self.num_lines:
+            self.num_lines, self._lost = int(line[1]), 0
+            self.last_lines.append(line[2])
+            if show is not None:
+                show(line[2])
 
     def close(self) -> None:
         with contextlib.suppress(ProcessLookupError):  # it has ended

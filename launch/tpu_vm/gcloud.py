@@ -4,7 +4,6 @@ Source: Google's reference of `gcloud compute tpus tpu-vm` and `gcloud compute t
 """
 
 import json
-import re
 import shlex
 import subprocess
 import sys
@@ -12,12 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+OLDER_RUNTIME_VERSION = "tpu-ubuntu2204-base"
 RUNTIME_VERSIONS = {
+    "v2": OLDER_RUNTIME_VERSION,
+    "v3": OLDER_RUNTIME_VERSION,
+    "v4": OLDER_RUNTIME_VERSION,
     "v5litepod": "v2-alpha-tpuv5-lite",
     "v5p": "v2-alpha-tpuv5",
     "v6e": "v2-alpha-tpuv6e",
 }
-OLDER_RUNTIME_VERSION = "tpu-ubuntu2204-base"  # v2 to v4
 CONNECTION_LOST = 255  # ssh's own exit status, and gcloud's with it
 FOR_GOOD = (
     "PERMISSION_DENIED",
@@ -26,6 +28,23 @@ FOR_GOOD = (
     "auth login",
     "has not been used in project",
     "required property",
+    "not properly specified",
+)
+PASSING = (  # what the network here and the services there say on a bad day
+    "ConnectionError",
+    "TransportError",
+    "ServerNotFoundError",
+    "Max retries exceeded",
+    "ailed to resolve",
+    "Network is unreachable",
+    "Connection reset",
+    "Connection aborted",
+    "imed out",
+    "HTTPError 5",
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "Internal error",
+    "INTERNAL",
 )
 LOOK_TIMEOUT_SECS, STOP_TIMEOUT_SECS, RUN_TIMEOUT_SECS = 120.0, 240.0, 3600.0
 # no question about a key that is not there yet, and an end to a connection whose other end is gone
@@ -33,11 +52,24 @@ SSH_FLAGS = ("--quiet", "--ssh-flag=-oServerAliveInterval=30", "--ssh-flag=-oSer
 
 
 class GcloudFailed(Exception):  # noqa: N818 - reads as what it says
-    """A command that did not do what it was told, with gcloud's words."""
+    """A command that did not do what it was told, with gcloud's words.
+
+    Attributes:
+      said: these words alone.
+    """
+
+    def __init__(self, message: str, said: str = ""):
+        super().__init__(message)
+        self.said = said
 
 
 class GcloudUnreachable(GcloudFailed):
-    """A question that Google did not answer: the network here, or the service there. It may be asked again."""
+    """A question that was not answered, and may be asked again."""
+
+    @property
+    def is_passing(self) -> bool:
+        """Whether this is known to pass: the network here, or the service there."""
+        return any(word in self.said for word in PASSING)
 
 
 class Node(NamedTuple):
@@ -49,7 +81,7 @@ class Node(NamedTuple):
 
 def runtime_version(accelerator_type: str) -> str:
     """The machine image that Google names for a TPU, such as v5litepod-8."""
-    return RUNTIME_VERSIONS.get(accelerator_type.split("-")[0], OLDER_RUNTIME_VERSION)
+    return RUNTIME_VERSIONS[accelerator_type.split("-")[0]]
 
 
 def workers_of(accelerator_type: str) -> int:
@@ -59,11 +91,18 @@ def workers_of(accelerator_type: str) -> int:
 
     >>> [workers_of(name) for name in ("v3-8", "v4-32", "v5litepod-8", "v5litepod-16", "v6e-64", "v5p-8")]
     [1, 4, 1, 4, 16, 1]
+
+    Raises:
+      ValueError: a name that Google does not have.
     """
-    found = re.fullmatch(r"(v\w+?)-(\d+)", accelerator_type)
-    if found is None:
-        raise ValueError(f"expected an accelerator type such as v5litepod-8 or v4-32, got {accelerator_type!r}")
-    kind, size = found[1], int(found[2])
+    kind, _, size_text = accelerator_type.partition("-")
+    if kind not in RUNTIME_VERSIONS or not size_text.isdecimal():
+        remedy = f"; Google calls it v5litepod-{size_text or 8}" if kind in ("v5e", "v5lite", "v5") else ""
+        raise ValueError(
+            f"expected an accelerator type such as v5litepod-8 or v4-32, of {', '.join(RUNTIME_VERSIONS)}, "
+            f"got {accelerator_type!r}{remedy}"
+        )
+    size = int(size_text)
     if kind in ("v5litepod", "v6e"):
         return 1 if size <= 8 else size // 4
     return max(1, size // 8)
@@ -171,10 +210,10 @@ class Gcloud:
         done = _completed(command, LOOK_TIMEOUT_SECS)
         if done.returncode == 0:
             return json.loads(done.stdout)
-        if "NOT_FOUND" in done.stderr or "not found" in done.stderr:
+        if "NOT_FOUND" in done.stderr:
             return None
         failed = GcloudFailed if any(word in done.stderr for word in FOR_GOOD) else GcloudUnreachable
-        raise failed(_words(command, done.stderr))
+        raise failed(_words(command, done.stderr or f"exit status {done.returncode}"), done.stderr)
 
     def _run(self, group: str, verb: str, *arguments: str) -> None:
         self._execute(self._whole(group, verb, *arguments))
@@ -186,7 +225,8 @@ class Gcloud:
         print(f"$ {shlex.join(command)}", file=sys.stderr, flush=True)
         done = _completed(command, RUN_TIMEOUT_SECS)
         if done.returncode:
-            raise GcloudFailed(_words(command, done.stderr + done.stdout))
+            said = done.stderr + done.stdout
+            raise GcloudFailed(_words(command, said or f"exit status {done.returncode}"), said)
 
 
 def _completed(command: Sequence[str], timeout_secs: float) -> "subprocess.CompletedProcess[str]":
@@ -197,7 +237,8 @@ def _completed(command: Sequence[str], timeout_secs: float) -> "subprocess.Compl
             "gcloud is not installed; see https://cloud.google.com/sdk/docs/install, then `gcloud auth login`"
         ) from error
     except subprocess.TimeoutExpired as error:
-        raise GcloudUnreachable(_words(command, f"no answer in {timeout_secs:.0f} s")) from error
+        said = f"timed out: no answer in {timeout_secs:.0f} s"
+        raise GcloudUnreachable(_words(command, said), said) from error
 
 
 def _words(command: Sequence[str], said: str) -> str:

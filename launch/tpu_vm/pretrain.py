@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT / "launch"))
 from gcloud import Gcloud, GcloudFailed, workers_of  # noqa: E402 - beside this script
 from processes import Stopped, StopSignals  # noqa: E402
 from recipes import recipes  # noqa: E402
-from supervisor import ARCHIVE, WORKER, Asking, RunFailed, Slice, Supervisor, note, remove  # noqa: E402
+from supervisor import ABSENT, ARCHIVE, WORKER, Asking, RunFailed, Slice, Supervisor, note, remove  # noqa: E402
 
 PASSED_ON = ("--corpus", "--recipe", "--embedder", "--trainer_devices", "--embedder_devices", "--log_dir")
 EMBED_AGAIN_SECS = 60.0  # after a slice that embeds has failed
@@ -115,8 +115,10 @@ def pretrain(settings: Settings) -> int:
     finally:
         for embedder in embedders:
             embedder.end()
-        names = ", ".join(own.name for own in settings.slices)
-        note(f"still there, at a cost: {names}; the same command with --delete (make tpu-delete) ends that")
+        known = [trainer, *(embedder.supervisor for embedder in embedders)]
+        names = ", ".join(one.slice.name for one in known if one.known not in (None, ABSENT))
+        if names:
+            note(f"still there, at a cost: {names}; the same command with --delete (make tpu-delete) ends that")
 
 
 def dry_run(settings: Settings, gcloud: Gcloud) -> int:

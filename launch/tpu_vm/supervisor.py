@@ -1,6 +1,7 @@
 """Keeps a TPU VM at its work: asked for, installed, started, followed, and again when it is taken away."""
 
 import dataclasses
+import re
 import shlex
 import subprocess
 import sys
@@ -26,13 +27,22 @@ INSTALL = (  # what runs is never replaced
 )
 GONE = ("PREEMPTED", "TERMINATED")  # is not coming back under this name, which must be freed
 ABSENT, UNREACHABLE = "absent", "unreachable"
-RUNNING, DONE = 0, 10  # exit statuses of `worker.sh running`; another: nothing, or what has failed
+RUNNING, DONE, NEITHER, NEW = (
+    0,
+    10,
+    11,
+    127,
+)  # of `worker.sh running`, and where it is not there; others are gcloud's own
 NOT_UNDERSTOOD, PREEMPTED = 2, 143  # of launch/local.py
 LOOK_SECS = 1.0  # between two looks at the output
 STATE_SECS, WAIT_SECS = 60.0, 15.0  # at the TPU VM, and at one that is being made or out of reach
 FAILED_SECS = 15.0  # before the first start after a failure; twice as long before each further one
 HEALTHY_SECS = 900.0  # a run that lived so long has nothing to do with the failures before it
 CAPACITY_TIMEOUT_SECS = 24 * 3600.0
+MAX_STRANGE = 5  # looks in a row that fail in a way that is not known to pass
+NO_CAPACITY = ("RESOURCE_EXHAUSTED", "no more capacity", "Internal error")
+QUOTA = re.compile(r"\bquota\b|\blimit\b", re.IGNORECASE)  # what the project may have, which no waiting changes
+PER_MINUTE = re.compile(r"per (minute|100 seconds)", re.IGNORECASE)  # a quota of questions, which comes back
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +103,8 @@ class Supervisor:
         self.asking, self.slice, self.gcloud = asking, own, gcloud
         self.check_signals, self.shows = check_signals, shows
         self.num_workers = workers_of(own.accelerator_type)
+        self.known: str | None = None  # the last state that gcloud told; None: none yet
+        self._unanswered = GcloudUnreachable("")
         self._seen: dict[int, int] = {}  # lines of each machine's output
 
     def run(self) -> None:
@@ -138,11 +150,14 @@ class Supervisor:
     def ensure(self) -> None:
         """Waits for the TPU VM, asking for one where there is none, or where it is gone."""
         name, asked_at = self.slice.name, time.monotonic()
-        told = ""
+        told, strange = "", 0
         while True:
             state = self.state()
             if state == "READY":
                 return
+            strange = strange + 1 if state == UNREACHABLE and not self._unanswered.is_passing else 0
+            if strange == MAX_STRANGE:
+                raise self._unanswered
             if state in GONE and self.slice.holds_its_run:
                 raise RunFailed(
                     f"{name} is {state}, and its run lay on it: delete it (--delete; make tpu-delete), and start with "
@@ -157,9 +172,12 @@ class Supervisor:
                 self._ask()
                 if self.asking.dry_run:
                     return
-            if told != state:
-                told = state
-                note(f"{name}: {'asked for' if state == ABSENT else state}")
+            says = {ABSENT: "asked for", UNREACHABLE: f"unreachable; asking again ({self._unanswered})"}.get(
+                state, state
+            )
+            if told != says:
+                told = says
+                note(f"{name}: {says}")
             if time.monotonic() - asked_at > CAPACITY_TIMEOUT_SECS:
                 raise RunFailed(f"{name} did not come in {CAPACITY_TIMEOUT_SECS / 3600:.0f} hours; it is {state}")
             self._pause(WAIT_SECS)
@@ -172,13 +190,14 @@ class Supervisor:
         """
         name = self.slice.name
         found = self._on_all(lambda worker: self.gcloud.ssh_status(name, worker, f"{WORKER} running"))
-        if CONNECTION_LOST in found:
-            raise GcloudFailed(f"machine {found.index(CONNECTION_LOST)} of {name} cannot be reached")
+        for worker, status in enumerate(found):
+            if status not in (RUNNING, DONE, NEITHER, NEW):
+                raise GcloudFailed(f"machine {worker} of {name} cannot be reached")
         at_work = RUNNING in found and not self.asking.dry_run
         if at_work:
             note(f"{name}: a run is at work there; following it")
         else:
-            note(f"{name}: installing on {self.num_workers} machines (some minutes the first time)")
+            note(f"{name}: installing on {machines(self.num_workers)} (some minutes the first time)")
             with tempfile.TemporaryDirectory() as folder:
                 archive = Path(ARCHIVE) if self.asking.dry_run else Path(folder) / ARCHIVE
                 if not self.asking.dry_run:
@@ -229,19 +248,24 @@ class Supervisor:
     def state(self) -> str:
         """The node's state; "absent": there is neither a node nor a request for one; "unreachable": gcloud cannot say."""
         try:
-            node = self.gcloud.describe(self.slice.name)
-            if node is not None:
-                self.num_workers = node.num_workers
-                return node.state
-            if not self.asking.queued:
-                return ABSENT
-            waiting = self.gcloud.queue_state(self.slice.name)
-            if waiting in ("FAILED", "SUSPENDED"):
-                self.gcloud.delete_queued(self.slice.name)
-                return ABSENT
-            return ABSENT if waiting is None else waiting
-        except GcloudUnreachable:
+            self.known = self._look()
+        except GcloudUnreachable as unanswered:
+            self._unanswered = unanswered
             return UNREACHABLE
+        return self.known
+
+    def _look(self) -> str:
+        node = self.gcloud.describe(self.slice.name)
+        if node is not None:
+            self.num_workers = node.num_workers
+            return node.state
+        if not self.asking.queued:
+            return ABSENT
+        waiting = self.gcloud.queue_state(self.slice.name)
+        if waiting in ("FAILED", "SUSPENDED"):
+            self.gcloud.delete_queued(self.slice.name)
+            return ABSENT
+        return ABSENT if waiting is None else waiting
 
     def remove(self) -> None:
         """Deletes the node, and the request that it came of, if there are such."""
@@ -253,10 +277,16 @@ class Supervisor:
         ask = self.gcloud.queue if asking.queued else self.gcloud.create
         try:
             ask(own.name, own.accelerator_type, version, asking.spot)
+            self.known = "asked for"
         except GcloudFailed as refused:
-            if not any(word in str(refused) for word in ("RESOURCE_EXHAUSTED", "no more capacity", "Internal error")):
+            if not any(word in refused.said for word in NO_CAPACITY):
                 raise
-            note(f"{own.name}: no capacity now; asking again ({str(refused).splitlines()[-1].strip()})")
+            if QUOTA.search(refused.said) and not PER_MINUTE.search(refused.said):
+                raise RunFailed(
+                    f"{own.name}: the project's quota does not allow for it, which waiting does not change; ask Google for more "
+                    f"(console, IAM & Admin, Quotas: TPU API), or take another type, zone or --spot\n{refused}"
+                ) from refused
+            note(f"{own.name}: no capacity now; asking again ({refused.said.strip().splitlines()[-1].strip()})")
 
     def _on_all(self, do: Callable[[int], Any]) -> list[Any]:
         """For each machine at the same time: the processes of a run wait for each other only so long."""
@@ -293,6 +323,10 @@ def pack(archive: Path) -> None:
     with tarfile.open(archive, "w:gz") as packed:
         for name in sorted({name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()}):
             packed.add(ROOT / name, name)
+
+
+def machines(count: int) -> str:
+    return "1 machine" if count == 1 else f"{count} machines"
 
 
 def note(text: str) -> None:

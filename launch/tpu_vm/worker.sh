@@ -3,8 +3,8 @@
 #
 #   worker.sh install           an environment with the tested versions and jax for TPUs, unless there is one
 #   worker.sh start ARGUMENT…   launch/local.py with these arguments, in the background, unless it runs already
-#   worker.sh running           by its exit status: 0 it runs, 10 it has ended well, 1 neither
-#   worker.sh follow [LINES]    its output after the first so many lines, each marked "| ", until it ends; then its exit status
+#   worker.sh running           by its exit status: 0 it runs, 10 it has ended well, 11 neither
+#   worker.sh follow [LINES]    its output after the first so many lines, each with its number ("17| ..."), and "ended STATUS"
 #   worker.sh stop              ends it with a checkpoint
 #
 # Output and exit status lie in ~/realm_jax_launcher. REALM_JAX_PYTHON names a Python that has all packages: nothing is
@@ -76,9 +76,11 @@ start() {
 follow() {
     if [ ! -f "$log" ]; then
         echo "nothing was started here" >&2
+        echo "ended 3"
         return 3
     fi
-    tail -n +$((${1:-0} + 1)) -f "$log" | sed -u 's/^/| /' &
+    # Numbered, since gcloud repeats this very command when the connection breaks: the reader drops what it has seen.
+    tail -n +1 -f "$log" | sed -u = | sed -u 'N;s/\n/| /' | sed -u "$((${1:-0} + 1)),\$!d" &
     local tailing=$!
     while running; do
         kill -0 "$tailing" 2>/dev/null || exit 255 # nobody reads any more
@@ -93,6 +95,7 @@ follow() {
     wait "$tailing" 2>/dev/null || true
     local ended
     ended=$(cat "$status" 2>/dev/null || echo 137) # none is left by one that was killed
+    echo "ended $ended"
     return "$ended"
 }
 
@@ -118,7 +121,7 @@ case ${1:-} in
     running)
         if running; then exit 0; fi
         if [ "$(cat "$status" 2>/dev/null)" = 0 ]; then exit 10; fi
-        exit 1
+        exit 11
         ;;
     *)
         sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2

@@ -3,7 +3,8 @@
 
 The cloud lies in $STAND_IN_CLOUD: NAME.json is what there is of a node, calls.jsonl what was asked. A node that a test
 pre-empts (`preempt`) loses its processes and its homes, and its connections break, or hang if there is a file `half_open`. With a file
-`no_network` nothing can be reached.
+`no_network` nothing can be reached. As gcloud does, it asks for the node first, and repeats a command whose connection broke, after
+$STAND_IN_RETRY_SECS.
 """
 
 import json
@@ -66,21 +67,37 @@ def preempt(name: str) -> None:
 
 def ready(name: str) -> dict[str, Any]:
     node = read(name)
-    if node is None or node["state"] != "READY" or (CLOUD / "no_network").exists():
-        print(f"ssh: connect to host {name}: Connection refused", file=sys.stderr)
-        sys.exit(CONNECTION_LOST)
+    if (CLOUD / "no_network").exists():
+        sys.exit("ERROR: gcloud crashed (TransportError): failed to resolve 'oauth2.googleapis.com'")
+    if node is None or node["state"] != "READY":
+        sys.exit(f"ERROR: the TPU VM {name} is in state {node and node['state']}")
     return node
 
 
 def ssh(name: str, worker: int, command: str) -> int:
+    """With gcloud's attempts (AttemptRunWithRetries of its command_lib/compute/tpus/tpu_vm/ssh.py)."""
     node = ready(name)
+    for attempt in range(10):
+        if attempt:
+            print("Retrying: SSH command error", file=sys.stderr, flush=True)
+            time.sleep(float(os.environ.get("STAND_IN_RETRY_SECS", "0.05")))
+        print(f"SSH: Attempting to connect to worker {worker}...", file=sys.stderr, flush=True)
+        if (CLOUD / "no_network").exists() or read(name) != node:
+            print(f"ssh: connect to host {name}: Connection refused", file=sys.stderr, flush=True)
+            continue
+        status = ssh_once(name, worker, command, node)
+        if status != CONNECTION_LOST:
+            return status
+    return CONNECTION_LOST
+
+
+def ssh_once(name: str, worker: int, command: str, node: dict[str, Any]) -> int:
     place = home(name, worker)
     place.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {
         "HOME": str(place), MARK: str(place.parent), "JAX_PROCESS_ID": str(worker), "JAX_NUM_PROCESSES": str(node["workers"]),
         "JAX_COORDINATOR_ADDRESS": os.environ.get("STAND_IN_COORDINATOR", ""),
     }  # fmt: skip
-    print(f"Using ssh batch size of 1.\nSSH: Attempting to connect to worker {worker}...", file=sys.stderr, flush=True)
     process = subprocess.Popen(["bash", "-c", command], cwd=place, env=environment, stdin=subprocess.DEVNULL)
     while process.poll() is None:
         if (read(name) != node and not (CLOUD / "half_open").exists()) or (CLOUD / "no_network").exists():

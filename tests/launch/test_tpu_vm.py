@@ -1,5 +1,6 @@
 """`make tpu-pretrain` against a stand-in gcloud: what is asked of it, in which order, and what becomes of a run."""
 
+import collections
 import json
 import os
 import re
@@ -168,8 +169,15 @@ def test_a_signal_on_another_machine_is_no_failure(pretrain, cloud, monkeypatch,
     assert len(started(cloud)) == 2
 
 
-def test_a_lost_network_is_waited_for_and_no_line_is_told_twice(pretrain, cloud, monkeypatch, capsys, tmp_path):
-    """Neither the machine nor gcloud can be reached for a while; what they say of that is not taken for the launcher's words."""
+@pytest.mark.parametrize("retry_secs", ["0.05", "0.5"])
+def test_a_lost_network_is_waited_for_and_no_line_is_told_twice(
+    pretrain, cloud, monkeypatch, capsys, tmp_path, retry_secs
+):
+    """Neither the machine nor gcloud can be reached for a while; what they say of that is not taken for the launcher's words.
+
+    gcloud gives up before the network is back, or repeats by itself the command that it was given first.
+    """
+    monkeypatch.setenv("STAND_IN_RETRY_SECS", retry_secs)
     ended = tmp_path / "may_end"
     monkeypatch.setenv("LAUNCHER", f"echo one; echo two; while [ ! -e {ended} ]; do sleep 0.05; done; echo three")
     monkeypatch.setattr(sys.modules["supervisor"], "WAIT_SECS", 0.3)
@@ -188,6 +196,19 @@ def test_a_lost_network_is_waited_for_and_no_line_is_told_twice(pretrain, cloud,
     assert pretrain.main(ONE) == 0
     thread.join()
     assert capsys.readouterr().out == "one\ntwo\nthree\n" and len(started(cloud)) == 1
+
+
+def test_lines_are_told_apart_by_their_numbers(pretrain):
+    """gcloud's second attempt begins where its first did; its exit status is not the launcher's."""
+    follower = sys.modules["follower"].Follower.__new__(sys.modules["follower"].Follower)
+    follower.num_lines, follower.status, follower._lost, follower.last_lines = 1, None, 3, collections.deque()
+    shown = []
+    for line in ("2| b", "Retrying: SSH command error", "2| b", "3| 7| c", "1| a", "4| "):
+        follower._take(line, shown.append)
+    assert shown == ["b", "7| c", ""] and (follower.num_lines, follower._lost, follower.status) == (4, 0, None)
+    assert list(follower.last_lines) == ["b", "Retrying: SSH command error", "7| c", ""]
+    follower._take("ended 143", shown.append)
+    assert follower.status == 143 and len(shown) == 3
 
 
 def test_a_machine_that_is_gone_behind_a_connection_that_stands(pretrain, cloud, monkeypatch, capsys, tmp_path):
@@ -338,12 +359,73 @@ def test_what_gcloud_refuses_is_told_in_its_words(pretrain, cloud, capsys):
     assert "gcloud compute tpus tpu-vm describe realm" in said and "PERMISSION_DENIED: not yours" in said
 
 
+def fails(cloud, words, status=1, verb="describe"):
+    """A gcloud that fails so, at one command or at all (verb "")."""
+    program = f"#!/bin/sh\ncase \"$*\" in *{verb}*) printf '%s\\n' '{words}' >&2; exit {status};; esac\n"
+    program += f'exec {sys.executable} -S {STAND_IN} "$@"\n'
+    (cloud / "bin" / "gcloud").write_text(program)
+
+
+@pytest.mark.parametrize(
+    ("words", "status"), [("gcloud: 1: exec: python3: not found", 127), ("ERROR: gcloud crashed", 1)]
+)
+def test_a_gcloud_that_fails_strangely_is_given_up(pretrain, cloud, capsys, words, status):
+    fails(cloud, words, status, verb="")
+    assert pretrain.main(ONE) == 1
+    said = capsys.readouterr().err
+    assert said.count("realm: unreachable; asking again (gcloud compute tpus tpu-vm describe realm") == 1
+    assert said.count(words) == 2 and "still there" not in said  # when it is first said, and at the end
+
+
+def test_a_service_that_is_down_is_waited_for(pretrain, cloud, capsys):
+    attempts = cloud / "attempts"
+    (cloud / "bin" / "gcloud").write_text(
+        f'#!/bin/sh\nif [ "$(wc -l <{attempts})" -lt 9 ]; then echo x >>{attempts}; '
+        f'echo "ERROR: HTTPError 503: away" >&2; exit 1; fi\nexec {sys.executable} -S {STAND_IN} "$@"\n'
+    )
+    attempts.touch()
+    assert pretrain.main(ONE) == 0
+    assert capsys.readouterr().err.count("HTTPError 503: away") == 1
+
+
+QUOTA = (
+    "ERROR: RESOURCE_EXHAUSTED: Quota limit TPUV5sLitepodPerProjectPerZone has been exceeded. Limit: 8 in zone here."
+)
+
+
+def test_a_quota_is_not_waited_for(pretrain, cloud, capsys):
+    fails(cloud, QUOTA, verb="create")
+    assert pretrain.main(ONE) == 1
+    said = capsys.readouterr().err
+    assert "realm: the project's quota does not allow for it" in said and QUOTA in said
+    assert "no capacity" not in said and "still there" not in said
+
+
+def test_capacity_is_waited_for(pretrain, cloud, capsys):
+    attempts = cloud / "attempts"
+    attempts.touch()
+    words = [
+        "RESOURCE_EXHAUSTED: There is no more capacity in the zone",
+        "RESOURCE_EXHAUSTED: Quota exceeded: 600 per minute",
+    ]
+    (cloud / "bin" / "gcloud").write_text(
+        f'#!/bin/sh\ncase "$*" in *create*) echo x >>{attempts}; case $(wc -l <{attempts}) in '
+        f"1) echo '{words[0]}' >&2; exit 1;; 2) echo '{words[1]}' >&2; exit 1;; esac;; esac\n"
+        f'exec {sys.executable} -S {STAND_IN} "$@"\n'
+    )
+    assert pretrain.main(ONE) == 0
+    said = capsys.readouterr().err
+    assert all(f"realm: no capacity now; asking again ({one})" in said for one in words)
+    assert "realm: installing on 1 machine (some minutes" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ([*ONE, "--accelerator_type=v5e-16"], "v5litepod, v5p, v6e, got 'v5e-16'; Google calls it v5litepod-16"),
         ([*ONE, "--accelerator_type=v5litepod-16"], "--run_dir=runs/realm lies on one machine of several"),
         ([*ONE, "--embedder_tpus=1"], "--run_dir=runs/realm lies on one machine of several"),
-        ([*ONE, "--accelerator_type=a100"], "expected an accelerator type such as v5litepod-8 or v4-32, got 'a100'"),
+        ([*ONE, "--accelerator_type=a100"], "expected an accelerator type such as v5litepod-8 or v4-32, of v2, v3,"),
         ([*ONE, "--host=1"], "--host is for launch/local.py alone"),
         ([*POD, "--embedder_tpus=1", "--embedder_type=v4-32"], "--embedder_type=v4-32 has 4 machines"),
         ([*POD, "--embedder_tpus=1", "--embedder=cpu"], "--embedder: with --embedder_tpus those embed alone"),
@@ -366,15 +448,26 @@ def worker(home, *arguments, **environment):
 
 
 def test_a_machine_without_a_run(tmp_path):
-    assert worker(tmp_path, "running").returncode == 1
+    assert worker(tmp_path, "running").returncode == 11
     (tmp_path / "realm_jax_launcher").mkdir()
-    for status, said in (("0", 10), ("143", 1)):
+    for status, said in (("0", 10), ("143", 11)):
         (tmp_path / "realm_jax_launcher" / "status").write_text(f"{status}\n")
         assert worker(tmp_path, "running").returncode == said
-    assert worker(tmp_path, "follow").returncode == 3
+    none = worker(tmp_path, "follow")
+    assert (none.returncode, none.stdout) == (3, "ended 3\n")
     assert worker(tmp_path, "stop").stdout == "nothing is running\n"
     unknown = worker(tmp_path, "dance")
     assert unknown.returncode == 2 and "worker.sh start ARGUMENT" in unknown.stderr
+
+
+def test_output_is_numbered_from_the_first_line_whichever_is_asked_for(tmp_path):
+    place = tmp_path / "realm_jax_launcher"
+    place.mkdir()
+    (place / "status").write_text("7\n")
+    (place / "output.log").write_text("a\n\n| c\n")
+    for seen, expected in ((0, "1| a\n2| \n3| | c\n"), (2, "3| | c\n"), (9, "")):
+        told = worker(tmp_path, "follow", str(seen))
+        assert (told.returncode, told.stdout) == (7, expected + "ended 7\n")
 
 
 def test_an_environment_is_made_anew_only_for_other_packages(repository, tmp_path):
