@@ -43,11 +43,14 @@ REQUIREMENTS = [
 ]
 MEDIAWIKI = ["mwxml>=0.3.8,<0.4", "mwparserfromhell>=0.7.2,<0.8"]
 BEIR = ["ir-measures>=0.4.3,<0.5"]  # its pytrec-eval-terrier has no wheel for Linux on arm: tests there do without
+TEXT_SCORES = ["rouge-score>=0.1.2,<0.2", "sacrebleu>=2.5,<3"]
 SERVE = ["starlette>=1.10,<2", "uvicorn>=0.54,<1", "h11>=0.16,<1", "anyio>=4.16,<5"]
 EXTRAS = {
     "mediawiki": MEDIAWIKI,
     "beir": BEIR,
     "serve": SERVE,
+    # ROUGE and BLEU of generated answers
+    "text_scores": TEXT_SCORES,
     # wants older versions of beartype, numpy, pillow, protobuf and pyarrow than the others get: an environment of its own
     "beam": ["apache-beam>=2.77,<3"],
     # run directories and corpora on object stores
@@ -67,6 +70,7 @@ EXTRAS = {
         *MEDIAWIKI,
         f"{BEIR[0]}; sys_platform != 'linux' or platform_machine == 'x86_64'",
         *SERVE,
+        *TEXT_SCORES,
         "beartype>=0.23,<0.24",
         "httpx2>=2.16,<3",  # starlette's test client
         "hypothesis>=6.170,<7",

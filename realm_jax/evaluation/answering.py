@@ -17,6 +17,7 @@ from realm_jax.data.questions import Question
 from realm_jax.evaluation.answer_scores import f1, is_correct
 from realm_jax.evaluation.bm25 import Bm25Index
 from realm_jax.evaluation.queries import RetrievalQuery
+from realm_jax.evaluation.text_scores import check_packages, text_scores
 from realm_jax.models import RetrieverConfig
 from realm_jax.retrieval.index import Index
 from realm_jax.run_dir import RunDir, write_json_atomically
@@ -37,10 +38,13 @@ class Scores(NamedTuple):
     questions: int
     exact_match: float
     f1: float | None  # None where the references are regular expressions
+    rouge_l: float | None = None  # these two where they were asked for
+    bleu: float | None = None
 
 
-def score(answers: Sequence[str], questions: Sequence[Asked]) -> Scores:
-    """Exact match (a match of the pattern where references are regular expressions) and F1 over the other questions.
+def score(answers: Sequence[str], questions: Sequence[Asked], texts: bool = False) -> Scores:
+    """Exact match (a match of the pattern where references are regular expressions) and F1 over the other questions, with `texts`
+    their ROUGE-L and BLEU, too.
 
     Raises:
       ValueError: without questions, or of a question without a reference.
@@ -49,7 +53,11 @@ def score(answers: Sequence[str], questions: Sequence[Asked]) -> Scores:
         raise ValueError("no questions to score")
     right = [is_correct(answer, q.answers, q.is_regex) for answer, q in zip(answers, questions, strict=True)]
     overlaps = [f1(answer, q.answers) for answer, q in zip(answers, questions, strict=True) if not q.is_regex]
-    return Scores(len(questions), float(np.mean(right)), float(np.mean(overlaps)) if overlaps else None)
+    scores = Scores(len(questions), float(np.mean(right)), float(np.mean(overlaps)) if overlaps else None)
+    written = [(answer, q.answers) for answer, q in zip(answers, questions, strict=True) if not q.is_regex]
+    if not texts or not written:
+        return scores
+    return scores._replace(**text_scores(*zip(*written, strict=True))._asdict())
 
 
 def answer_all(
@@ -73,6 +81,7 @@ def evaluate_answering(
     questions: Sequence[Asked],
     *,
     bm25: Bm25Index | None = None,
+    texts: bool = False,
 ) -> tuple[dict[str, dict[str, Any]], list[Answer]]:
     """Exact match and F1 of a fine-tuned run, with its retriever and with BM25, and closed book.
 
@@ -91,6 +100,7 @@ def evaluate_answering(
       index: of the corpus, embedded by the run's document encoder; None of a generator that was trained without documents.
       questions: with references.
       bm25: an index of the corpus's words; None leaves that row out.
+      texts: score ROUGE-L and BLEU, too.
 
     Returns:
       (figures by row, the answers of the first row).
@@ -99,7 +109,7 @@ def evaluate_answering(
 
     def measure(row: str, answerer: RetrievingAnswerer | ClosedBookAnswerer, find: Find | None = None) -> list[Answer]:
         answers = answer_all(answerer, questions, find)
-        rows[row] = score([answer.text for answer in answers], questions)._asdict()
+        rows[row] = score([answer.text for answer in answers], questions, texts)._asdict()
         return answers
 
     if index is None:
@@ -112,12 +122,12 @@ def evaluate_answering(
     if isinstance(task, Rag):
         measure("closed_book", closed_book_answerer(task, params))
     else:
-        rows["closed_book"] = score([""] * len(questions), questions)._asdict()
+        rows["closed_book"] = score([""] * len(questions), questions, texts)._asdict()
     if isinstance(task, Rag):
         known = training_questions(task.questions, task.held_out, task.num_held_out)
     else:
         known = task.training_questions()
-    rows["nearest_question"] = score(nearest_question(answerer, known, questions), questions)._asdict()
+    rows["nearest_question"] = score(nearest_question(answerer, known, questions), questions, texts)._asdict()
     return rows, answers
 
 
@@ -145,7 +155,11 @@ def nearest_question(answerer: RetrievingAnswerer, known: Sequence[Asked], asked
 
 
 def check_answering(
-    run: RunDir, retriever: RetrieverConfig | None, task: OpenQa | Rag, questions: str | tuple[str, ...] | None
+    run: RunDir,
+    retriever: RetrieverConfig | None,
+    task: OpenQa | Rag,
+    questions: str | tuple[str, ...] | None,
+    texts: bool = False,
 ) -> None:
     """Refuses what cannot be answered with, before anything is loaded.
 
@@ -157,6 +171,8 @@ def check_answering(
         raise ValueError(
             "evaluate.answering expects questions, got sentences to mask; set evaluate.questions, and x_corpus to None"
         )
+    if texts:
+        check_packages()
     alone = isinstance(task, Rag) and not task.num_documents
     if retriever != (None if alone else task.retriever):
         raise ValueError(
@@ -178,6 +194,7 @@ def answer_queries(
     step: int | None,
     retrieval: Mapping[str, Mapping[str, Any]],
     bm25: Bm25Index | None,
+    texts: bool = False,
 ) -> dict[str, Any]:
     """`evaluate_answering` with a run's checkpoint, over the queries that have answers, written down and printed.
 
@@ -192,6 +209,7 @@ def answer_queries(
       retrieval: by row, what is known of the documents that the reader gets: how often they hold an answer, the version of
         the index and its search recall.
       bm25: index of the corpus's words, or None.
+      texts: score ROUGE-L and BLEU, too.
 
     Raises:
       ValueError: when no question has an answer.
@@ -200,7 +218,7 @@ def answer_queries(
     if not asked:
         raise ValueError(f"no question of {name} has an answer to compare with; set evaluate.answering to None")
     found, params = load_params(run, step)
-    rows, answers = evaluate_answering(task, params, corpus, index, asked, bm25=bm25)
+    rows, answers = evaluate_answering(task, params, corpus, index, asked, bm25=bm25, texts=texts)
     predictions = [
         {"question": q.as_written, "prediction": a.text, "answer": list(q.answers)}
         for q, a in zip(asked, answers, strict=True)
@@ -222,15 +240,18 @@ def answering_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     A row that was searched exactly in documents embedded for the evaluation has no version.
     """
     label = max(map(len, rows))
+    more = {"rouge_l": "RougeL", "bleu": "BLEU"} if any(row.get("bleu") is not None for row in rows.values()) else {}
+    heads = "".join(f"{head:>7}" for head in more.values())
     lines = [
         f"{next(iter(rows.values()))['questions']} questions answered",
-        f"{'':{label}} |     EM     F1 |{''.join(f'{head:>7}' for head in _RECALLS.values())} | index search recall",
+        f"{'':{label}} |     EM     F1{heads} |{''.join(f'{head:>7}' for head in _RECALLS.values())} | index search recall",
     ]
     for name, row in rows.items():
+        texts = "".join(_percent(row.get(figure), 7) for figure in more)
         recalls = "".join(_percent(row.get(figure), 7) for figure in _RECALLS)
         version = str(row["version"]) if "version" in row else ("none" if name in ("open_qa", "rag") else "")
         lines.append(
-            f"{name:{label}} | {_percent(row['exact_match'], 6)} {_percent(row['f1'], 6)} |{recalls} | {version:>5} "
+            f"{name:{label}} | {_percent(row['exact_match'], 6)} {_percent(row['f1'], 6)}{texts} |{recalls} | {version:>5} "
             f"{_percent(row.get('search_recall'), 13)}".rstrip()
         )
     return "\n".join(lines)

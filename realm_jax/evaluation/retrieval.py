@@ -61,6 +61,7 @@ def evaluate(
     reading: Realm | None = None,
     num_masked_sentences: int = 1000,
     answering: OpenQa | Rag | None = None,
+    answer_texts: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Measures retrieval: recall@1/5/20/100, MRR and nDCG@10 by gold document and by contained answer.
@@ -94,6 +95,7 @@ def evaluate(
       num_masked_sentences: how many for that.
       answering: the settings of an `open_qa` or `rag` run; given them, its answers to the questions are scored too, with the served
         index, and written to RUN/evaluation/NAME-answers.json.
+      answer_texts: score the answers by ROUGE-L and BLEU, too: for answers of more than a name (realm_jax[text_scores]).
       seed: of the draw.
 
     Returns:
@@ -113,7 +115,7 @@ def evaluate(
     if reading is not None:
         check_reader(run)
     if answering is not None:
-        check_answering(run, retriever, answering, questions)
+        check_answering(run, retriever, answering, questions, answer_texts)
     knowledge = Corpus.open(corpus)
     asked = query_sets(knowledge, x_corpus, questions, name, max_queries, seed, answers_are_regex)
     queries = {set_name: check_any(query_set) for set_name, query_set in asked.items()}
@@ -172,6 +174,7 @@ def evaluate(
                     "bm25": rows[set_name].get("bm25", {}),
                 },
                 bm25=words,
+                texts=answer_texts,
             )
     if reading is not None:
         # the reader is measured with the newest checkpoint: the indexes of another step are of no use to it
