@@ -42,6 +42,23 @@ def test_compressed_whatever_the_name(tmp_path, compress):
         read_questions(path)
 
 
+def test_claims_and_kilt_tasks_are_questions(tmp_path):
+    """FEVER's labels are what is to be written; of KILT only outputs that answer count, each once."""
+    records = [
+        {"id": 75397, "verifiable": "VERIFIABLE", "label": "SUPPORTS", "claim": "Ada Brook was a painter.", "evidence": [[]]},
+        {"id": 6, "claim": "Of the unlabelled test set."},
+        {"id": "k1", "input": "who sang?", "output": [{"answer": "Elin Frost", "provenance": [{}]}, {"provenance": []},
+                                                      {"answer": "Elin Frost"}, {"answer": "Frost"}]},
+    ]  # fmt: skip
+    (tmp_path / "dev.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    found = read_questions(tmp_path / "dev.jsonl").questions
+    assert [(q.text, q.answers, q.id) for q in found] == [
+        ("Ada Brook was a painter.", ("SUPPORTS",), "75397"),
+        ("Of the unlabelled test set.", (), "6"),
+        ("who sang?", ("Elin Frost", "Frost"), "k1"),
+    ]
+
+
 def test_what_is_left_out_is_counted(tmp_path):
     path = tmp_path / "q.jsonl"
     path.write_bytes(

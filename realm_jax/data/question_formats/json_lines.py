@@ -8,7 +8,7 @@ from typing import Any
 from realm_jax.data.question_formats.lines import question_lines
 from realm_jax.data.question_formats.question import OnCause, Passage, Question, answers_of, listed, shortened
 
-EXPECTED = '{"question": str, "answer" or "answers": str or [str, …]}'
+EXPECTED = '{"question": str, "answer" or "answers": str or [str, …]}, or an object of FEVER or KILT'
 
 
 def read_json_lines(path: Path, on_drop: OnCause) -> Iterator[Question]:
@@ -41,12 +41,15 @@ def question_of(record: Any, where: str, number: int) -> Question:
 
     "question"; "answer" or "answers" (a string, strings, or an object of TriviaQA's or SQuAD's), none if unknown;
     "answer_is_regex"; "gold_id" or "passage_id", the passage that answers it; "title" and "passage", that passage
-    itself; "id". Of DPR's "positive_ctxs" the first is the gold passage.
+    itself; "id". Of DPR's "positive_ctxs" the first is the gold passage. FEVER's "claim" is a question and its "label" the
+    answer; KILT's "input" and the "answer"s of its "output" likewise.
 
     Raises:
       ValueError: for any other object, beginning with `where`.
     """
     try:
+        if "question" not in record:
+            record = _as_question(record)
         text = record["question"]
         answers = answers_of(record.get("answer", record.get("answers", ())))
         is_regex = record.get("answer_is_regex", False)
@@ -57,6 +60,17 @@ def question_of(record: Any, where: str, number: int) -> Question:
     except (TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{where}: expected {EXPECTED}, got {shortened(record)}") from error
     return Question(text, answers, is_regex, gold, str(number if question_id in (None, "") else question_id), passage)
+
+
+def _as_question(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A record of FEVER or KILT with the usual keys; any other as it is."""
+    if "claim" in record:
+        label = record.get("label")
+        return {"question": record["claim"], "answer": [] if label is None else label, "id": record.get("id")}
+    if "input" in record and "output" in record:
+        answers = [output["answer"] for output in record["output"] if output.get("answer")]
+        return {"question": record["input"], "answers": list(dict.fromkeys(answers)), "id": record.get("id")}
+    return record
 
 
 def _gold(record: Mapping[str, Any]) -> tuple[str | None, Passage | None]:

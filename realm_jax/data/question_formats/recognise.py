@@ -11,7 +11,7 @@ JSON_LINES, JSON_LIST, DPR_TSV, CURATED_TREC = "jsonl", "json_list", "dpr_tsv", 
 WEB_QUESTIONS, TRIVIA_QA, SQUAD, TFDS = "web_questions", "trivia_qa", "squad", "tfds"
 
 FORMATS = {
-    JSON_LINES: 'JSON lines, one {"question", "answer" or "answers"} a line (NQ-open, EfficientQA)',
+    JSON_LINES: 'JSON lines, one {"question", "answer" or "answers"} a line (NQ-open, EfficientQA), or FEVER\'s {"claim", "label"}, or KILT\'s {"input", "output"}',
     JSON_LIST: 'a JSON list of {"question", "answers"} (DPR\'s training files)',
     DPR_TSV: "a question, a tab, a list of answers ['…', '…'] (DPR's qas/*.csv)",
     CURATED_TREC: "id, kind, question and regular expression between tabs (CuratedTREC)",
