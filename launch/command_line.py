@@ -6,13 +6,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import options
 from hosts import Host, check_devices, has_tpu, host_in
-from recipes import recipes
 
 from realm_jax.run_dir import RunDir, check_can_write
 from realm_jax.storage import Place, RemotePath, as_place
-
-RECIPES = recipes()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,26 +52,7 @@ def parse(arguments: Sequence[str], description: str | None = None) -> Settings:
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--run_dir", required=True, help="where the run lies; an interrupted one is resumed")
-    parser.add_argument(
-        "--corpus",
-        action="append",
-        default=[],
-        help="your documents, in any format of the corpus job; may be given several times; none: the embedded corpus",
-    )
-    parser.add_argument(
-        "--recipe",
-        choices=RECIPES,
-        help="the run files gin/runs/{reader,ict,realm}_RECIPE.gin; default: documents with --corpus, tiny without",
-    )
-    parser.add_argument(
-        "--embedder",
-        choices=("cpu", "devices", "in_trainer", "none"),
-        default="cpu",
-        help="where documents are embedded: on the CPU beside the trainer (default), on --embedder_devices, by the "
-        "trainer itself between its steps, or on other machines alone, with --embed_only there",
-    )
-    parser.add_argument("--trainer_devices", default="", help="accelerators of the trainer, such as 0,1,2")
-    parser.add_argument("--embedder_devices", default="", help="accelerators of the embed job, such as 3")
+    options.add_options(parser)
     parser.add_argument(
         "--embed_only", action="store_true", help="this machine embeds for a trainer elsewhere, and does nothing else"
     )
@@ -81,23 +60,14 @@ def parse(arguments: Sequence[str], description: str | None = None) -> Settings:
         "--host", type=int, help="which of the run's machines this is; default: as the environment says"
     )
     parser.add_argument("--num_hosts", type=int, help="how many machines execute this command for the run")
-    parser.add_argument(
-        "--log_dir", help="where the jobs' output goes; default: RUN/logs, of an object store ./logs/RUN"
-    )
     known, others = parser.parse_known_args(arguments)
-    wrong = [argument for argument in others if not argument.startswith("--gin.")]
-    if wrong:
-        parser.error(
-            f"unknown argument {wrong[0]}; besides the above only --gin.NAME.PARAM=VALUE is passed on to the jobs"
-        )
-    if known.embedder == "devices" and not known.embedder_devices:
-        parser.error("--embedder=devices needs --embedder_devices, and --trainer_devices without them")
+    try:
+        chosen = options.check(known, others, known.embed_only)
+    except ValueError as refused:
+        parser.error(str(refused))
     for source in known.corpus:
         if not source.startswith("tfds:") and not as_place(source).exists():
             parser.error(f"--corpus={source} does not exist")
-    recipe = known.recipe or ("documents" if known.corpus else "tiny")
-    if (recipe == "tiny") == bool(known.corpus):
-        parser.error(f"--recipe={recipe} {'is for the embedded corpus, not for' if known.corpus else 'needs'} --corpus")
     if (known.host is None) != (known.num_hosts is None):
         parser.error("--host and --num_hosts go together, such as --host=0 --num_hosts=4")
     if known.host is not None and not 0 <= known.host < known.num_hosts:
@@ -109,15 +79,15 @@ def parse(arguments: Sequence[str], description: str | None = None) -> Settings:
         check_can_write(known.run_dir, "--run_dir")
     except ValueError as refused:
         parser.error(str(refused))
-    if known.embedder == "in_trainer" and known.embed_only:
+    if chosen.embedder == "in_trainer" and known.embed_only:
         parser.error("--embed_only embeds for a trainer that does not: start that with --embedder=none")
     run = RunDir.of(known.run_dir)
     return Settings(
         run=run,
         documents=tuple(known.corpus),
-        recipe=recipe,
+        recipe=chosen.recipe,
         bindings=tuple(others),
-        embedder=known.embedder,
+        embedder=chosen.embedder,
         embedder_devices=known.embedder_devices,
         trainer_devices=known.trainer_devices,
         host=host,

@@ -1,7 +1,7 @@
-"""Pre-trains on a Cloud TPU VM, of one machine or a pod, from your own computer.
+r"""Pre-trains on a Cloud TPU VM, of one machine or a pod, from your own computer.
 
     python launch/tpu_vm/pretrain.py --tpu=realm --zone=us-west4-a --accelerator_type=v5litepod-8 \
-      --run_dir=gs://bucket/realm --corpus=gs://bucket/wiki.jsonl --recipe=base
+        --run_dir=gs://bucket/realm --corpus=gs://bucket/wiki.jsonl --recipe=base
 
 `make tpu-pretrain TPU=realm ZONE=us-west4-a` is the same. Creates the TPU VM or takes the one of this name, installs this
 checkout there with the tested versions, starts launch/local.py on all its machines, and shows the output of the first. A machine
@@ -30,12 +30,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "launch"))
 
-from gcloud import Gcloud, GcloudFailed, workers_of  # noqa: E402 - beside this script
+import options  # noqa: E402 - beside this script, and in launch/
+from gcloud import Gcloud, GcloudFailed, workers_of  # noqa: E402
+from hosts import Host, check_devices  # noqa: E402
+from places import check_run_dir, corpus_there  # noqa: E402
 from processes import Stopped, StopSignals  # noqa: E402
-from recipes import recipes  # noqa: E402
 from supervisor import ABSENT, ARCHIVE, WORKER, Asking, RunFailed, Slice, Supervisor, note, remove  # noqa: E402
 
-PASSED_ON = ("--corpus", "--recipe", "--embedder", "--trainer_devices", "--embedder_devices", "--log_dir")
 EMBED_AGAIN_SECS = 60.0  # after a slice that embeds has failed
 
 
@@ -185,36 +186,32 @@ def parse(arguments: Sequence[str]) -> tuple[Settings, bool]:
     )
     parser.add_argument("--delete", action="store_true", help="end the run and delete the TPU VMs")
     parser.add_argument("--dry_run", action="store_true", help="print the commands and run none")
-    known, launcher = parser.parse_known_args(arguments)
-    for argument in launcher:
-        name, _, value = argument.partition("=")
-        if name in ("--host", "--num_hosts", "--embed_only"):
+    passed_on = parser.add_argument_group(
+        "passed on to launch/local.py on every machine",
+        "these, and --gin.NAME.PARAM=VALUE (--gin.MACRO=VALUE): a parameter of the run files, for every job but the report",
+    )
+    options.add_options(passed_on)
+    known, bindings = parser.parse_known_args(arguments)
+    for name in ("--host", "--num_hosts", "--embed_only"):
+        if any(argument.partition("=")[0] == name for argument in bindings):
             parser.error(f"{name} is for launch/local.py alone; here each machine gets its own")
-        if name not in PASSED_ON and not name.startswith("--gin."):
-            parser.error(
-                f"unknown argument {argument}; passed on to launch/local.py are {', '.join(PASSED_ON)} and --gin.NAME=VALUE"
-            )
-        if name == "--recipe" and value not in recipes():
-            parser.error(f"--recipe={value}: expected one of {', '.join(recipes())}")
-        if known.embedder_tpus and name in ("--embedder", "--embedder_devices"):
-            parser.error(f"{name}: with --embedder_tpus those embed alone")
+    run_dir = known.run_dir or f"runs/{known.tpu}"
     try:
+        options.check(known, bindings)
         num_workers = workers_of(known.accelerator_type)
-        if known.embedder_tpus and workers_of(known.embedder_type) > 1:
-            parser.error(
-                f"--embedder_type={known.embedder_type} has {workers_of(known.embedder_type)} machines; several TPU VMs of one "
-                "machine each embed as well: --embedder_tpus=N"
-            )
+        if known.embedder_tpus:
+            check_embedders(known)
+        for name in ("trainer_devices", "embedder_devices"):
+            check_devices(getattr(known, name), f"--{name}", Host(0, num_workers), tpu=True)
+        check_run_dir(run_dir, num_workers > 1 or known.embedder_tpus > 0)
+        documents = [corpus_there(source, run_dir) for source in known.corpus]
     except ValueError as refused:
         parser.error(str(refused))
-    run_dir = known.run_dir or f"runs/{known.tpu}"
-    if (num_workers > 1 or known.embedder_tpus) and not ("://" in run_dir or run_dir.startswith("/")):
-        parser.error(
-            f"--run_dir={run_dir} lies on one machine of several; expected gs://BUCKET/RUN, or a folder that all of them mount"
-        )
     if known.spot and "://" not in run_dir and not run_dir.startswith("/"):
         note(f"--run_dir={run_dir} goes with the TPU VM when that is pre-empted; gs://BUCKET/RUN does not")
-    common = [f"--run_dir={run_dir}", *launcher]
+    common = [f"--run_dir={run_dir}", *(f"--corpus={place}" for place in documents)]
+    common += [f"--{name}={value}" for name in options.PASSED_ON if (value := getattr(known, name))]
+    common += bindings
     trainer = (*common, "--embedder=none") if known.embedder_tpus else tuple(common)
     embedding = (*common, "--embed_only", f"--log_dir=logs/{known.tpu}")
     return (
@@ -230,6 +227,22 @@ def parse(arguments: Sequence[str]) -> tuple[Settings, bool]:
         ),
         known.delete,
     )
+
+
+def check_embedders(known: argparse.Namespace) -> None:
+    """Refuses TPU VMs that only embed where they cannot.
+
+    Raises:
+      ValueError: somebody else embeds, or a TPU VM of several machines.
+    """
+    for name in ("embedder", "embedder_devices"):
+        if getattr(known, name):
+            raise ValueError(f"--{name}: with --embedder_tpus those embed alone")
+    if workers_of(known.embedder_type) > 1:
+        raise ValueError(
+            f"--embedder_type={known.embedder_type} has {workers_of(known.embedder_type)} machines; several TPU VMs of one "
+            "machine each embed as well: --embedder_tpus=N"
+        )
 
 
 def main(arguments: Sequence[str]) -> int:

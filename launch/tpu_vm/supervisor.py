@@ -17,8 +17,9 @@ from follower import Follower
 from gcloud import CONNECTION_LOST, Gcloud, GcloudFailed, GcloudUnreachable, runtime_version, workers_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-WORKER = "bash realm_jax/launch/tpu_vm/worker.sh"
-ARCHIVE = "realm_jax.tar.gz"
+CHECKOUT = "realm_jax"  # in the home of the user there, from which everything is started
+WORKER = f"bash {CHECKOUT}/launch/tpu_vm/worker.sh"
+ARCHIVE = f"{CHECKOUT}.tar.gz"
 INSTALL = (  # what runs is never replaced
     f"if [ -d realm_jax ] && {WORKER} running; then echo a run is at work here >&2; exit 9; fi && "
     f"rm -rf realm_jax.new && mkdir realm_jax.new && tar -xzf {ARCHIVE} -C realm_jax.new && "

@@ -64,7 +64,11 @@ def test_the_command_line(local, tmp_path):
     ("arguments", "message"),
     [
         ([], "--run_dir"),
-        (["--run_dir=x", "--gin_file=y"], "unknown argument --gin_file=y; besides the above only --gin.NAME.PARAM=VALUE"),
+        (["--run_dir=x", "--gin_file=y"], "unknown argument --gin_file=y; besides those of --help only --gin.NAME.PARAM=VALUE"),
+        (["--run_dir=x", "--gin.train.num_steps", "60"], "--gin.train.num_steps has no value; use ="),
+        (["--run_dir=x", "--embedder_devices=7"], "--embedder_devices=7 is for --embedder=devices, got --embedder=cpu"),
+        (["--run_dir=x", "--embedder=devices", "--embedder_devices=7"], "and --trainer_devices without them"),
+        (["--run_dir=x", "--embedder=devices", "--embedder_devices=2,3", "--trainer_devices=0,1,2"], "both have 2"),
         (["--run_dir=x", "--embedder=devices"], "needs --embedder_devices"),
         (["--run_dir=x", "--embedder=elsewhere"], "invalid choice"),
         (["--run_dir=x", "--corpus=not/there"], "--corpus=not/there does not exist"),

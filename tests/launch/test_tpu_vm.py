@@ -429,8 +429,31 @@ def test_capacity_is_waited_for(pretrain, cloud, capsys):
         ([*ONE, "--host=1"], "--host is for launch/local.py alone"),
         ([*POD, "--embedder_tpus=1", "--embedder_type=v4-32"], "--embedder_type=v4-32 has 4 machines"),
         ([*POD, "--embedder_tpus=1", "--embedder=cpu"], "--embedder: with --embedder_tpus those embed alone"),
-        ([*ONE, "--recipe=nonsense"], "--recipe=nonsense: expected one of base, base_gpu,"),
-        ([*ONE, "--spto"], "unknown argument --spto; passed on to launch/local.py are --corpus,"),
+        ([*ONE, "--recipe=nonsense"], "invalid choice: 'nonsense' (choose from"),
+        ([*ONE, "--recipe=base"], "--recipe=base needs --corpus"),
+        ([*ONE, "--recipe=tiny", "--corpus=docs"], "--recipe=tiny is for the embedded corpus, not for --corpus"),
+        ([*ONE, "--embedder=gpu"], "invalid choice: 'gpu' (choose from"),
+        ([*ONE, "--embedder=devices"], "--embedder=devices needs --embedder_devices, and --trainer_devices"),
+        ([*ONE, "--embedder_devices=7"], "--embedder_devices=7 is for --embedder=devices, got --embedder=cpu"),
+        ([*POD, "--trainer_devices=0,1"], "the chips of a slice of 4 machines work only all together"),
+        ([*ONE, "--trainer_devices=0,1,2"], "--trainer_devices=0,1,2: expected 1, 2, 4 or 8 chips of a TPU machine"),
+        (
+            [*ONE, "--run_dir=s3://b/run"],
+            "--run_dir=s3://b/run: TPU VMs have the client of Google's object store alone",
+        ),
+        ([*ONE, "--corpus=s3://b/d"], "--corpus=s3://b/d: TPU VMs have the client of Google's object store alone"),
+        (
+            [*ONE, "--corpus=/my/documents"],
+            "is not seen by the TPU VM: only the checkout is sent there; copy it with `gcloud",
+        ),
+        ([*ONE, "--corpus=.."], "a relative path is one in the checkout"),
+        ([*ONE, "--corpus=not/there"], "--corpus=not/there: a relative path is one in the checkout"),
+        ([*ONE, "--corpus=realm_jax.egg-info"], "git ignores it, so it is not sent to the TPU VM"),
+        ([*ONE, "--spto"], "unknown argument --spto; besides those of --help only --gin.NAME.PARAM=VALUE"),
+        (
+            [*ONE, "--gin.train.num_steps", "60"],
+            "--gin.train.num_steps has no value; use =, as in --gin.train.num_steps=VALUE",
+        ),
         (["--tpu=realm"], "--zone"),
     ],
 )
@@ -438,6 +461,35 @@ def test_a_wrong_command_line(pretrain, capsys, arguments, message):
     with pytest.raises(SystemExit) as refused:
         pretrain.parse(arguments)
     assert refused.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_documents_as_the_machines_see_them(pretrain):
+    for given, run_dir, there in (
+        ("docs", "runs/x", "realm_jax/docs"), ("./docs/tpu.md", "runs/x", "realm_jax/docs/tpu.md"), ("gs://b/d", "runs/x", "gs://b/d"),
+        ("tfds:x?split=a", "gs://b/run", "tfds:x?split=a"), ("/mnt/d", "/mnt/run", "/mnt/d"),
+    ):  # fmt: skip
+        settings, _ = pretrain.parse([*ONE, f"--run_dir={run_dir}", f"--corpus={given}", "--recipe=documents"])
+        assert settings.trainer.arguments == (f"--run_dir={run_dir}", f"--corpus={there}", "--recipe=documents")
+
+
+def test_its_help_has_all_options_and_an_example_to_copy(pretrain, capsys):
+    with pytest.raises(SystemExit):
+        pretrain.main(["--help"])
+    said = capsys.readouterr().out
+    for option in ("corpus", "recipe", "embedder", "trainer_devices", "embedder_devices", "log_dir"):
+        assert f"  --{option} " in said
+    assert "--gin.NAME.PARAM=VALUE (--gin.MACRO=VALUE)" in " ".join(said.split())
+    assert "--accelerator_type=v5litepod-8 \\\n        --run_dir=gs://bucket/realm" in said
+
+
+def test_nothing_that_must_be_installed_is_needed_here():
+    """The laptop has gcloud and a bare Python."""
+    done = subprocess.run(
+        [sys.executable, "-S", "-E", str(LAUNCH / "tpu_vm" / "pretrain.py"), *POD, "--corpus=docs", "--dry_run"],
+        capture_output=True, text=True, env={"PATH": os.environ["PATH"]}, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("worker.sh start --run_dir=/shared/run --corpus=realm_jax/docs --host=") == 4
 
 
 def worker(home, *arguments, **environment):
