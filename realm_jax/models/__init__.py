@@ -1,6 +1,6 @@
 """Flax linen modules over frozen config dataclasses. No loss, no optimizer, no tokenizer, no file, no gin."""
 
-from realm_jax.models.decoder import DecoderCache, Memory
+from realm_jax.models.decoder import DecoderCache, Memory, source_attention_flops
 from realm_jax.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig, decoder_flops, empty_cache
 from realm_jax.models.knowledge_encoder import KnowledgeEncoder
 from realm_jax.models.retriever import Retriever, RetrieverConfig
@@ -22,5 +22,6 @@ __all__ = [
     "decoder_flops",
     "empty_cache",
     "forward_flops",
+    "source_attention_flops",
     "span_bounds",
 ]

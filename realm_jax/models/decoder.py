@@ -37,6 +37,13 @@ class DecoderCache(NamedTuple):
     values: Float[Array, "layers sources beams target_len heads head_dim"]
 
 
+def source_attention_flops(config: TransformerConfig, source_len: int, target_len: int) -> float:
+    """Multiply-adds, times two, of all layers' attention to one source, whose keys and values are made once."""
+    hidden = config.hidden_size
+    matrices = 4 * (target_len + source_len) * hidden * hidden
+    return float(config.num_layers * (matrices + 4 * target_len * source_len * hidden))
+
+
 class PositionedEmbedding(nn.Module):
     """Embedded tokens with their learned positions added, normalised: what encoder and decoder of BART begin with."""
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 
 from realm_jax.models.attention import Attention
-from realm_jax.models.decoder import Decoder, DecoderCache, Memory, PositionedEmbedding
+from realm_jax.models.decoder import Decoder, DecoderCache, Memory, PositionedEmbedding, source_attention_flops
 from realm_jax.models.transformer import TransformerConfig, forward_flops, stacked_layers
 from realm_jax.typed import check_fields
 
@@ -111,10 +111,7 @@ def decoder_flops(config: EncoderDecoderConfig, source_len: int, target_len: int
     attention to a source, whose keys and values are made once. The encoder's are `forward_flops(config.encoder, source_len)`;
     logits are not in either.
     """
-    hidden = config.hidden_size
-    matrices = 4 * (target_len + source_len) * hidden * hidden
-    attention = 4 * target_len * source_len * hidden
-    return forward_flops(config.decoder, target_len) + float(config.num_decoder_layers * (matrices + attention))
+    return forward_flops(config.decoder, target_len) + source_attention_flops(config.decoder, source_len, target_len)
 
 
 def empty_cache(config: EncoderDecoderConfig, sources: int, beams: int, target_len: int) -> DecoderCache:

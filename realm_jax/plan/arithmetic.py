@@ -49,7 +49,8 @@ def _flops_made_again(one: EncoderPass) -> float:
         return 0.0
     if config.makes_products_again:
         return one.forward_flops
-    return 4.0 * one.rows * config.num_layers * one.length**2 * config.hidden_size
+    pairs = one.length * (one.length + one.source_len)
+    return 4.0 * one.rows * config.num_layers * pairs * config.hidden_size
 
 
 def step_bytes(
@@ -68,9 +69,9 @@ def step_bytes(
     for one in program.passes:
         # forward, again, two products backward; the gradient is read and written once a pass
         products = 3 + int(one.encoder.makes_products_again) if one.trained else 1
-        weights += (products + 2 * one.trained) * layer_bytes(one.encoder) / sizes.tensor
+        weights += (products + 2 * one.trained) * layer_bytes(one) / sizes.tensor
         rows = batch_size * one.rows / sizes.num_devices
-        activations += products * rows * pass_bytes(one.encoder, one.length)
+        activations += products * rows * pass_bytes(one)
     logits = program.logits
     rows = batch_size * logits.rows / sizes.rows
     return StepBytes(
@@ -82,19 +83,23 @@ def step_bytes(
     )
 
 
-def layer_bytes(config: TransformerConfig) -> float:
+def layer_bytes(one: EncoderPass) -> float:
     """Of the matrices of all layers, in float32."""
+    config, attentions = one.encoder, 2 if one.source_len else 1
     hidden, wide = config.hidden_size, config.intermediate_size
-    return FLOAT32 * config.num_layers * (4.0 * hidden * hidden + 2.0 * hidden * wide)
+    return FLOAT32 * config.num_layers * (4.0 * attentions * hidden * hidden + 2.0 * hidden * wide)
 
 
-def pass_bytes(config: TransformerConfig, length: int) -> float:
+def pass_bytes(one: EncoderPass) -> float:
     """What the matrix products of a forward pass over one row read and write of activations, all layers."""
+    config, length, source_len = one.encoder, one.length, one.source_len
     hidden, wide, size = config.hidden_size, config.intermediate_size, jnp.dtype(config.dtype).itemsize
     # query, key, value, out: 8 hidden; attention's two products: 4 hidden; feed-forward: 2 hidden, 2 wide
-    of_tokens = (14.0 * hidden + 2 * wide) * size
-    of_pairs = 2 * config.num_heads * length * FLOAT32  # logits, in float32
-    return config.num_layers * length * (of_tokens + of_pairs)
+    of_tokens = length * (14.0 * hidden + 2 * wide) * size
+    if source_len:  # query, out and attention's own: 6 hidden; of the source key, value and attention's: 6 hidden
+        of_tokens += 6.0 * (length + source_len) * hidden * size
+    of_pairs = length * 2 * config.num_heads * (length + source_len) * FLOAT32  # logits, in float32
+    return config.num_layers * (of_tokens + of_pairs)
 
 
 def kept_bytes(passes: Iterable[EncoderPass]) -> float:
@@ -103,11 +108,15 @@ def kept_bytes(passes: Iterable[EncoderPass]) -> float:
     for one in (one for one in passes if one.trained):
         config, size = one.encoder, jnp.dtype(one.encoder.dtype).itemsize
         of_token = config.hidden_size * size
+        of_source = 0
         if not config.remat or config.remat_saves == "products":
             of_token = (6 * config.hidden_size + config.intermediate_size) * size
+            if one.source_len:
+                of_token += 3 * config.hidden_size * size
+                of_source = 2 * config.hidden_size * size  # keys and values
         if not config.remat:
-            of_token += config.num_heads * one.length * FLOAT32
-        total += one.rows * one.length * config.num_layers * of_token
+            of_token += config.num_heads * (one.length + one.source_len) * FLOAT32
+        total += one.rows * config.num_layers * (one.length * of_token + one.source_len * of_source)
     return total
 
 
@@ -144,7 +153,7 @@ def expected_sent_bytes(
     # summed within fsdp and scattered, then summed over data
     sent = (sizes.fsdp - 1) * gradient_bytes + 2 * (sizes.data - 1) / sizes.data * gradient_bytes
     for one in program.passes:
-        gathered = (sizes.fsdp - 1) / sizes.fsdp * layer_bytes(one.encoder) / sizes.tensor
+        gathered = (sizes.fsdp - 1) / sizes.fsdp * layer_bytes(one) / sizes.tensor
         sent += (1 + one.trained) * accumulation_steps * gathered  # forward, and again backward
         config = one.encoder
         hidden = batch_size * one.rows / sizes.rows * one.length * config.hidden_size

@@ -15,10 +15,11 @@ from realm_jax import losses
 from realm_jax.corpus.generator_pieces import open_pieces
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.denoising import DenoisingBatch, DenoisingExamples
+from realm_jax.data.inputs import SpecialIds
 from realm_jax.losses import WeightedSum
-from realm_jax.models import EncoderDecoder, EncoderDecoderConfig, decoder_flops, forward_flops
+from realm_jax.models import EncoderDecoder, EncoderDecoderConfig
 from realm_jax.tasks.rag import check_generator_ids, init_params
-from realm_jax.tasks.task import Metrics, Params, Task, fingerprints
+from realm_jax.tasks.task import EncoderPass, Logits, Metrics, Params, Program, Task, array_shape, fingerprints
 from realm_jax.text.generator_tokenizer import as_generator_tokenizer
 from realm_jax.text.loading import load_generator_tokenizer
 from realm_jax.training.rng import dropout_rngs
@@ -90,20 +91,31 @@ class Denoising:
             mean_span=self.mean_span,
             seed=seed,
         )
-        generator, length = self.generator, self.length
-        forward = (
-            forward_flops(generator.encoder, length)
-            + decoder_flops(generator, length, length)
-            + 2.0 * length * generator.hidden_size * generator.vocab_size
+        return self.program(SpecialIds.of(corpus.tokenizer)).task(
+            examples.batch,
+            lambda batch: batch,
+            data=fingerprints(corpus) | {"generator_tokenizer": tokenizer.fingerprint},
         )
-        return Task(
+
+    def program(self, special: SpecialIds) -> Program:
+        """What is compiled of it; the corpus's special pieces make no difference."""
+        del special
+        generator, length = self.generator, self.length
+
+        def batch_shapes(batch_size: int) -> DenoisingBatch:
+            ids = array_shape(jnp.int32, batch_size, length)
+            return DenoisingBatch(ids, ids, ids, array_shape(jnp.bool_, batch_size, length))
+
+        return Program(
             name="denoising",
             init=functools.partial(init_params, retriever=None, generator=generator),
             loss=functools.partial(denoising_loss, generator=generator),
-            examples=examples.batch,
-            batch=lambda batch: batch,
+            batch_shapes=batch_shapes,
+            passes=(
+                EncoderPass(generator.encoder, 1, length),
+                EncoderPass(generator.decoder, 1, length, source_len=length),
+            ),
+            logits=Logits(length, generator.hidden_size, generator.vocab_size),
             tokens_per_example=2 * length,
-            flops_per_example=3.0 * forward,
             can_accumulate=True,
-            data=fingerprints(corpus) | {"generator_tokenizer": tokenizer.fingerprint},
         )

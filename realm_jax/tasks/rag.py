@@ -21,7 +21,7 @@ from realm_jax.corpus.document_text import document_text
 from realm_jax.corpus.generator_pieces import open_pieces
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.answer_spans import AnswerFinder
-from realm_jax.data.inputs import NULL_DOCUMENT, Inputs
+from realm_jax.data.inputs import NULL_DOCUMENT, Inputs, SpecialIds
 from realm_jax.data.question_splits import training_questions
 from realm_jax.data.questions import Question
 from realm_jax.data.rag import RagBatch, RagExamples, RagJoiner, RagQuestions, SourceFormat
@@ -32,13 +32,23 @@ from realm_jax.models import (
     EncoderDecoderConfig,
     Retriever,
     RetrieverConfig,
-    decoder_flops,
-    forward_flops,
 )
 from realm_jax.retrieval.index import SearchResult
 from realm_jax.tasks.ict import check_vocabulary
 from realm_jax.tasks.realm import embed_queries
-from realm_jax.tasks.task import Metrics, Params, Retrieval, Task, fingerprints, untied
+from realm_jax.tasks.task import (
+    EncoderPass,
+    Logits,
+    Metrics,
+    Params,
+    Program,
+    Retrieval,
+    Task,
+    array_shape,
+    fingerprints,
+    input_shapes,
+    untied,
+)
 from realm_jax.text.generator_tokenizer import GeneratorTokenizer, as_generator_tokenizer
 from realm_jax.text.loading import load_generator_tokenizer
 from realm_jax.training.rng import dropout_rngs
@@ -237,26 +247,10 @@ class Rag:
             encode_documents=self.train_documents,
         )
         retriever = self.retriever if self.num_documents else None
-        return Task(
-            name="rag",
-            init=functools.partial(init_params, retriever=retriever, generator=self.generator),
-            loss=functools.partial(
-                rag_loss,
-                retriever=retriever,
-                generator=self.generator,
-                marginal=self.marginal,
-                train_documents=self.train_documents,
-                label_smoothing=self.label_smoothing,
-            ),
-            examples=examples.batch,
-            batch=functools.partial(_closed_book, joiner=joiner) if retriever is None else _refuse_without_documents,
-            tokens_per_example=self.query_len * bool(retriever)
-            + max(1, self.num_documents)
-            * (self.source_len + self.target_len + self.train_documents * self.document_len),
-            flops_per_example=self._flops_per_example(),
-            can_accumulate=True,
+        return self.program(SpecialIds.of(corpus.tokenizer)).task(
+            examples.batch,
+            functools.partial(_closed_book, joiner=joiner) if retriever is None else _refuse_without_documents,
             data=fingerprints(corpus) | {"generator_tokenizer": tokenizer.fingerprint},
-            frozen=self._frozen(),
             adopt=adopt,
             retrieval=None
             if retriever is None
@@ -272,6 +266,62 @@ class Rag:
                 join=_refuse_without_embeddings,
                 join_embedded=joiner,
             ),
+        )
+
+    def program(self, special: SpecialIds) -> Program:
+        """What is compiled of it; the retriever's special pieces make no difference."""
+        del special
+        generator, reads = self.generator, max(1, self.num_documents)
+        retriever = self.retriever if self.num_documents else None
+        joint = self.marginal == "joint"
+        decodes, read_len = (1, reads * self.source_len) if joint else (reads, self.source_len)
+        passes = [
+            EncoderPass(generator.encoder, reads, self.source_len),
+            EncoderPass(generator.decoder, decodes, self.target_len, source_len=read_len),
+        ]
+        if retriever is not None:
+            passes.append(EncoderPass(retriever.encoder, 1, self.query_len, trained=not joint))
+        if self.train_documents:
+            passes.append(EncoderPass(self.retriever.encoder, reads, self.document_len))
+        frozen: tuple[str, ...] = ()
+        if retriever is not None and not self.train_documents:
+            frozen = ("retriever",) if joint else ("retriever/document_encoder",)
+        return Program(
+            name="rag",
+            init=functools.partial(init_params, retriever=retriever, generator=generator),
+            loss=functools.partial(
+                rag_loss,
+                retriever=retriever,
+                generator=generator,
+                marginal=self.marginal,
+                train_documents=self.train_documents,
+                label_smoothing=self.label_smoothing,
+            ),
+            batch_shapes=self._batch_shapes,
+            passes=tuple(passes),
+            logits=Logits(decodes * self.target_len, generator.hidden_size, generator.vocab_size),
+            tokens_per_example=sum(one.rows * one.length for one in passes),
+            can_accumulate=True,
+            frozen=frozen,
+            retriever=retriever,
+            query_len=self.query_len,
+            document_len=self.document_len,
+        )
+
+    def _batch_shapes(self, batch_size: int) -> RagBatch:
+        reads = max(1, self.num_documents)
+        documents, target = (batch_size, reads), (batch_size, self.target_len)
+        embed_dim = self.retriever.embed_dim if self.num_documents else 0
+        return RagBatch(
+            query=input_shapes(batch_size, self.query_len),
+            retrieved_embeds=array_shape(jnp.float32, *documents, embed_dim),
+            document_mask=array_shape(jnp.bool_, *documents),
+            source_ids=array_shape(jnp.int32, *documents, self.source_len),
+            target_inputs=array_shape(jnp.int32, *target),
+            targets=array_shape(jnp.int32, *target),
+            target_mask=array_shape(jnp.bool_, *target),
+            has_answer=array_shape(jnp.bool_, *documents),
+            documents=input_shapes(batch_size, reads * self.train_documents, self.document_len),
         )
 
     def open_generator_tokenizer(self, corpus: Corpus) -> GeneratorTokenizer:
@@ -308,28 +358,6 @@ class Rag:
         if not kept:
             raise ValueError("Rag.questions: no answer has a piece of the generator's tokenizer")
         return tuple(kept)
-
-    def _frozen(self) -> tuple[str, ...]:
-        if not self.num_documents or self.train_documents:
-            return ()
-        return ("retriever",) if self.marginal == "joint" else ("retriever/document_encoder",)
-
-    def _flops_per_example(self) -> float:
-        generator, reads = self.generator, max(1, self.num_documents)
-        forward = reads * forward_flops(generator.encoder, self.source_len)
-        if self.marginal == "joint":
-            decodes, source_len = 1, reads * self.source_len
-        else:
-            decodes, source_len = reads, self.source_len
-        forward += decodes * (
-            decoder_flops(generator, source_len, self.target_len)
-            + 2.0 * self.target_len * generator.hidden_size * generator.vocab_size
-        )
-        if self.num_documents and self.marginal != "joint":
-            forward += forward_flops(self.retriever.encoder, self.query_len)
-            if self.train_documents:
-                forward += self.num_documents * forward_flops(self.retriever.encoder, self.document_len)
-        return 3.0 * forward
 
 
 def check_generator_ids(tokenizer: GeneratorTokenizer, generator: EncoderDecoderConfig, task: str) -> None:

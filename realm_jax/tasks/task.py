@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int32, Int64
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.inputs import Inputs
 from realm_jax.losses import WeightedSum
-from realm_jax.models import RetrieverConfig, TransformerConfig, forward_flops
+from realm_jax.models import RetrieverConfig, TransformerConfig, forward_flops, source_attention_flops
 from realm_jax.retrieval.exact import DeviceResult
 from realm_jax.retrieval.index import Index, SearchResult
 from realm_jax.retrieval.resident import ResidentDocuments
@@ -76,16 +76,21 @@ class Task(NamedTuple):
 
 
 class EncoderPass(NamedTuple):
-    """What an encoder reads for one example, forward and, if it is trained, backward: so many rows of one length."""
+    """What an encoder, or a decoder with teacher forcing, reads for one example, forward and, if it is trained, backward: so many
+    rows of one length."""
 
     encoder: TransformerConfig
     rows: int
     length: int
     trained: bool = True
+    source_len: int = 0  # of what a decoder's layers attend to beside their own positions; 0: an encoder
 
     @property
     def forward_flops(self) -> float:
-        return self.rows * forward_flops(self.encoder, self.length)
+        of_row = forward_flops(self.encoder, self.length)
+        if self.source_len:
+            of_row += source_attention_flops(self.encoder, self.source_len, self.length)
+        return self.rows * of_row
 
     @property
     def flops(self) -> float:

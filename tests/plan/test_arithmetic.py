@@ -47,10 +47,23 @@ def test_flops_of_logits_are_counted_with_the_passes():
 
 
 def test_bytes_that_products_read_and_write():
-    assert arithmetic.layer_bytes(ENCODER) == 4 * 2 * 128
+    assert arithmetic.layer_bytes(EncoderPass(ENCODER, 1, 3)) == 4 * 2 * 128
     # of a piece 14 · 4 + 2 · 8 numbers of 4 bytes; of each pair of pieces a logit of two heads, written and read
-    assert arithmetic.pass_bytes(ENCODER, 3) == 2 * 3 * (72 * 4 + 2 * 2 * 3 * 4)
-    assert arithmetic.pass_bytes(TransformerConfig(**(vars(ENCODER) | {"dtype": "bfloat16"})), 3) == 2 * 3 * (144 + 48)
+    assert arithmetic.pass_bytes(EncoderPass(ENCODER, 1, 3)) == 2 * 3 * (72 * 4 + 2 * 2 * 3 * 4)
+    half = TransformerConfig(**(vars(ENCODER) | {"dtype": "bfloat16"}))
+    assert arithmetic.pass_bytes(EncoderPass(half, 1, 3)) == 2 * 3 * (144 + 48)
+
+
+def test_a_decoder_attends_to_its_sources_too():
+    one = EncoderPass(ENCODER, 5, 3, source_len=7)
+    # per layer: query and out of 3 places, key and value of 7, 2 · 4 · 4 operations each; attention of 3 · 7 pairs
+    of_source = 2 * (2 * 2 * (3 + 7) * 16 + 4 * 3 * 7 * 4)
+    assert one.forward_flops == 5 * (1824 + of_source)
+    assert arithmetic.layer_bytes(one) == 4 * 2 * (128 + 64)
+    # 6 · 4 numbers more of every place and every source's; logits of two heads over 3 · 10 pairs, written and read
+    assert arithmetic.pass_bytes(one) == 2 * (3 * 72 * 4 + 24 * 10 * 4 + 3 * 2 * 2 * 10 * 4)
+    kept = 3 * ((6 * 4 + 8 + 3 * 4) * 4 + 2 * 10 * 4) + 7 * 2 * 4 * 4
+    assert arithmetic.kept_bytes([one]) == 5 * 2 * kept
 
 
 @pytest.mark.parametrize("remat", [False, True])
