@@ -11,7 +11,8 @@ FAULTS_ARGS ?=
 FUZZ_ARGS ?=
 
 # The newest Python in range that really runs and can make an environment (some systems ship one that cannot).
-IN_RANGE = import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+# Not a pre-release: Ubuntu 22.04's own python3.11 is one of 3.11.0.
+IN_RANGE = import sys, ensurepip, venv; sys.exit(not ((3, 11, 0, "final") <= sys.version_info[:4] and sys.version_info[:2] < (3, 14)))
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3 python; do \
 	if $$python -c '$(IN_RANGE)' >/dev/null 2>&1; then echo $$python; break; fi; done)
 
@@ -30,13 +31,18 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name what; do \
 		printf '  %-14s %s\n' "$$name" "$$what"; done
 
-# make_environment(folder, extras, others, further): an environment with the tested versions, but for the packages "others"
-# ("a|b"), and with further packages.
-define make_environment
+# What needs PYTHON says so, instead of what the shell makes of an empty name.
+define check_python
 	@if [ -z "$(PYTHON)" ]; then echo "no Python 3.11, 3.12 or 3.13 that can make an environment was found;" \
 		"install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; fi
 	@if ! "$(PYTHON)" -c '$(IN_RANGE)' 2>/dev/null; then echo "$(PYTHON) is not a Python 3.11, 3.12 or 3.13" \
 		"with venv and ensurepip; name another: make PYTHON=/path/to/python3.12" >&2; exit 1; fi
+endef
+
+# make_environment(folder, extras, others, further): an environment with the tested versions, but for the packages "others"
+# ("a|b"), and with further packages.
+define make_environment
+	$(check_python)
 	@echo "installing into $(1) with $$($(PYTHON) --version) (a minute or two the first time)"
 	@$(PYTHON) -m venv --clear $(1)
 	@grep -vE '^($(or $(3),-))==' $(call CONSTRAINTS,$(1)) > $(1)/constraints.txt
@@ -54,8 +60,9 @@ comma := ,
 
 install: $(VENV)/.installed ## make the environment
 
+STORES = tfds:*
 check-corpus:  # before minutes of installing; a data set's name (tfds:) is no path
-	@case '$(CORPUS)' in ''|tfds:*) ;; *) if [ ! -e '$(CORPUS)' ]; then \
+	@case '$(CORPUS)' in ''|tfds:*|$(STORES)) ;; *) if [ ! -e '$(CORPUS)' ]; then \
 		echo "CORPUS: expected a file or folder of documents, or tfds:NAME, got '$(CORPUS)', which is not there;" \
 		"name one that is, or leave CORPUS out for the embedded corpus (several: launch/local.py --corpus=A --corpus=B)" >&2; \
 		exit 1; fi ;; esac
@@ -76,6 +83,11 @@ LAUNCH = $(if $(CORPUS),--corpus='$(CORPUS)') $(if $(RECIPE),--recipe='$(RECIPE)
 TPU_VM = launch/tpu_vm/pretrain.py --tpu='$(TPU)' --zone='$(ZONE)' $(if $(PROJECT),--project='$(PROJECT)') --accelerator_type='$(TPU_TYPE)' \
 	$(if $(filter command line environment,$(origin RUN_DIR)),--run_dir='$(RUN_DIR)') $(if $(SPOT),--spot) $(if $(QUEUED),--queued) \
 	$(if $(EMBEDDER_TPUS),--embedder_tpus='$(EMBEDDER_TPUS)') $(if $(DRY_RUN),--dry_run) $(LAUNCH)
+# What is to be said with yes or no; looked at for these targets alone, since the environment may have such names too.
+ifneq ($(filter tpu-pretrain tpu-delete,$(MAKECMDGOALS)),)
+yes = $(if $(filter 1 yes true,$($(1))),yes,$(if $(filter-out 0 no false,$($(1))),$(error $(1): expected 1, yes or true, or 0, no or false, got '$($(1))')))
+$(foreach name,SPOT QUEUED DRY_RUN,$(eval override $(name) := $$(call yes,$(name))))
+endif
 NEEDS_ZONE = @if [ -z '$(TPU)' ] || [ -z '$(ZONE)' ]; then echo "expected TPU=NAME and ZONE=ZONE, such as us-west4-a," \
 	"got TPU='$(TPU)' ZONE='$(ZONE)'" >&2; exit 1; fi
 
@@ -83,7 +95,8 @@ NEEDS_ZONE = @if [ -z '$(TPU)' ] || [ -z '$(ZONE)' ]; then echo "expected TPU=NA
 ifeq ($(TPU),)
 HERE = LIBTPU_INIT_ARGS="$${LIBTPU_INIT_ARGS:---fibers_default_thread_stack_size=2097152}" \
 	$(VENV)-tpu/bin/python launch/local.py --run_dir='$(RUN_DIR)' $(LAUNCH)
-tpu-pretrain: $(if $(DRY_RUN),,$(VENV)-tpu/.installed) ## pre-train on a TPU VM: TPU=NAME ZONE=… [TPU_TYPE=v5litepod-8] [SPOT=1] [QUEUED=1] [DRY_RUN=1]
+tpu-pretrain: STORES := gs://*
+tpu-pretrain: check-corpus $(if $(DRY_RUN),,$(VENV)-tpu/.installed) ## pre-train on a TPU VM: TPU=NAME ZONE=… [TPU_TYPE=v5litepod-8] [SPOT=1] [QUEUED=1] [DRY_RUN=1]
 	@if [ -n '$(ZONE)$(PROJECT)$(SPOT)$(QUEUED)$(EMBEDDER_TPUS)' ]; then echo "ZONE, PROJECT, SPOT, QUEUED and EMBEDDER_TPUS need" \
 		"TPU=NAME, the TPU VM; on the TPU VM itself leave them out" >&2; exit 1; fi
 ifeq ($(DRY_RUN),)
@@ -96,11 +109,13 @@ endif
 else
 tpu-pretrain:
 	$(NEEDS_ZONE)
+	$(check_python)
 	@$(PYTHON) $(TPU_VM)
 endif
 
 tpu-delete: ## end the run on the TPU VM with a checkpoint, and delete the TPU VM: TPU=NAME ZONE=…
 	$(NEEDS_ZONE)
+	$(check_python)
 	@$(PYTHON) $(TPU_VM) --delete
 
 test: install ## all tests but the slow ones

@@ -99,6 +99,7 @@ def test_a_given_python_out_of_range_is_refused(repository, tmp_path):
         ("", "", []),
         ("my texts", "", ["--corpus=my texts"]),
         ("", "--gin.train.num_steps=60", ["--gin.train.num_steps=60"]),
+        ("", "--gin.WARM_START='(\"a b\",)'", ['--gin.WARM_START=("a b",)']),
         ("a", "--gin.A=1 --gin.B=\"('x', 'y')\"", ["--corpus=a", "--gin.A=1", "--gin.B=('x', 'y')"]),
     ],
 )
@@ -140,6 +141,32 @@ def test_a_run_on_a_tpu_vm_can_be_read_before_it_is_paid_for(repository):
     assert "gcloud compute tpus tpu-vm delete realm --quiet --zone=here" in deletes.stdout.splitlines()
 
 
+def test_yes_and_no_are_understood(repository):
+    here = ["-n", "tpu-pretrain", "TPU=realm", "ZONE=here"]
+    for flags, said in (
+        (["SPOT=0", "QUEUED=no", "DRY_RUN=false"], []),
+        (["SPOT=1", "QUEUED=yes", "DRY_RUN=true"], ["--spot", "--queued", "--dry_run"]),
+        (["SPOT=", "QUEUED=1"], ["--queued"]),
+    ):
+        words = make(repository, *here, *flags).stdout.split()
+        assert [word for word in words if word in ("--spot", "--queued", "--dry_run")] == said
+    for target in ("tpu-pretrain", "tpu-delete"):
+        refused = make(repository, target, "TPU=realm", "ZONE=here", "DRY_RUN=maybe")
+        assert refused.returncode != 0 and not refused.stdout
+        assert "DRY_RUN: expected 1, yes or true, or 0, no or false, got 'maybe'" in refused.stderr
+    assert make(repository, "help", DRY_RUN="maybe", SPOT="Fido").returncode == 0
+
+
+def test_a_tpu_vm_too_needs_a_python_in_range(repository, tmp_path):
+    for name in ("python3.13", "python3.12", "python3.11", "python3", "python"):
+        stub(tmp_path / "bin", name, says_yes=False)
+    path = os.pathsep.join([str(tmp_path / "bin"), os.environ["PATH"]])
+    for target in ("tpu-pretrain", "tpu-delete"):
+        done = make(repository, target, "TPU=realm", "ZONE=here", "DRY_RUN=1", PATH=path)
+        assert done.returncode != 0 and not done.stdout
+        assert "no Python 3.11, 3.12 or 3.13 that can make an environment was found; install one" in done.stderr
+
+
 def test_a_tpu_vm_without_a_zone_is_refused_before_anything_is_installed(repository, tmp_path):
     for arguments in (["tpu-pretrain", "TPU=realm"], ["tpu-delete"]):
         done = make(repository, *arguments, f"VENV={tmp_path / 'venv'}")
@@ -165,6 +192,9 @@ def test_on_the_tpu_vm_itself_the_same_target_just_runs(repository, tmp_path):
         f"{tmp_path / 'venv'}-tpu/.installed",
     )
     assert refused.returncode != 0 and "EMBEDDER_TPUS need TPU=NAME, the TPU VM" in refused.stderr
+    absent = make(repository, "tpu-pretrain", "DRY_RUN=1", "CORPUS=not/there")
+    assert absent.returncode != 0 and "got 'not/there', which is not there" in absent.stderr
+    assert make(repository, "tpu-pretrain", "DRY_RUN=1", "CORPUS=gs://bucket/d").returncode == 0
     printed = make(repository, "tpu-pretrain", "DRY_RUN=1", "RUN_DIR=runs/here", f"VENV={tmp_path / 'venv'}")
     assert printed.returncode == 0 and not (tmp_path / "venv-tpu").exists()
     assert f"{tmp_path / 'venv'}-tpu/bin/python launch/local.py --run_dir='runs/here'" in printed.stdout

@@ -19,20 +19,43 @@ STOP_SECS=90 # the launcher's own patience with its jobs is 60
 
 running() { [ -f "$pid" ] && kill -0 "$(cat "$pid")" 2>/dev/null; }
 
-has_python() {
+has_python() { # as the Makefile looks for one
     local one
     for one in python3.13 python3.12 python3.11; do
-        if "$one" -c 'import ensurepip, venv' 2>/dev/null; then return 0; fi
+        if "$one" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info[3] != "final")' 2>/dev/null; then return 0; fi
+    done
+    return 1
+}
+
+apt() { # a fresh machine may still be updating itself: wait for its lock
+    sudo DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 "$@" >/dev/null
+}
+
+add_python() { # the newest that apt has and that is no pre-release
+    local version candidate
+    for version in 3.13 3.12 3.11; do
+        candidate=$(apt-cache policy "python$version-venv" 2>/dev/null | sed -n 's/^ *Candidate: *//p')
+        case $candidate in '' | '(none)' | *~alpha* | *~beta* | *~rc* | *~a[0-9]* | *~b[0-9]*) continue ;; esac
+        apt install -y "python$version" "python$version-venv" && has_python && return 0
     done
     return 1
 }
 
 install() {
     [ -z "${REALM_JAX_PYTHON:-}" ] || return 0
-    if ! has_python || ! command -v make >/dev/null; then # a fresh machine may still be updating itself: wait for its lock
-        local apt="sudo DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300"
-        $apt update
-        $apt install -y python3.11 python3.11-venv make >/dev/null
+    if ! has_python || ! command -v make >/dev/null; then
+        apt update
+        apt install -y make
+    fi
+    # Ubuntu 22.04, which Google's images for TPUs are made of, has Python 3.10 and a pre-release of 3.11
+    if ! has_python && ! add_python; then
+        apt install -y software-properties-common
+        sudo add-apt-repository -y ppa:deadsnakes/ppa >/dev/null
+        apt update
+        if ! add_python; then
+            echo "neither apt nor ppa:deadsnakes/ppa has a Python 3.11, 3.12 or 3.13; install one, with its venv" >&2
+            return 1
+        fi
     fi
     cd "$checkout"
     # the environment depends on these files alone: a newer checkout with the same ones keeps it

@@ -549,6 +549,50 @@ def test_an_environment_is_made_anew_only_for_other_packages(repository, tmp_pat
     assert log.read_text() == "made\nmade\n"
 
 
+APT = """#!/bin/bash
+# apt with python3.11 as a pre-release; with the archive that was added also 3.12
+case "${0##*/} $*" in
+    "apt-cache policy python3.11-venv") echo "  Candidate: 3.11.0~rc1-1~22.04";;
+    "apt-cache policy python3.12-venv") [ ! -e $PLACE/added ] || echo "  Candidate: 3.12.11-1+jammy1";;
+    "apt-cache "*) echo "  Candidate: (none)";;
+    "sudo add-apt-repository -y ppa:deadsnakes/ppa") [ -z "$OFFERS" ] || touch $PLACE/added;;
+    *"install -y python3.12 python3.12-venv") printf '#!/bin/sh\\n' >$PLACE/bin/python3.12; chmod +x $PLACE/bin/python3.12;;
+esac
+[ "${0##*/}" = apt-cache ] || echo "$*" >>$PLACE/asked
+"""
+
+
+@pytest.mark.parametrize("offers", ["", "python3.12"])
+def test_a_python_for_a_machine_that_has_none(tmp_path, offers):
+    """A pre-release is passed over, the one that is there and the one that apt has."""
+    (tmp_path / "bin").mkdir()
+    programs = {"sudo": APT, "apt-cache": APT, "make": "#!/bin/sh\nmkdir -p .venv-tpu\n"}
+    programs |= {f"python3.{minor}": "#!/bin/sh\nexit 1\n" for minor in (11, 12, 13)}
+    for name, program in programs.items():
+        (tmp_path / "bin" / name).write_text(program)
+        (tmp_path / "bin" / name).chmod(0o755)
+    for name in ("launch/tpu_vm/worker.sh", "setup.py", "constraints/py312.txt"):
+        (tmp_path / "realm_jax" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "realm_jax" / name).write_bytes((LAUNCH.parent / name).read_bytes())
+    done = subprocess.run(
+        ["bash", str(tmp_path / "realm_jax/launch/tpu_vm/worker.sh"), "install"], capture_output=True, text=True,
+        env={"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "HOME": str(tmp_path), "PLACE": str(tmp_path), "OFFERS": offers},
+    )  # fmt: skip
+    installed = [
+        line.split(" install -y ")[1]
+        for line in (tmp_path / "asked").read_text().splitlines()
+        if " install -y " in line
+    ]
+    if offers:
+        assert done.returncode == 0, done.stderr
+        assert installed == ["make", "software-properties-common", "python3.12 python3.12-venv"]
+    else:
+        assert (
+            done.returncode == 1 and "neither apt nor ppa:deadsnakes/ppa has a Python 3.11, 3.12 or 3.13" in done.stderr
+        )
+        assert installed == ["make", "software-properties-common"]
+
+
 @pytest.mark.slow
 @pytest.mark.faults
 def test_two_machines_train_together_and_one_is_pre_empted(pretrain, cloud, monkeypatch, tmp_path, capsys):
