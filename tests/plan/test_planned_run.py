@@ -117,6 +117,15 @@ def test_an_embedder_in_the_trainer_has_its_own_batches():
     bind("runs/open_qa_paper.gin")
     run = run_of_the_file()
     assert run.refresh.embedder == "in_trainer" and run.batches.batch_size == 512
+    bind("runs/rag_paper.gin")
+    program = run_of_the_file().program()
+    # BART-large reads five sources of 300 pieces, DPR's question encoder the question
+    encoder, decoder, question = program.passes
+    assert (encoder.rows, encoder.length, decoder.rows, decoder.length, decoder.source_len) == (5, 300, 5, 28, 300)
+    assert question.encoder.hidden_size == 768 and program.frozen == ("retriever/document_encoder",)
+    # 12 layers of 12.6 M numbers over 1500 + 140 pieces: 495 G; attention to the sources 83 G, to themselves 22 G; logits 14 G;
+    # the question 5 G; a few more for the decoder's pairs
+    assert program.flops_per_example == pytest.approx(3 * 622e9, rel=0.005)
     bind("runs/ict_paper.gin")  # no index at all
     assert run_of_the_file().batches == DEFAULT_BATCHES
 

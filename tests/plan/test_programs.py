@@ -13,6 +13,7 @@ from realm_jax.plan.open_qa_program import open_qa_program
 from realm_jax.plan.planned_run import MeshSizes, PlannedRun
 from realm_jax.plan.programs import embed_program, mesh_over, programs_of, query_program, train_program, without_data
 from realm_jax.retrieval.look_ahead import LookAhead
+from realm_jax.tasks.denoising import Denoising
 from realm_jax.tasks.masked_lm import MaskedLm
 from realm_jax.training import loop
 from realm_jax.training.optimizer import OptimizerConfig
@@ -41,6 +42,11 @@ def settings_and_program(name, corpus, questions):
         "ict": tiny.ict(corpus.directory),
         "realm": tiny.realm(corpus.directory),
         "realm without null document": tiny.realm(corpus.directory, null_document=False),
+        "denoising": Denoising(str(corpus.directory), tiny.rag(corpus.directory, questions).generator, length=24),
+        "rag": tiny.rag(corpus.directory, questions),
+        "rag with documents trained": tiny.rag(corpus.directory, questions, marginal="token", train_documents=True),
+        "rag without documents": tiny.rag(corpus.directory, questions, num_documents=0),
+        "fid": tiny.rag(corpus.directory, questions, marginal="joint"),
         "masked_lm": MaskedLm(str(corpus.directory), tiny.encoder(), lessons=(Lesson(0, 32),), max_masks=4),
     }[name]
     return settings, settings.program(special)
@@ -52,7 +58,8 @@ def real_batch(task, corpus):
     if task.retrieval is None:
         return task.batch(examples)
     if task.retrieval.join_embedded is not None:
-        ids = np.arange(BATCH * 10).reshape(BATCH, 10) % corpus.num_documents
+        found = task.retrieval.num_results
+        ids = np.arange(BATCH * found).reshape(BATCH, found) % corpus.num_documents
         embeds = np.zeros((*ids.shape, task.retrieval.config.embed_dim), np.float32)
         return task.retrieval.join_embedded(examples, ids, embeds)
     return task.retrieval.join(examples, np.arange(BATCH * 4).reshape(BATCH, 4))
@@ -62,7 +69,10 @@ def shapes(tree):
     return jax.tree.map(lambda leaf: (leaf.shape, np.dtype(leaf.dtype)), tree)
 
 
-@pytest.mark.parametrize("name", ["ict", "realm", "realm without null document", "masked_lm", "open_qa"])
+@pytest.mark.parametrize("name", [
+    "ict", "realm", "realm without null document", "masked_lm", "open_qa", "denoising", "rag", "rag with documents trained",
+    "rag without documents", "fid",
+])  # fmt: skip
 def test_a_program_is_its_task_without_the_corpus(name, corpus, questions):
     settings, program = settings_and_program(name, corpus, questions)
     task = settings.build(seed=1)
