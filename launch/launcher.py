@@ -1,5 +1,6 @@
 """Starts a run's jobs on one machine, one after the other or side by side, and watches over them."""
 
+import contextlib
 import functools
 import json
 import sys
@@ -21,6 +22,8 @@ TRAINERS = ("train", "ict", "reader")
 FIRST_BACK_OFF_SECS, LONGEST_BACK_OFF_SECS = 1.0, 60.0
 HEALTHY_SECS = 300.0  # an embed job that lived so long has nothing to do with the failures before it
 OTHER_HOST_SECS = 24 * 3600.0  # how long one machine waits for what another makes, such as the corpus
+LOCK_SECS = 20.0  # a train command that was refused for its settings holds the trainer's lock for some
+TOLD = ("will not learn", "nothing to train")  # of a trainer's log, what whoever looks at the screen should know
 LOOK_SECS, REMOTE_LOOK_SECS = 0.5, 5.0  # between two looks at the children; the run's files may cost requests
 
 
@@ -42,6 +45,7 @@ class Launcher:
         """
         self.settings, self.run, self.check_signals = settings, settings.run, check_signals
         self.children: list[Child] = []
+        self.metrics_bytes: dict[str, int] = {}  # of each trainer's metrics when it began
         self.look_secs = REMOTE_LOOK_SECS if isinstance(self.run.path, RemotePath) else LOOK_SECS
         self.display = Display()
 
@@ -110,6 +114,9 @@ class Launcher:
             command += [f"--gin_file={gin_file}", *self.macros(name), *self.settings.bindings, *extra]
         if job == "train" and not self.settings.host.is_alone:
             command.append("--gin.train.distributed=True")
+        if name in TRAINERS:
+            with contextlib.suppress(OSError):  # there are none yet
+                self.metrics_bytes[name] = len(run.metrics_jsonl.read_bytes())
         child = Child(name, command, self.settings.logs / f"{name}.log", cores, environment or {})
         self.children.append(child)
         return child
@@ -133,8 +140,10 @@ class Launcher:
         children = start()
         while any(child.running() for child in children):
             self.check(children)
+            self.tell(children)
             self.display.show(" · ".join(self.progress_of(child) for child in children if child.running()))
             self.pause()
+        self.tell(children)
         self.check(children)
 
     def pretrain(self, trainer_cores: Sequence[int], embedder_cores: Sequence[int]) -> None:
@@ -152,10 +161,12 @@ class Launcher:
         )  # fmt: skip
         embedder = Embedder(self, embedder_cores) if self.settings.embeds else None
         while trainer.running():
+            self.tell([trainer])
             if embedder is not None:
                 embedder.keep_alive()
             self.display.show(" · ".join(filter(None, [self.progress_of(trainer), self.embedder_progress()])))
             self.pause()
+        self.tell([trainer])
         self.check([trainer])
         if embedder is not None:
             deadline = time.monotonic() + GRACE_SECS
@@ -210,19 +221,30 @@ class Launcher:
                     f"{child.name} ended with {child.process.returncode}; the end of {child.log}:\n{child.last_words()}"
                 )
 
+    def tell(self, children: list[Child]) -> None:
+        """Shows what trainers said that changes what a run is worth."""
+        for child in children:
+            if child.name in TRAINERS:
+                for line in child.new_lines():
+                    if any(words in line for words in TOLD):
+                        self.display.note(f"{child.name}: {line}")
+
     def run_of(self, child: Child) -> RunDir:
         return self.run.stage(child.name) if child.name in ("ict", "reader") else self.run
 
     def progress_of(self, child: Child) -> str:
         if child.name not in TRAINERS:
-            said = child.last_words(1)
-            return child.name if not said or said.startswith("$ ") else said
+            return child.last_words(1) or child.name
         run = self.run_of(child)
         try:
             status = read_json(run.trainer_status(0))
-            lines = run.metrics_jsonl.read_bytes().rstrip().rsplit(b"\n", 1)
-            figures: dict[str, Any] = json.loads(lines[-1])
+            written = run.metrics_jsonl.read_bytes()
+            figures: dict[str, Any] = json.loads(written.rstrip().rsplit(b"\n", 1)[-1])
         except (OSError, ValueError):
+            return f"{child.name} starting"
+        # what was there before, of which a resumed trainer cuts off what came after its checkpoint
+        before = self.metrics_bytes[child.name] = min(self.metrics_bytes.get(child.name, 0), len(written))
+        if len(written) == before:
             return f"{child.name} starting"
         kept = {name: value for name, value in figures.items() if not isinstance(value, str)}
         return f"{child.name} {figures['step']}/{status['num_steps']} {progress_figures(kept)}"
@@ -268,10 +290,10 @@ class Embedder:
 
 
 def check_no_trainer(run: RunDir) -> None:
-    """Refuses a run whose trainer is at work, such as one that outlived a killed launcher.
+    """Refuses a run whose trainer is at work, such as one that outlived a killed launcher, and does not end soon.
 
     Raises:
       InUse: naming it.
     """
-    with exclusive(run.trainer_lock, "a trainer is at work in this run"):
+    with exclusive(run.trainer_lock, "a trainer is at work in this run", LOCK_SECS):
         pass

@@ -4,7 +4,7 @@
     python launch/local.py --run_dir=runs/mine --corpus=my/documents     your own documents
     python launch/local.py --run_dir=runs/wiki --corpus=wiki/ --recipe=encyclopedia      tens of thousands of articles
 
-    python launch/local.py --run_dir=runs/trial --corpus=docs --gin.train.num_steps=60   every training cut short: a trial
+    python launch/local.py --run_dir=runs/trial --corpus=docs --gin.train.num_steps=100   every training cut short: a trial
 
 --gin.NAME.PARAM=VALUE (or --gin.MACRO=VALUE) sets a parameter of the run files; it is passed on to every job but the report.
 
@@ -25,6 +25,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the checkout's own package
+
+from realm_jax.__main__ import wrong_environment
+
+if __name__ == "__main__" and (said := wrong_environment()):  # before what is not there is imported
+    sys.exit(f"local.py: {said}")
 
 from command_line import Settings, parse
 from launcher import Launcher, Preempted, StageFailed, check_no_trainer
@@ -67,7 +72,7 @@ def launched(settings: Settings) -> int:
         launcher.stop()
     if report is None:
         return 0
-    said = (settings.logs / "report.log").read_text().rsplit("$ ", 1)[-1].splitlines()[1:]
+    said = launcher.children[-1].last_words(lines=1000).splitlines()
     print("\n".join(line for line in said if line.strip() != str(report)))
     print(report)
     return 0

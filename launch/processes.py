@@ -31,6 +31,7 @@ class Child:
         with log.open("ab") as output:
             output.write(f"\n$ {shlex.join(self.command)}\n".encode())
             output.flush()
+            self._begun_at = self._read_to = output.tell()  # before it lies what earlier attempts said
             self.process = subprocess.Popen(
                 self.command,
                 stdout=output,
@@ -55,7 +56,19 @@ class Child:
         stop_all([self], grace_secs)
 
     def last_words(self, lines: int = 15) -> str:
-        return "\n".join(self.log.read_text(errors="replace").rstrip().splitlines()[-lines:])
+        """The end of what it said itself."""
+        return "\n".join(self._said_since(self._begun_at).decode(errors="replace").rstrip().splitlines()[-lines:])
+
+    def new_lines(self) -> list[str]:
+        """The lines that it has finished since this was asked last."""
+        whole = self._said_since(self._read_to).rpartition(b"\n")
+        self._read_to += len(whole[0] + whole[1])
+        return whole[0].decode(errors="replace").splitlines()
+
+    def _said_since(self, place: int) -> bytes:
+        with self.log.open("rb") as file:
+            file.seek(place)
+            return file.read()
 
 
 def stop_all(children: Sequence[Child], grace_secs: float = GRACE_SECS) -> None:

@@ -182,6 +182,17 @@ def missing_libraries() -> list[str]:
     return [distribution for distribution, spec in specs.items() if spec is None or spec.origin is None]
 
 
+def wrong_environment() -> str:
+    """What to say where this interpreter lacks what every job needs; empty where it does not."""
+    missing = missing_libraries()
+    if not missing:
+        return ""
+    return (
+        f"{sys.executable} lacks {', '.join(missing)}\n"
+        "  use the environment that `make install` makes: `. .venv/bin/activate` once, or .venv/bin/python for python"
+    )
+
+
 def describe_error(error: BaseException) -> str:
     """An error in at most two lines. One raised outside this package (by a library) says so."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
@@ -210,12 +221,8 @@ def main(arguments: Sequence[str], jobs: Mapping[str, Job] = JOBS) -> int:
     if command.help and not command.job:
         print(jobs_help(jobs))
         return DONE
-    if missing := missing_libraries():
-        print(
-            f"realm_jax: {sys.executable} lacks {', '.join(missing)}\n"
-            "  use the environment that `make install` makes: `. .venv/bin/activate` once, or .venv/bin/python for python",
-            file=sys.stderr,
-        )
+    if said := wrong_environment():
+        print(f"realm_jax: {said}", file=sys.stderr)
         return FAILED
     if command.help:
         print(job_help(command.job, jobs))

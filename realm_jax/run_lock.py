@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from realm_jax.storage import Place, RemotePath, scratch_of
 
 logger = logging.getLogger(__name__)
 
+LOOK_SECS = 0.2  # between two attempts of one that waits
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 
 
@@ -22,7 +24,7 @@ class InUse(ValueError):  # noqa: N818 - reads as what it says
 
 
 @contextlib.contextmanager
-def exclusive(path: Place, message: str) -> Iterator[None]:
+def exclusive(path: Place, message: str, wait_secs: float = 0.0) -> Iterator[None]:
     """Holds a lock file while the body runs. The lock ends with the process that holds it, however that dies.
 
     The file goes with it, and the folders that were made for it if they are still empty; one that a killed process left
@@ -30,14 +32,19 @@ def exclusive(path: Place, message: str) -> Iterator[None]:
     mounted). Where there are no locks at all a warning says so and the body runs. An object store has none: the lock then lies
     in the cache of this machine and guards nothing against others.
 
+    Args:
+      path: the lock file.
+      message: what is said where another process holds it.
+      wait_secs: how long to wait for that one to end.
+
     Raises:
-      InUse: when another process holds it, with the message, the process's id and its host (a ValueError).
+      InUse: when another process holds it all that time, with the message, the process's id and its host (a ValueError).
     """
     if isinstance(path, RemotePath):
         _warn_of_no_locks(path)
         path = scratch_of(path)
     made = [folder for folder in path.parents if not folder.exists()]
-    handle = _locked(path, message)
+    handle = _locked(path, message, time.monotonic() + wait_secs)
     try:
         with contextlib.suppress(OSError):  # a full disk: the lock holds without a name
             os.ftruncate(handle, 0)
@@ -56,7 +63,7 @@ def _warn_of_no_locks(path: RemotePath) -> None:
     logger.warning("%s: an object store has no locks; start no second process there from another machine", path)
 
 
-def _locked(path: Path, message: str) -> int:
+def _locked(path: Path, message: str, deadline: float) -> int:
     """A descriptor that holds the lock of the file which is at `path` now."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,6 +76,9 @@ def _locked(path: Path, message: str) -> int:
         except BlockingIOError as error:
             holder = os.read(handle, 300).decode(errors="replace").strip() or "unknown"
             os.close(handle)
+            if time.monotonic() < deadline:
+                time.sleep(LOOK_SECS)
+                continue
             raise InUse(
                 f"{message} (process {holder} holds {path}); wait for it, stop it, or use another run directory"
             ) from error

@@ -135,7 +135,7 @@ def train(
             kept_versions=checkpoints.kept_versions(),
         )
         if first_step >= num_steps:
-            logger.info("%s has done its %d steps; nothing to train", run.path, num_steps)
+            logger.info("%s has done %d of %d steps; nothing to train", run.path, first_step, num_steps)
             checkpoints.close()
             status.finish("finished")
             return {}

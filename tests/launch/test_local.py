@@ -1,10 +1,12 @@
 """The launcher: its command line, and what it does with stages that end well, fail, die or are asked to stop."""
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +15,7 @@ import pytest
 
 from realm_jax.run_dir import RunDir, write_json_atomically
 from realm_jax.run_lock import exclusive
-from tests.launch.stub_stages import load_launcher, stub_stages
+from tests.launch.stub_stages import LAUNCH, load_launcher, stub_stages
 
 STUB = Path(__file__).with_name("stub_stages.py")
 REPORT = "print('recall_at_1 58.2'); print('the page')"
@@ -32,6 +34,7 @@ def quick(local, monkeypatch):
     monkeypatch.setattr(launcher, "time", hasty)
     monkeypatch.setattr(launcher, "FIRST_BACK_OFF_SECS", 0.1)
     monkeypatch.setattr(launcher, "LONGEST_BACK_OFF_SECS", 0.2)
+    monkeypatch.setattr(launcher, "LOCK_SECS", 0.0)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield local
     for number, handler in before.items():
@@ -143,6 +146,70 @@ def test_the_line_of_progress(local, tmp_path):
     assert shown == ["embed waiting", "embed 20: waiting 75%"]
 
 
+def test_a_resumed_trainer_does_not_show_the_figures_of_the_one_before(local, monkeypatch, tmp_path):
+    launcher = local.Launcher(local.parse([f"--run_dir={tmp_path}"]), lambda: None)
+    lines = [f'{{"step": {step}, "loss": {6 - step}.0}}\n' for step in (1, 2, 3)]
+    launcher.run.metrics_jsonl.parent.mkdir()
+    launcher.run.metrics_jsonl.write_text("".join(lines))
+    write_json_atomically(launcher.run.trainer_status(0), {"num_steps": 9})
+    stub_stages(monkeypatch.setattr, {})
+    child = launcher.child("train", launcher.run, None, [])
+    shown = []
+    for number in (3, 2, 2, 3):  # it cuts off what came after its checkpoint
+        launcher.run.metrics_jsonl.write_text("".join(lines[:number]))
+        shown.append(launcher.progress_of(child))
+    child.process.wait()
+    assert shown[:3] == ["train starting"] * 3 and shown[3].startswith("train 3/9 ") and "loss 3.000" in shown[3]
+
+
+def test_what_a_trainer_says_that_matters_is_shown_once(quick, monkeypatch, tmp_path, capsys):
+    lines = (
+        "12:00:00 the retriever will not learn: it is frozen",
+        "12:00:01 RUN has done 60 of 40 steps; nothing to train",
+        "hm",
+    )
+    scripts = {"train": "".join(f"print({line!r})\n" for line in lines), "report": REPORT}
+    stub_stages(monkeypatch.setattr, scripts)
+    for _ in range(2):
+        assert quick.main([f"--run_dir={tmp_path / 'run'}"]) == 0
+        said = capsys.readouterr().err
+        assert [said.count(f"] train: {line}\n") for line in lines] == [1, 1, 0]
+
+
+def test_a_lock_that_is_let_go_soon_is_waited_for(quick, monkeypatch, tmp_path):
+    """Such as that of a train command with a batch size that the run was not begun with."""
+    run = RunDir.of(tmp_path / "run")
+    stub_stages(monkeypatch.setattr, {"report": REPORT})
+    monkeypatch.setattr(sys.modules["launcher"], "LOCK_SECS", 60.0)
+    with contextlib.ExitStack() as held:
+        held.enter_context(exclusive(run.trainer_lock, "a mistaken one"))
+        threading.Timer(1.0, held.close).start()
+        assert quick.main([f"--run_dir={run.path}"]) == 0
+
+
+def test_without_the_environment_it_says_which(repository, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-S", "-E", str(repository / "launch" / "local.py"), "--help"],
+        capture_output=True, text=True, cwd=tmp_path, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.startswith(f"local.py: {sys.executable} lacks jax, flax,") and "make install" in done.stderr
+
+
+def test_the_documented_trial_trains_the_retriever():
+    """As many steps as a trial is said to have are more than those for which the run files freeze it."""
+    texts = [
+        LAUNCH / "local.py",
+        LAUNCH / "slurm" / "pretrain.sbatch",
+        *(LAUNCH.parent / "docs").glob("*.md"),
+        LAUNCH.parent / "README.md",
+    ]
+    found = {int(steps) for text in texts for steps in re.findall(r"--gin\.train\.num_steps=(\d+)", text.read_text())}
+    frozen = [re.findall(r"frozen_steps = .*?(\d+)", (LAUNCH.parent / "gin" / "runs" / f"realm_{name}.gin").read_text())
+              for name in ("documents", "tiny")]  # fmt: skip
+    assert min(found) > max(int(steps) for [steps] in frozen) >= 40
+
+
 def test_the_trainer_may_embed_by_itself(quick, monkeypatch, tmp_path):
     commands = stub_stages(monkeypatch.setattr, {"report": REPORT})
     assert quick.main([f"--run_dir={tmp_path / 'run'}", "--embedder=in_trainer"]) == 0
@@ -185,13 +252,18 @@ def test_a_trainer_that_came_meanwhile_keeps_its_status(quick, monkeypatch, tmp_
 
 @pytest.mark.parametrize("stage", ["corpus", "ict", "train", "evaluate"])
 def test_a_failing_stage_is_reported_with_the_end_of_its_log(quick, monkeypatch, tmp_path, capsys, stage):
-    fails = "import sys\nfor i in range(20): print('line', i)\nsys.exit(7)"
+    with monkeypatch.context() as first:
+        stub_stages(first.setattr, {stage: "print('disk full'); raise SystemExit(9)"})
+        assert quick.main([f"--run_dir={tmp_path / 'run'}"]) == 1
+    assert "disk full" in capsys.readouterr().err
+    fails = "import sys\nfor i in range(12): print('line', i)\nsys.exit(7)"
     commands = stub_stages(monkeypatch.setattr, {stage: fails, "report": REPORT})
     assert quick.main([f"--run_dir={tmp_path / 'run'}"]) == 1
     written = capsys.readouterr()
     log = tmp_path / "run" / "logs" / f"{stage}.log"
-    assert f"{stage} ended with 7; the end of {log}:\nline 5\n" in written.err
-    assert "line 19" in written.err and "line 4\n" not in written.err and not written.out
+    # nothing of the attempt before
+    assert f"{stage} ended with 7; the end of {log}:\nline 0\n" in written.err and "disk full" not in written.err
+    assert "line 11\n" in written.err and not written.out
     assert "report" not in [name for name, _ in commands]
 
 
