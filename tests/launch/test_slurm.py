@@ -181,6 +181,19 @@ def wait_for(condition, secs=60.0):
             {"EMBEDDER_DEVICES": "0,1", "SLURM_GPUS_ON_NODE": "2"},
             "EMBEDDER_DEVICES=0,1 leaves none of the 2 GPUs of a node to the trainer",
         ),
+        (
+            {"EMBEDDER_DEVICES": "9", "SLURM_GPUS_ON_NODE": "8"},
+            "EMBEDDER_DEVICES=9: a node has 8 GPUs, numbered from 0",
+        ),
+        ({"TRAINER_DEVICES": "0,8", "SLURM_GPUS_ON_NODE": "8"}, "TRAINER_DEVICES=0,8: a node has 8 GPUs"),
+        ({"EMBEDDER_DEVICES": "0"}, "EMBEDDER_DEVICES=0: a node has 0 GPUs"),
+        *(
+            (
+                {"EMBEDDER_DEVICES": wrong, "SLURM_GPUS_ON_NODE": "8"},
+                f"expected numbers with commas between them, such as 6,7, got EMBEDDER_DEVICES='{wrong}'",
+            )
+            for wrong in ("6, 7", "6,7,", "6-7", " 7", "06")
+        ),
     ],
 )
 def test_what_is_missing_is_said_before_anything_starts(tmp_path, changes, message):
