@@ -18,17 +18,38 @@ ROOT = LAUNCH.parent
 OVERLAYS = LAUNCH / "kubernetes" / "overlays"
 HOSTS = {"cpu": 2, "gpu": 2, "tpu-v5e-8": 1, "tpu-v5e-16": 4}
 SLICES = {"tpu-v5e-8": ("2x4", "8"), "tpu-v5e-16": ("4x4", "4")}
-CHECKED = {"apiVersion", "kind", "resources", "patches", "images", "configMapGenerator", "generatorOptions"}
+CHECKED = {"apiVersion", "kind", "resources", "patches", "images", "configMapGenerator", "configurations"}
+HASH = "-hash"  # in place of kustomize's, of what a ConfigMap says
 
 
 def build(folder: Path) -> list[dict[str, Any]]:
     """What `kubectl kustomize` builds, as far as these files go; anything else in them is an error here."""
+    documents = gathered(folder)
+    settings = the("ConfigMap", documents)["metadata"]
+    [reference] = yaml.safe_load((LAUNCH / "kubernetes" / "base" / "names.yaml").read_text())["nameReference"]
+    assert (reference["kind"], reference["version"]) == ("ConfigMap", "v1")
+    for field in reference["fieldSpecs"]:
+        for place in found_at(the(field["kind"], documents), field["path"].split("/")[:-1]):
+            assert place["name"] == settings["name"]
+            place["name"] += HASH
+    settings["name"] += HASH
+    return documents
+
+
+def found_at(document: Any, path: list[str]) -> list[dict[str, Any]]:
+    """What lies at a path of kustomize's: through every member of a list."""
+    if isinstance(document, list):
+        return [one for member in document for one in found_at(member, path)]
+    return found_at(document[path[0]], path[1:]) if path else [document]
+
+
+def gathered(folder: Path) -> list[dict[str, Any]]:
     said = yaml.safe_load((folder / "kustomization.yaml").read_text())
-    assert set(said) <= CHECKED and said["generatorOptions"] == {"disableNameSuffixHash": True}
+    assert set(said) <= CHECKED and said.get("configurations", ["names.yaml"]) == ["names.yaml"]
     documents: list[dict[str, Any]] = []
     for resource in said["resources"]:
         place = folder / resource
-        documents += build(place.resolve()) if place.is_dir() else list(yaml.safe_load_all(place.read_text()))
+        documents += gathered(place.resolve()) if place.is_dir() else list(yaml.safe_load_all(place.read_text()))
     for made in said.get("configMapGenerator", []):
         values = dict(literal.split("=", 1) for literal in made["literals"])
         if made.get("behavior") == "merge":
@@ -116,7 +137,15 @@ def test_kubectl_builds_the_same(overlay, documents):
     built = subprocess.run(
         ["kubectl", "kustomize", str(OVERLAYS / overlay)], capture_output=True, text=True, check=True
     )
-    assert {one["kind"]: one for one in yaml.safe_load_all(built.stdout)} == {one["kind"]: one for one in documents}
+    text, count = re.subn(r"\brealm-jax-run-[a-z0-9]{10}\b", f"realm-jax-run{HASH}", built.stdout)
+    assert count == 2
+    assert {one["kind"]: one for one in yaml.safe_load_all(text)} == {one["kind"]: one for one in documents}
+
+
+def test_settings_are_those_that_a_run_was_applied_with(documents, container):
+    """Pods that are started again read a ConfigMap of this name, which others' settings do not have."""
+    [source] = container["envFrom"]
+    assert source == {"configMapRef": {"name": f"realm-jax-run{HASH}"}}
 
 
 def test_a_pod_on_every_host(overlay, documents, container):
