@@ -66,12 +66,16 @@ def has_tpu(devices: Path = Path("/dev")) -> bool:
     return any((devices / name).exists() for name in TPU_FILES)
 
 
+def has_gpu(devices: Path = Path("/dev")) -> bool:
+    return any((devices / name).exists() for name in GPU_FILES)
+
+
 def has_accelerator(environment: Mapping[str, str] = os.environ, devices: Path = Path("/dev")) -> bool:
     """Whether jobs here will use a TPU or GPU, which two processes cannot share without being told how."""
     platforms = environment.get("JAX_PLATFORMS", "")
     if platforms:
         return not platforms.startswith("cpu")
-    return has_tpu(devices) or any((devices / name).exists() for name in GPU_FILES)
+    return has_tpu(devices) or has_gpu(devices)
 
 
 def visible_devices(devices: str, tpu_port: int) -> dict[str, str]:

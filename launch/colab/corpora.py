@@ -62,6 +62,10 @@ def choose(choice: str, documents: str, wikipedia: str, max_documents: int, fold
     else:
         if re.fullmatch(r"\w+", wikipedia):
             wikipedia = DUMP.format(wikipedia)
+        elif not (wikipedia.startswith("tfds:") or "://" in wikipedia):
+            raise Stop(
+                f"WIKIPEDIA: expected a name such as simplewiki, the address of a dump (https://…), or tfds:NAME, got {wikipedia!r}"
+            )
         source = wikipedia if wikipedia.startswith("tfds:") else str(download(wikipedia, folder))
     return [f"--corpus={first_articles(source, max_documents, folder) if max_documents else source}"]
 
@@ -94,8 +98,8 @@ def download(address: str, folder: Path) -> Path:
         return place
     folder.mkdir(parents=True, exist_ok=True)
     partial = place.with_name(place.name + ".part")
-    request = urllib.request.Request(address, headers={"User-Agent": "realm_jax notebook"})
     try:
+        request = urllib.request.Request(address, headers={"User-Agent": "realm_jax notebook"})
         with urllib.request.urlopen(request, timeout=60) as answer, partial.open("wb") as file:
             total, done = int(answer.headers.get("Content-Length") or 0), 0
             while chunk := answer.read(CHUNK_BYTES):

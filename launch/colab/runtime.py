@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from hosts import has_gpu, has_tpu
+
 Kind = Literal["TPU", "GPU", "CPU"]
 
 PYTHONS = ((3, 11), (3, 14))  # from the first up to the second
@@ -49,14 +51,11 @@ class Embedder(NamedTuple):
 
 
 def find_machine(devices: Path = Path("/dev"), environment: Mapping[str, str] = os.environ) -> Machine:
-    """What is here, told by device files: of an NVIDIA GPU, and of a TPU by its two drivers."""
+    """What is here, told by device files."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if environment.get("JAX_PLATFORMS", "").startswith("cpu"):
         return Machine("CPU", cores)
-    if (devices / "nvidia0").exists():
-        return Machine("GPU", cores)
-    has_tpu = any((devices / name).exists() for name in ("accel0", "vfio/0"))
-    return Machine("TPU" if has_tpu else "CPU", cores)
+    return Machine("GPU" if has_gpu(devices) else "TPU" if has_tpu(devices) else "CPU", cores)
 
 
 def choose_embedder(wanted: str, machine: Machine) -> Embedder:

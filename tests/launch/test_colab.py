@@ -151,9 +151,12 @@ def test_the_project_is_cloned_where_there_is_no_checkout(notebook, monkeypatch,
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "at").mkdir()
     monkeypatch.chdir(tmp_path / "at")
-    with pytest.raises(ValueError, match="REPOSITORY: expected the address to clone realm_jax from, got nothing"):
+    with pytest.raises(
+        Exception, match="REPOSITORY: expected the address to clone realm_jax from, got nothing"
+    ) as stopped:
         run("")
-    with pytest.raises(ValueError, match=r"git clone .*nowhere failed: .*nowhere' does not exist"):
+    assert stopped.value._render_traceback_() == [str(stopped.value)]  # in place of a traceback
+    with pytest.raises(Exception, match=r"git clone .*nowhere failed: .*nowhere' does not exist"):
         run(tmp_path / "nowhere")
     there = tmp_path / "there"
     (there / "launch").mkdir(parents=True)
@@ -328,6 +331,9 @@ def test_documents_of_every_choice(tmp_path, capsys, monkeypatch):
         (corpora.PLACE, str(tmp_path / "no"), "", 5, "DOCUMENTS: expected a folder .*, got '.*no', which is not there"),
         (corpora.PLACE, str(tmp_path / "empty.jsonl"), "", 5, "holds no document that can be used .*empty text"),
         (corpora.UPLOAD, "", "", 5, "CORPUS: 'upload' needs Colab; choose 'folder or file'"),
+        (corpora.WIKIPEDIA, "", "simplwiki!", 5, "WIKIPEDIA: expected a name such as simplewiki, .*, got 'simplwiki!'"),
+        (corpora.WIKIPEDIA, "", "htp://nowhere/x.xml", 5, "htp://nowhere/x.xml did not come: .*unknown url type: htp"),
+        (corpora.WIKIPEDIA, "", "://x.xml", 5, "://x.xml did not come: unknown url type"),
         (corpora.WIKIPEDIA, "", dump.with_name("gone.xml").as_uri(), 5, "gone.xml did not come: .*; run the cell"),
     ):
         with pytest.raises(runtime.Stop, match=message):
@@ -590,6 +596,29 @@ loop.train:
   num_steps = 600
   batch_size = 4
 """
+
+
+def test_without_questions_and_without_a_training_nothing_is_promised(notebook, tmp_path, capsys):
+    values = {"run": RunDir.of(tmp_path / "run")}
+    with pytest.raises(runtime.Stop, match="run has not been trained; run the cells above first"):
+        exec(code_cells(notebook)["questions"].source, values)
+    values["run"] = make_run(tmp_path / "trained", made_world.params(), made_world.corpus(tmp_path / "corpus"))
+    with values["run"].config_file("train").open("a") as file:
+        file.write(TRAINED)
+    exec(code_cells(notebook)["questions"].source, values)
+    assert capsys.readouterr().out == "No questions: the next step shows the documents that are found.\n"
+
+
+def test_what_a_notebook_in_the_checkout_leaves_is_not_sent_on():
+    """Neither with `git add`, nor to a TPU VM, nor into an image."""
+    left = ["launch/colab/runs/colab/corpus.json", "runs/a", "logs/a/train.log"]
+    command = ["git", "-C", str(ROOT), "check-ignore", *left, "gin/runs/a.gin", "launch/colab/a.py"]
+    ignored = subprocess.run(command, capture_output=True, text=True)
+    if "not a git repository" in ignored.stderr:
+        pytest.skip("no checkout")
+    assert ignored.stdout.splitlines() == left
+    order = (ROOT / ".dockerignore").read_text().splitlines()
+    assert order.index("launch/colab/runs") > order.index("!launch") and "!logs" not in order
 
 
 def fine_tuned(place, corpus):
