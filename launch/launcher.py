@@ -234,7 +234,7 @@ class Launcher:
 
     def progress_of(self, child: Child) -> str:
         if child.name not in TRAINERS:
-            return child.last_words(1) or child.name
+            return child.last_words(1) or "starting"
         run = self.run_of(child)
         try:
             status = read_json(run.trainer_status(0))

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import importlib.util
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,8 @@ from realm_jax.text.sentence_piece import ModelType, VocabularyTooLargeError, tr
 from realm_jax.text.tokenizer import SPECIAL_PIECES, Tokenizer
 
 logger = logging.getLogger(__name__)
+
+TELL_EVERY_SECS = 15.0  # of how far it is, where no bar is drawn
 
 WORLD = "world"
 TRAIN = "train"
@@ -140,6 +143,7 @@ class Build:
         """
         counts: Counter[str] = Counter()
         seen: set[int] = set()
+        characters, told_at = 0, time.monotonic()
         with (
             CorpusWriter(self.directory, self.tokenizer, self.block_len, self.title_len) as writer,
             dataset.BlockWriter(self.directory / "blocks") as block_writer,
@@ -161,6 +165,11 @@ class Build:
                 counts.update(_counts(batch, cut, rows))
                 bar.update(cut.characters)
                 bar.set_postfix(documents=writer.num_documents, refresh=False)
+                characters += cut.characters
+                if bar.disable and time.monotonic() - told_at >= TELL_EVERY_SECS:
+                    told_at = time.monotonic()
+                    share = f", {100 * characters // total_chars} % of the text" if total_chars else ""
+                    logger.info("%d documents so far%s", writer.num_documents, share)
             dropped += Counter()  # forgets causes that did not occur
             if writer.num_documents == 0:
                 causes = listed(dropped) or "nothing was read"

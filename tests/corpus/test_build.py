@@ -220,6 +220,13 @@ def test_a_finished_corpus_is_used_again(build, articles, tmp_path, caplog, monk
         build(source)
 
 
+def test_how_far_it_is_stands_in_the_log(build, articles, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(build_module, "TELL_EVERY_SECS", 0.0)
+    with caplog.at_level("INFO"):
+        made = build(write_jsonl(tmp_path / "a.jsonl", articles), num_workers=1)
+    assert f"{made.num_documents} documents so far, 100 % of the text" in caplog.text
+
+
 def test_a_damaged_corpus_is_built_again(build, articles, tmp_path):
     source = write_jsonl(tmp_path / "a.jsonl", articles)
     first = build(source)

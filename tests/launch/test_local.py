@@ -134,7 +134,7 @@ def test_the_line_of_progress(local, tmp_path):
     launcher = local.Launcher(local.parse([f"--run_dir={tmp_path}"]), lambda: None)
     log = tmp_path / "logs" / "evaluate.log"
     child = sys.modules["processes"].Child("evaluate", [sys.executable, "-S", "-c", "pass"], log, (), {})
-    assert launcher.progress_of(child) == "evaluate"  # the log holds the command alone
+    assert launcher.progress_of(child) == "starting"  # the log holds the command alone
     child.process.wait()
     with log.open("a") as file:
         file.write("13:00:02 retrieval of bm25 measured, 7 s so far\n")
