@@ -22,7 +22,7 @@ TRAINERS = ("train", "ict", "reader")
 FIRST_BACK_OFF_SECS, LONGEST_BACK_OFF_SECS = 1.0, 60.0
 HEALTHY_SECS = 300.0  # an embed job that lived so long has nothing to do with the failures before it
 OTHER_HOST_SECS = 24 * 3600.0  # how long one machine waits for what another makes, such as the corpus
-LOCK_SECS = 20.0  # a train command that was refused for its settings holds the trainer's lock for some
+LOCK_SECS = 10.0  # a train command that was refused for its settings holds the trainer's lock for some
 TOLD = ("will not learn", "nothing to train")  # of a trainer's log, what whoever looks at the screen should know
 LOOK_SECS, REMOTE_LOOK_SECS = 0.5, 5.0  # between two looks at the children; the run's files may cost requests
 

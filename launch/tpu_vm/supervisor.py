@@ -1,5 +1,6 @@
 """Keeps a TPU VM at its work: asked for, installed, started, followed, and again when it is taken away."""
 
+import contextlib
 import dataclasses
 import re
 import shlex
@@ -323,7 +324,8 @@ def pack(archive: Path) -> None:
         raise RunFailed(f"{ROOT} is no git checkout, whose files are sent ({listed.stderr.strip()}); git clone it")
     with tarfile.open(archive, "w:gz") as packed:
         for name in sorted({name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()}):
-            packed.add(ROOT / name, name)
+            with contextlib.suppress(FileNotFoundError):  # an editor's, gone meanwhile
+                packed.add(ROOT / name, name)
 
 
 def machines(count: int) -> str:
