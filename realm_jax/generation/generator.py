@@ -5,7 +5,7 @@ axis and the parameters by the rules of training.sharding; the result is the sam
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,10 +15,20 @@ from jaxtyping import Array, Bool, Float, Int32, Key
 from realm_jax.generation import marginal
 from realm_jax.generation.beam_search import Found, Hypotheses, NextToken, Prediction, beam_search, first, take_rows
 from realm_jax.generation.sampling import sample
+from realm_jax.generation.scoring import for_documents, read_with_documents
 from realm_jax.generation.settings import GenerationConfig, TokenIds
-from realm_jax.models import DecoderCache, EncoderDecoder, EncoderDecoderConfig, Memory, empty_cache
-
-Params = Mapping[str, Any]
+from realm_jax.generation.stepping import (
+    Caches,
+    Params,
+    Sources,
+    apply,
+    empty_caches,
+    encoded,
+    remember,
+    reorder,
+    stepper,
+)
+from realm_jax.models import EncoderDecoderConfig
 
 
 class Answers(NamedTuple):
@@ -69,9 +79,9 @@ def generate(
       ValueError: max_length beyond the model's positions; sampling without a key.
     """
     _check(config, generation, rng)
-    memory = _remember(params, config, ids, mask)
+    sources = encoded(params, config, ids, mask)
     return first(
-        _search(params, config, generation, memory, mask.any(axis=1), rng), generation.num_hypotheses
+        _search(params, config, generation, sources, mask.any(axis=1), rng), generation.num_hypotheses
     ).hypotheses
 
 
@@ -102,10 +112,10 @@ def fusion_in_decoder(
     """
     _check(config, generation, rng, num_documents=ids.shape[1])
     rows = _rows(ids), _rows(mask)
-    hidden = _apply(params, config, "encode", *rows)
+    hidden = apply(params, config, "encode", *rows)
     joined = hidden.reshape(len(ids), -1, hidden.shape[-1])  # [batch, num_documents · source_len, hidden]
-    memory = _apply(params, config, "remember", joined, mask.reshape(len(ids), -1))
-    found = _search(params, config, generation, memory, memory.mask.any(axis=1), rng)
+    sources = remember(params, config, joined, mask.reshape(len(ids), -1))
+    found = _search(params, config, generation, sources, sources.mask.any(axis=1), rng)
     return first(found, generation.num_hypotheses).hypotheses
 
 
@@ -139,11 +149,11 @@ def rag_token(
     _check(config, generation, rng, num_documents=ids.shape[1])
     priors = _priors(mask, log_doc_probs)
     batch, num_documents = priors.shape
-    memory = _remember(params, config, _rows(ids), _rows(mask))
-    beams = generation.num_found
+    sources = encoded(params, config, _rows(ids), _rows(mask))
+    beams, step = generation.num_found, stepper(params, config, sources)
 
-    def next_token(tokens: jax.Array, position: jax.Array, cache: DecoderCache) -> Prediction:
-        logits, cache = _step(params, config, _repeat(tokens, num_documents), position, memory, cache)
+    def next_token(tokens: jax.Array, position: jax.Array, caches: Caches) -> Prediction:
+        logits, caches = step(for_documents(tokens, num_documents), position, caches)
         logits = logits.reshape(batch, num_documents, beams, -1)
         totals = marginal.log_sum(logits, axis=-1)
         log_probs = marginal.marginal_next_token(priors, logits - totals[..., None])
@@ -154,12 +164,12 @@ def rag_token(
             )  # fmt: skip
             return logits[*at, chosen[..., None]] - totals[at]  # [batch, choices, num_documents]
 
-        return Prediction(log_probs, cache, details)
+        return Prediction(log_probs, caches, details)
 
     found = _decode(
         next_token,
-        lambda cache, indices: _reorder(cache, _repeat(indices, num_documents)),
-        empty_cache(config, batch * num_documents, beams, generation.target_len),
+        lambda caches, indices: reorder(caches, for_documents(indices, num_documents)),
+        empty_caches(config, batch * num_documents, beams, generation.target_len),
         (priors > -jnp.inf).any(axis=1), rng, config, generation, num_documents,
     )  # fmt: skip
     hypotheses, token_log_probs = first(found, generation.num_hypotheses)
@@ -203,8 +213,8 @@ def rag_sequence(
     _check(config, generation, rng, num_documents=ids.shape[1])
     priors = _priors(mask, log_doc_probs)
     batch, num_documents = priors.shape
-    memory = _remember(params, config, _rows(ids), _rows(mask))
-    found = _search(params, config, generation, memory, (priors > -jnp.inf).reshape(-1), rng).hypotheses
+    sources = encoded(params, config, _rows(ids), _rows(mask))
+    found = _search(params, config, generation, sources, (priors > -jnp.inf).reshape(-1), rng).hypotheses
     # [batch, num_documents · beams, …]: what the documents' searches found, one after the other
     target_ids, scores, lengths = (array.reshape(batch, -1, *array.shape[2:]) for array in found)
     kinds = marginal.distinct(target_ids, lengths > 0)
@@ -216,7 +226,9 @@ def rag_sequence(
     kept = jnp.arange(target_ids.shape[1], dtype=jnp.int32)[None] < kinds.num_kinds[:, None]
     lengths = jnp.where(kept, lengths, 0)
     if generation.decoding == "thorough":
-        table = _read_all(params, config, generation, memory, target_ids, lengths, kinds.num_kinds.max())
+        step = stepper(params, config, sources)
+        empty = empty_caches(config, batch * num_documents, generation.num_found, generation.target_len)
+        table = read_with_documents(step, empty, target_ids, lengths, kinds.num_kinds.max(), token_ids(config))
     totals = jnp.where(kept, marginal.marginal_sequence(priors, table), -jnp.inf)
     scores, best = jax.lax.top_k(totals, generation.num_hypotheses)
     posteriors = marginal.answer_posteriors(priors, take_rows(table, best))
@@ -247,44 +259,18 @@ def _check(
         )
 
 
-def _apply(params: Params, config: EncoderDecoderConfig, method: str, *arguments: Any) -> Any:
-    return EncoderDecoder(config).apply({"params": params}, *arguments, method=method)
-
-
-def _step(params: Params, config: EncoderDecoderConfig, *arguments: Any) -> tuple[jax.Array, DecoderCache]:
-    logits, cache = _apply(params, config, "step", *arguments)
-    return logits, cache
-
-
 def _rows(array: jax.Array) -> jax.Array:
     return array.reshape(-1, array.shape[-1])
-
-
-def _repeat(rows: jax.Array, num_documents: int) -> jax.Array:
-    """The same for all documents of a question: [batch, …] to [batch · num_documents, …]."""
-    repeated = jnp.broadcast_to(rows[:, None], (len(rows), num_documents, *rows.shape[1:]))
-    return repeated.reshape(-1, *rows.shape[1:])
-
-
-def _remember(params: Params, config: EncoderDecoderConfig, ids: jax.Array, mask: jax.Array) -> Memory:
-    memory: Memory = _apply(params, config, "remember", _apply(params, config, "encode", ids, mask), mask)
-    return memory
 
 
 def _priors(mask: jax.Array, log_doc_probs: jax.Array) -> jax.Array:
     return marginal.document_log_probs(log_doc_probs, mask.any(axis=-1) & (log_doc_probs > -1e8))
 
 
-def _reorder(cache: DecoderCache, indices: jax.Array) -> DecoderCache:
-    """Beams change places within their source; arrays are [layers, sources, beams, …]."""
-    sources = jnp.arange(indices.shape[0])[:, None]
-    return jax.tree.map(lambda array: array[:, sources, indices], cache)
-
-
 def _decode(
     next_token: NextToken,
     reorder: Callable[[Any, jax.Array], Any],
-    cache: DecoderCache,
+    caches: Caches,
     active: jax.Array,
     rng: jax.Array | None,
     config: EncoderDecoderConfig,
@@ -294,74 +280,24 @@ def _decode(
     settings: Any = {"config": generation, "tokens": token_ids(config), "num_details": num_details}
     if generation.sample:
         assert rng is not None  # _check
-        return sample(next_token, cache, active, rng, **settings)
-    return beam_search(next_token, reorder, cache, active, **settings)
+        return sample(next_token, caches, active, rng, **settings)
+    return beam_search(next_token, reorder, caches, active, **settings)
 
 
 def _search(
     params: Params,
     config: EncoderDecoderConfig,
     generation: GenerationConfig,
-    memory: Memory,
+    sources: Sources,
     active: jax.Array,
     rng: jax.Array | None,
 ) -> Found:
     """Of each source by itself."""
+    step = stepper(params, config, sources)
 
-    def next_token(tokens: jax.Array, position: jax.Array, cache: DecoderCache) -> Prediction:
-        logits, cache = _step(params, config, tokens, position, memory, cache)
-        return Prediction(jax.nn.log_softmax(logits, axis=-1), cache)
+    def next_token(tokens: jax.Array, position: jax.Array, caches: Caches) -> Prediction:
+        logits, caches = step(tokens, position, caches)
+        return Prediction(jax.nn.log_softmax(logits, axis=-1), caches)
 
-    cache = empty_cache(config, len(active), generation.num_found, generation.target_len)
-    return _decode(next_token, _reorder, cache, active, rng, config, generation)
-
-
-def _read_all(
-    params: Params,
-    config: EncoderDecoderConfig,
-    generation: GenerationConfig,
-    memory: Memory,
-    target_ids: jax.Array,
-    lengths: jax.Array,
-    num_read: jax.Array,
-) -> jax.Array:
-    """log p(y|x, z) [batch, hypotheses, num_documents] of the first `num_read` hypotheses of every question with every document.
-
-    The hypotheses of a pass are the beams of each source, and share its keys and values.
-    """
-    batch, hypotheses, target_len = target_ids.shape
-    sources, at_once = memory.mask.shape[0], generation.num_found
-    num_documents = sources // batch
-    begins = (target_ids[..., 0] == config.bos_id) | (lengths == 0)
-    counted_from = jnp.where(begins.all(axis=1), 1, 0)[:, None, None]
-    positions = jnp.arange(target_len, dtype=jnp.int32)[None, None]
-    counts = (target_ids != config.pad_id) & (positions < lengths[..., None]) & (positions >= counted_from)
-    # [batch, hypotheses, target_len]
-    starts = jnp.full((batch, hypotheses, 1), config.decoder_start_id, jnp.int32)
-    inputs = jnp.concatenate([starts, target_ids[..., :-1]], axis=-1)
-
-    def read(number: jax.Array, table: jax.Array) -> jax.Array:
-        begin = number * at_once
-        some = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=begin, slice_size=at_once, axis=1)
-        own_inputs, own_targets, own_counts = some(inputs), some(target_ids), some(counts)
-        longest = some(lengths).max()
-
-        def one(carry: tuple[jax.Array, jax.Array, DecoderCache]) -> tuple[jax.Array, jax.Array, DecoderCache]:
-            position, sums, cache = carry
-            at = functools.partial(jax.lax.dynamic_index_in_dim, index=position, axis=2, keepdims=False)
-            logits, cache = _step(params, config, _repeat(at(own_inputs), num_documents), position, memory, cache)
-            target = _repeat(at(own_targets), num_documents)[..., None]
-            gold = jnp.take_along_axis(logits, target, axis=-1)[..., 0] - marginal.log_sum(logits, axis=-1)
-            return position + 1, sums + jnp.where(_repeat(at(own_counts), num_documents), gold, 0.0), cache
-
-        carry = (
-            jnp.int32(0),
-            jnp.zeros((sources, at_once), jnp.float32),
-            empty_cache(config, sources, at_once, target_len),
-        )
-        _, sums, _ = jax.lax.while_loop(lambda carry: carry[0] < longest, one, carry)
-        sums = sums.reshape(batch, num_documents, at_once).transpose(0, 2, 1)
-        return jax.lax.dynamic_update_slice_in_dim(table, sums, begin, axis=1)
-
-    table = jnp.zeros((batch, hypotheses, num_documents), jnp.float32)
-    return jax.lax.fori_loop(0, -(-num_read // at_once), read, table)
+    caches = empty_caches(config, len(active), generation.num_found, generation.target_len)
+    return _decode(next_token, reorder, caches, active, rng, config, generation)

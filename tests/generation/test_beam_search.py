@@ -54,8 +54,10 @@ CONFIGS = [
 BOTH_FORCED = toy.TOKENS._replace(forced_bos=0, forced_eos=2)
 
 
-@pytest.mark.parametrize("tokens", [toy.TOKENS, BOTH_FORCED], ids=["free", "forced"])
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.num_beams}")
+@pytest.mark.parametrize(
+    ("config", "tokens"),
+    [(config, toy.TOKENS) for config in CONFIGS] + [(config, BOTH_FORCED) for config in CONFIGS[2:6:3]],
+)
 def test_equals_the_search_with_lists(config, tokens):
     vocab = 7  # so many that no beam needs a copy of another
     rows = toy.table(3, 6, vocab, config.target_len)

@@ -4,7 +4,8 @@ Runs where transformers 4.39.3 and torch are, without realm_jax (`make parity` m
 
     python tests/parity/generation_reference.py FOLDER
 
-Writes FOLDER/SEED.safetensors (weights, inputs, logits and marginals) and FOLDER/SEED.json (what was generated), a pair a model.
+Writes FOLDER/SEED (the model, as its class saves it), FOLDER/SEED.safetensors (inputs, logits and marginals) and FOLDER/SEED.json
+(what was generated).
 """
 
 import json
@@ -175,8 +176,8 @@ def run(seed: int, folder: Path) -> None:
         "sequence_loss": sequence(**common, labels=labels).loss,
         "log_doc_probs": given["doc_scores"].log_softmax(-1),
     }
-    weights = {f"model/{name}": value.clone() for name, value in model.state_dict().items()}
-    save_file({**{f"out/{k}": v.contiguous() for k, v in arrays.items()}, **weights}, folder / f"{seed}.safetensors")
+    save_file({name: value.contiguous() for name, value in arrays.items()}, folder / f"{seed}.safetensors")
+    model.save_pretrained(folder / str(seed))
     (folder / f"{seed}.json").write_text(json.dumps(made))
 
 

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from realm_jax import generation
+from realm_jax.convert import load_hugging_face
 from realm_jax.generation import GenerationConfig, TokenIds, generator, marginal
 from realm_jax.models import EncoderDecoder, EncoderDecoderConfig
 from tests.parity.conftest import PYTHON
@@ -45,49 +46,6 @@ class Case(NamedTuple):
         return ids, mask > 0, log_doc_probs
 
 
-def copied(weights: dict[str, np.ndarray]) -> dict:
-    """The parameters, of the names that BartForConditionalGeneration has."""
-
-    def stack(half: str, layers: int, inner: str) -> dict:
-        names = [f"model.model.{half}.layers.{layer}.{inner}" for layer in range(layers)]
-        names = [name.replace("model.model", "model/model", 1) for name in names]
-        if "norm" in inner:
-            parts = {"scale": "weight", "bias": "bias"}
-        else:
-            parts = {"kernel": "weight", "bias": "bias"}
-        arrays = {ours: np.stack([weights[f"{name}.{theirs}"] for name in names]) for ours, theirs in parts.items()}
-        return {name: array.swapaxes(1, 2) if name == "kernel" else array for name, array in arrays.items()}
-
-    def attention(half: str, layers: int, inner: str) -> dict:
-        ours = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
-        return {name: stack(half, layers, f"{inner}.{theirs}") for name, theirs in ours.items()}
-
-    def side(half: str, layers: int) -> dict:
-        begin = f"model/model.{half}"
-        made = {
-            "attention": attention(half, layers, "self_attn"),
-            "attention_norm": stack(half, layers, "self_attn_layer_norm"),
-            "feed_forward": {"wi": stack(half, layers, "fc1"), "wo": stack(half, layers, "fc2")},
-            "output_norm": stack(half, layers, "final_layer_norm"),
-        }
-        if half == "decoder":
-            made["cross_attention"] = attention(half, layers, "encoder_attn")
-            made["cross_attention_norm"] = stack(half, layers, "encoder_attn_layer_norm")
-        norm = f"{begin}.layernorm_embedding"
-        embedding = {
-            "position_embedding": {"embedding": weights[f"{begin}.embed_positions.weight"]},
-            "norm": {"scale": weights[f"{norm}.weight"], "bias": weights[f"{norm}.bias"]},
-        }
-        return {"embedding": embedding, "layers": made}
-
-    return {
-        "encoder": side("encoder", CONFIG.num_encoder_layers),
-        "decoder": side("decoder", CONFIG.num_decoder_layers),
-        "token_embedding": {"embedding": weights["model/model.shared.weight"]},
-        "output_bias": weights["model/final_logits_bias"][0],
-    }
-
-
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
     assert PYTHON.is_file(), f"no environment of the other side at {PYTHON}; `make parity` makes it"
@@ -97,10 +55,11 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> list[Case]:
     assert done.returncode == 0, done.stderr[-2000:]
     found = []
     for seed in SEEDS:
-        arrays = load_file(folder / f"{seed}.safetensors")
-        outputs = {name.removeprefix("out/"): array for name, array in arrays.items() if name.startswith("out/")}
-        params = jax.tree.map(jnp.asarray, copied(arrays))
-        found.append(Case(params, outputs, json.loads((folder / f"{seed}.json").read_text())))
+        model = load_hugging_face(folder / str(seed))
+        assert model.generator == CONFIG
+        made = json.loads((folder / f"{seed}.json").read_text())
+        params = jax.tree.map(jnp.asarray, model.params["generator"])
+        found.append(Case(params, load_file(folder / f"{seed}.safetensors"), made))
     return found
 
 
