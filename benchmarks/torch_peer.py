@@ -13,10 +13,11 @@ DEFAULT_PYTHON = ".venv-parity/bin/python"
 class TorchPeer:
     """A process with torch and transformers; both sides of a comparison run in turn, never at once."""
 
-    def __init__(self, python: str = DEFAULT_PYTHON):
+    def __init__(self, python: str = DEFAULT_PYTHON, script: Path = PEER):
         """
         Args:
           python: of the environment that `make parity` makes.
+          script: what runs there.
 
         Raises:
           SystemExit: there is none, with the remedy.
@@ -25,7 +26,7 @@ class TorchPeer:
             raise SystemExit(f"{python} is not there; make the environment with `make .venv-parity/.installed`")
         environment = {**os.environ, "TRANSFORMERS_OFFLINE": "1"}
         self._process = subprocess.Popen(
-            [python, str(PEER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [python, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
