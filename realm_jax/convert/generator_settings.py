@@ -183,5 +183,23 @@ def rag_settings(config: RetrieverConfig, generator: EncoderDecoderConfig, earli
     }
 
 
+def rag_task(architecture: str, settings: Settings, generator: EncoderDecoderConfig) -> dict[str, Any]:
+    """Fields of the task `Rag` that a RagConfig says: how many documents, how long each with the question, which marginal.
+
+    Raises:
+      ValueError: for numbers that are none.
+    """
+    numbers = {name: settings.get(name, default) for name, default in (("n_docs", 5), ("max_combined_length", 300))}
+    for name, value in numbers.items():
+        if type(value) is not int or value < 1:
+            raise ValueError(f"config.json has {name}={value!r}, expected a whole number above 0")
+    marginal = {"RagSequenceForGeneration": "sequence", "RagTokenForGeneration": "token"}.get(architecture)
+    return {
+        **({} if marginal is None else {"marginal": marginal}),
+        "num_documents": numbers["n_docs"],
+        "source_len": min(numbers["max_combined_length"], generator.max_length),
+    }
+
+
 def _listed(values: Settings) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in values.items())

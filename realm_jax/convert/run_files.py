@@ -9,7 +9,9 @@ import numpy as np
 import safetensors.numpy
 
 from realm_jax.convert.folder import read_safetensors, read_settings
+from realm_jax.convert.generator_settings import rag_task
 from realm_jax.convert.model import Model
+from realm_jax.convert.rag import RAG_CLASSES
 from realm_jax.corpus.store import Corpus
 from realm_jax.models import EncoderDecoderConfig, RetrieverConfig, SpanReaderConfig, TransformerConfig
 from realm_jax.run_dir import RunDir, write_json_atomically, write_text_atomically
@@ -142,6 +144,13 @@ def gin_files(model: Model) -> dict[str, str]:
             _HEADER.format(learner="generator", where="as every run file has it")
             + "from realm_jax.models import encoder_decoder\n\n"
             + _block("encoder_decoder.EncoderDecoderConfig", model.generator)
+        )
+    if model.architecture in RAG_CLASSES and model.generator is not None:
+        said = rag_task(model.architecture, model.settings, model.generator)
+        files["rag.gin"] = (
+            _HEADER.format(learner="task", where="what it reads and how documents are marginalised")
+            + "from realm_jax.tasks import rag\n\nrag.Rag:\n"
+            + "".join(f"  {name} = {value!r}\n" for name, value in said.items())
         )
     return files
 

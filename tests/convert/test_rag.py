@@ -13,7 +13,7 @@ import safetensors.numpy
 
 from realm_jax import config
 from realm_jax.convert import Model, load_hugging_face, rag, save_hugging_face
-from realm_jax.convert.generator_settings import generator_config, generator_settings
+from realm_jax.convert.generator_settings import generator_config, generator_settings, rag_task
 from realm_jax.convert.job import convert
 from realm_jax.models import EncoderDecoder, Retriever
 from realm_jax.run_dir import RunDir, write_text_atomically
@@ -232,6 +232,10 @@ def test_rag_in_and_out_again_by_the_job(tmp_path: Path):
     check_tokenizer(run, pieces[1].fingerprint, kind="generator_tokenizer")
     with pytest.raises(ValueError, match="was trained on the pieces of tokenizer"):
         check_tokenizer(run, pieces[0].fingerprint, kind="generator_tokenizer")
+    text = (run.weights / "rag.gin").read_text()
+    assert text.endswith(
+        "rag.Rag:\n  marginal = 'sequence'\n  num_documents = 5\n  source_len = 64\n"
+    )  # 300 are cut to all it can read
     convert(run_dir=str(run.path), direction="out")
     theirs, ours = (
         safetensors.numpy.load_file(place / "model.safetensors")
@@ -301,6 +305,8 @@ def test_what_is_not_computed_is_refused(tmp_path: Path):
         with pytest.raises(ValueError, match=message):
             load_hugging_face(say(tmp_path / "rag", **changes))
         (tmp_path / "rag" / "config.json").write_text(json.dumps(before))
+    with pytest.raises(ValueError, match=r"n_docs='5', expected a whole number above 0"):
+        rag_task("RagModel", {"n_docs": "5"}, GENERATOR)
     save_hugging_face(tmp_path / "dpr", "DPRContextEncoder", model)
     with pytest.raises(ValueError, match=r"projection_dim=128; only 0 is computed here"):
         load_hugging_face(say(tmp_path / "dpr", projection_dim=128))

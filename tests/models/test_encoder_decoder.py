@@ -144,7 +144,9 @@ def test_equals_bart_written_in_numpy(changes):
         assert np.abs(other[1] - logits).max() > 1e-2
 
 
-@pytest.mark.parametrize("changes", [{}, ODD, {"unroll_layers": 2}], ids=["bart", "odd", "unrolled"])
+@pytest.mark.parametrize(
+    "changes", [{}, ODD, pytest.param({"unroll_layers": 2}, marks=pytest.mark.slow)], ids=["bart", "odd", "unrolled"]
+)
 def test_the_cache_changes_nothing_at_any_position(changes):
     """Three beams a source, each with a target of its own: every step's logits are those of the whole row."""
     config = tiny.encoder_decoder(**changes)
@@ -277,13 +279,8 @@ def test_bfloat16_keeps_float32_where_it_matters():
         assert cache.keys.dtype == jnp.bfloat16 and error.max() < 0.1 * exact.std()
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"remat": True, "remat_saves": "products", "unroll_layers": 9},
-        pytest.param({"remat": True}, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{"remat": True}, {"remat": True, "remat_saves": "products", "unroll_layers": 9}])
 def test_remat_and_unrolling_change_no_gradient(changes):
     ids, mask, target_ids = inputs()
     rngs = {"dropout": jax.random.key(5)}
@@ -306,7 +303,14 @@ def test_remat_and_unrolling_change_no_gradient(changes):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * largest), grads, plain)
 
 
-@pytest.mark.parametrize("rate", ["dropout_rate", "attention_dropout_rate", "activation_dropout_rate"])
+@pytest.mark.parametrize(
+    "rate",
+    [
+        "activation_dropout_rate",
+        pytest.param("dropout_rate", marks=pytest.mark.slow),
+        pytest.param("attention_dropout_rate", marks=pytest.mark.slow),
+    ],
+)
 def test_each_dropout_drops(rate):
     none = {"dropout_rate": 0.0, "attention_dropout_rate": 0.0, "activation_dropout_rate": 0.0}
     config = tiny.encoder_decoder(**{**none, rate: 0.5})
@@ -327,31 +331,37 @@ def test_each_dropout_drops(rate):
         assert same == 0.0 and other > 0.1
 
 
-@pytest.mark.parametrize(
-    "axes",
-    [
-        {"data": 2, "fsdp": 2, "tensor": 2},
-        pytest.param({"data": 8}, marks=pytest.mark.slow),
-        pytest.param({"data": 1, "fsdp": 8}, marks=pytest.mark.slow),
-    ],
-)
-def test_eight_devices_compute_what_one_does(axes):
-    config = tiny.encoder_decoder(num_encoder_heads=4, num_decoder_heads=4)
-    ids, mask, target_ids = (jnp.tile(array, (3, 1))[:8] for array in inputs())
-    mesh = MeshConfig(**{"data": -1, **axes}).build()
-    shardings = state_shardings(mesh, shapes_of(config))
-    rows = jax.sharding.NamedSharding(mesh, BATCH)
+AXES = [{"data": 2, "fsdp": 2, "tensor": 2}, {"data": 8}, {"data": 1, "fsdp": 8}]
 
-    def loss(params, ids, mask, target_ids):
-        logits = EncoderDecoder(config).apply({"params": params}, ids, mask, target_ids)
+
+def divided(axes, function, config):
+    """The function's result on one device, and on a mesh with rows and parameters where the rules put them."""
+    arrays = [jnp.tile(array, (3, 1))[:8] for array in inputs()]
+    mesh = MeshConfig(**{"data": -1, **axes}).build()
+    rows = jax.sharding.NamedSharding(mesh, BATCH)
+    shardings = (state_shardings(mesh, shapes_of(config)), rows, rows, rows)
+    return jax.jit(function)(init(config), *arrays), jax.jit(function, in_shardings=shardings)(init(config), *arrays)
+
+
+def test_eight_devices_compute_what_one_does():
+    config = tiny.encoder_decoder(num_encoder_heads=4, num_decoder_heads=4)
+    alone, together = divided(AXES[0], lambda params, *arrays: program(config)(params, *arrays), config)
+    np.testing.assert_allclose(together, alone, atol=5e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axes", AXES)
+def test_eight_devices_learn_what_one_does(axes):
+    config = tiny.encoder_decoder(num_encoder_heads=4, num_decoder_heads=4)
+
+    def loss(params, *arrays):
+        logits = EncoderDecoder(config).apply({"params": params}, *arrays)
         return (jax.nn.log_softmax(logits)[:, :, 5] ** 2).mean()
 
-    alone = jax.jit(jax.value_and_grad(loss))(init(config), ids, mask, target_ids)
-    together = jax.jit(jax.value_and_grad(loss), in_shardings=(shardings, rows, rows, rows))
-    found = together(init(config), ids, mask, target_ids)
-    assert float(found[0]) == pytest.approx(float(alone[0]), rel=1e-5)
+    alone, together = divided(axes, jax.value_and_grad(loss), config)
+    assert float(together[0]) == pytest.approx(float(alone[0]), rel=1e-5)
     largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(alone[1]))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest), found[1], alone[1])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest), together[1], alone[1])
 
 
 def test_every_kernel_is_cut():

@@ -8,13 +8,17 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import tokenizers
 
+from realm_jax.text.byte_level import SPECIAL_PIECES as BART_PIECES
+from realm_jax.text.byte_level import ByteLevelTokenizer
 from realm_jax.text.tokenizer import SPECIAL_PIECES
 
 SCRIPT = Path(__file__).parent / "reference.py"
 PYTHON = Path(os.environ.get("REALM_JAX_PARITY_PYTHON") or SCRIPT.parents[2] / ".venv-parity" / "bin" / "python")
 CLASSES = ("BertModel", "BertForMaskedLM", "BertForPreTraining", "RealmEmbedder", "RealmScorer", "RealmScorer-untied",
-           "RealmKnowledgeAugEncoder", "RealmReader", "RealmForOpenQA")  # fmt: skip
+           "RealmKnowledgeAugEncoder", "RealmReader", "RealmForOpenQA", "DPRQuestionEncoder", "DPRContextEncoder", "BartModel",
+           "BartForConditionalGeneration", "RagModel", "RagSequenceForGeneration", "RagTokenForGeneration")  # fmt: skip
 SIZES = [
     *(("tiny", kind) for kind in ("padded", "single", "one-candidate", "batch-1")),
     ("odd", "padded"), ("odd", "one-candidate"), ("wide", "padded"),
@@ -74,3 +78,17 @@ def vocab(strings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
     place.write_text("\n".join(pieces) + "\n", encoding="utf-8")
     return place
+
+
+@pytest.fixture(scope="session")
+def byte_level(strings: list[str]) -> ByteLevelTokenizer:
+    """A BPE of 4000 pieces learnt from the strings, its special pieces where BART has them."""
+    learnt = tokenizers.Tokenizer(tokenizers.models.BPE())
+    learnt.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=4000, initial_alphabet=alphabet, show_progress=False)
+    learnt.train_from_iterator(strings, trainer)
+    model = json.loads(learnt.to_str())["model"]
+    pieces = [*BART_PIECES[:4], *sorted(model["vocab"], key=model["vocab"].__getitem__), BART_PIECES[4]]
+    merges = [tuple(pair) for pair in model["merges"]]
+    return ByteLevelTokenizer({piece: number for number, piece in enumerate(pieces)}, merges)

@@ -6,6 +6,7 @@ Runs where transformers 4.39.3 and torch are, without realm_jax (`make parity` m
     python tests/parity/reference.py golden FOLDER          # one small file a class, kept in tests/convert/golden
     python tests/parity/reference.py retriever ASKED.json OUT.json   # what RealmRetriever makes of questions and documents
     python tests/parity/reference.py tokenizers VOCAB TEXTS.json OUT.json
+    python tests/parity/reference.py generator_tokenizers FOLDER ASKED.json OUT.json   # BART's of a folder, or those of a RAG
     python tests/parity/reference.py load FOLDER OUT.safetensors   # runs a folder that realm_jax wrote
 
 A case holds the inputs (`in/…`), what came out (`out/…`) and the gradients of `out/loss` (`grad/NAME OF THE TENSOR`).
@@ -321,7 +322,8 @@ def run_rag(cls):
         encoder = shaken(models.dpr.DPRQuestionEncoder(question), g)
         case = Case(cls(config, question_encoder=encoder, generator=generator_of(generator, g)).eval())
         inputs = tokens(g, question.vocab_size, batch, length - 2, padding=padding)
-        embeds = torch.randn(batch, candidates, question.hidden_size, generator=g)
+        # scores of about 1: see run_open_qa
+        embeds = torch.randn(batch, candidates, question.hidden_size, generator=g) / question.hidden_size**0.5
         given = sources_and_targets(g, generator.vocab_size, batch * candidates, length, padding, batch)
         labels = given["labels"]
         case.inputs(**inputs, embeds=embeds, labels=labels, context_ids=given["input_ids"],
@@ -472,6 +474,27 @@ def write_tokenizers(vocab: Path, texts: Path, out: Path) -> None:
     out.write_text(json.dumps(results), encoding="utf-8")
 
 
+def write_generator_tokenizers(folder: Path, asked: Path, out: Path) -> None:
+    """Ids of each text and texts of rows of ids, by the slow and the fast tokenizer; of a RAG by its own two."""
+    said = json.loads(asked.read_text(encoding="utf-8"))
+    results = {}
+    if (folder / "generator_tokenizer").is_dir():
+        rag = models.rag.RagTokenizer.from_pretrained(folder)
+        results["question"] = [rag.question_encoder(text).input_ids for text in said["texts"]]
+        kinds = {"rag": rag.generator}
+    else:
+        kinds = {kind: cls.from_pretrained(folder) for kind, cls in
+                 (("slow", models.bart.BartTokenizer), ("fast", models.bart.BartTokenizerFast))}  # fmt: skip
+    for kind, tokenizer in kinds.items():
+        results[kind] = {
+            "class": type(tokenizer).__name__,
+            "ids": [tokenizer(text).input_ids for text in said["texts"]],
+            "texts": tokenizer.batch_decode(said["rows"], skip_special_tokens=True),
+            "apart": tokenizer.batch_decode(said["rows"], skip_special_tokens=True, clean_up_tokenization_spaces=False),
+        }
+    out.write_text(json.dumps(results), encoding="utf-8")
+
+
 def load(folder: Path, out: Path) -> None:
     """What a folder written by realm_jax is to the Hugging Face classes: missing and unexpected tensors, and outputs."""
     name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
@@ -488,5 +511,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     command, *places = sys.argv[1:]
     commands = {"models": write_models, "golden": write_golden, "tokenizers": write_tokenizers,
-                "retriever": write_retrieved, "load": load}  # fmt: skip
+                "generator_tokenizers": write_generator_tokenizers, "retriever": write_retrieved, "load": load}  # fmt: skip
     commands[command](*map(Path, places))
