@@ -75,7 +75,7 @@ def stepper(params: Params, config: EncoderDecoderConfig, sources: Sources) -> S
     layers = DecoderLayer(config.decoder)
 
     def step(ids: jax.Array, position: jax.Array, caches: Caches) -> tuple[jax.Array, Caches]:
-        embedded = apply(params, config, "_embed", ids)
+        embedded = apply(params, config, "embed", ids)
         hidden = embedding.apply({"params": decoder["embedding"]}, embedded, position[None], True)
         written = []
         for own, source, cache in zip(of_layers, sources.layers, caches, strict=True):
@@ -84,7 +84,7 @@ def stepper(params: Params, config: EncoderDecoderConfig, sources: Sources) -> S
             )
             hidden, new = made
             written.append(new)
-        return apply(params, config, "_logits", hidden), tuple(written)
+        return apply(params, config, "logits", hidden), tuple(written)
 
     return step
 

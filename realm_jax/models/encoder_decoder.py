@@ -171,7 +171,7 @@ class EncoderDecoder(nn.Module):
           mask: true where there is a token, false on padding; hidden states there mean nothing.
           deterministic: false applies dropout from the `dropout` rng.
         """
-        return self.encoder(self._embed(ids, "source"), mask, deterministic)
+        return self.encoder(self.embed(ids, "source"), mask, deterministic)
 
     def decode(
         self,
@@ -189,7 +189,7 @@ class EncoderDecoder(nn.Module):
           source_mask: true where there is a token.
           deterministic: false applies dropout.
         """
-        return self._logits(self.decoder(self._embed(target_ids, "target"), hidden, source_mask, deterministic))
+        return self.logits(self.decoder(self.embed(target_ids, "target"), hidden, source_mask, deterministic))
 
     def remember(
         self, hidden: Float[Array, "sources source_len hidden"], source_mask: Bool[Array, "sources source_len"]
@@ -213,8 +213,8 @@ class EncoderDecoder(nn.Module):
           cache: of the step before, or `empty_cache`.
         """
         self._check_length(cache.keys.shape[3], "target")
-        hidden, cache = self.decoder.step(self._embed(ids), position, memory, cache)
-        return self._logits(hidden), cache
+        hidden, cache = self.decoder.step(self.embed(ids), position, memory, cache)
+        return self.logits(hidden), cache
 
     def __call__(
         self,
@@ -226,7 +226,8 @@ class EncoderDecoder(nn.Module):
         """`encode` and `decode`: logits in float32."""
         return self.decode(target_ids, self.encode(ids, mask, deterministic), mask, deterministic)
 
-    def _embed(self, ids: Int32[Array, "rows length"], what: str = "") -> Float[Array, "rows length hidden"]:
+    def embed(self, ids: Int32[Array, "rows length"], what: str = "") -> Float[Array, "rows length hidden"]:
+        """Embedded tokens, of sources and targets alike, their positions not added; `what` they are, where their length counts."""
         if what:
             self._check_length(ids.shape[1], what)
         embedded = self.token_embedding(ids)
@@ -239,7 +240,8 @@ class EncoderDecoder(nn.Module):
                 f"shorten the {what} or enlarge EncoderDecoderConfig.max_length"
             )
 
-    def _logits(self, hidden: Float[Array, "rows length hidden"]) -> Float[Array, "rows length vocab"]:
+    def logits(self, hidden: Float[Array, "rows length hidden"]) -> Float[Array, "rows length vocab"]:
+        """Of the next token, in float32, from the decoder's hidden states."""
         table = self.token_embedding.embedding.astype(hidden.dtype)
         logits = jnp.einsum("blh,vh->blv", hidden, table, preferred_element_type=jnp.float32)
         # BART trains without an output bias, and its class keeps one that no gradient reaches

@@ -176,7 +176,7 @@ def test_rag_sequence_fast_knows_only_what_a_documents_own_search_found():
     assert shared > 3
 
 
-@pytest.mark.parametrize("decoding", ["token", "thorough", "fast"])
+@pytest.mark.parametrize("decoding", ["token", "thorough", pytest.param("fast", marks=pytest.mark.slow)])
 def test_fewer_documents_than_places(decoding):
     """k larger than the documents: places without one change nothing; a question without any generates nothing."""
     params, ids, mask, scores = made()
@@ -235,6 +235,7 @@ def test_fusion_in_decoder_reads_all_documents_at_once():
     assert (np.asarray(two.ids) != fused.ids).any()
 
 
+@pytest.mark.slow
 def test_sampling_with_documents():
     search = GenerationConfig(sample=True, num_hypotheses=3, max_length=7)
     params, ids, mask, scores = arrays = made()
