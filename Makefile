@@ -205,8 +205,8 @@ bench: install ## the benchmarks, a table each; TEXT=path/to/text for the corpus
 	@for script in encoder_throughput.py embed_throughput.py index_load_stall.py look_ahead.py exact_search.py ball_tree.py answer_latency.py swap.py host_memory.py 'corpus_throughput.py $(TEXT)'; do \
 		echo "== $$script"; $(BIN)/python benchmarks/$$script || exit 1; done
 
-bench-torch: install .venv-parity/.installed ## a REALM step and embedding against the Hugging Face classes on torch
-	@for script in realm_step.py realm_embed.py; do echo "== $$script"; $(BIN)/python benchmarks/$$script || exit 1; done
+bench-torch: install .venv-parity/.installed ## a REALM step, embedding and generation against the Hugging Face classes on torch
+	@for script in realm_step.py realm_embed.py generation.py; do echo "== $$script"; $(BIN)/python benchmarks/$$script || exit 1; done
 
 $(VENV)-index/.installed: setup.py $(wildcard constraints/*.txt)
 	$(call make_environment,$(VENV)-index,bench)
