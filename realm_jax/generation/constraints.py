@@ -14,7 +14,7 @@ def constrain(
     config: GenerationConfig,
     tokens: TokenIds,
 ) -> Float[Array, "batch beams vocab"]:
-    """Applies `no_repeat_ngram_size`, `min_length` and the forced first and last token, in the order of transformers' `generate`.
+    """Applies `no_repeat_ngram_size`, `bos_after_bos`, `min_length` and the forced first and last token, in the order of transformers' `generate`.
 
     A forced token has log-probability 0 and the rest −∞. Otherwise what is forbidden becomes −∞ and nothing is
     normalised again.
@@ -28,6 +28,9 @@ def constrain(
     if config.no_repeat_ngram_size:
         log_probs = _without_repeats(log_probs, ids, position, config.no_repeat_ngram_size, tokens.decoder_start)
     token_ids = jnp.arange(log_probs.shape[-1], dtype=jnp.int32)[None, None]
+    if not config.bos_after_bos:
+        before = jnp.where(position > 0, ids[:, :, jnp.maximum(position - 1, 0)], tokens.decoder_start)
+        log_probs = jnp.where((before == tokens.bos)[..., None] & (token_ids == tokens.bos), -jnp.inf, log_probs)
     if config.min_length > 1:  # the decoder's start token counts
         too_early = position + 1 < config.min_length
         log_probs = jnp.where(too_early & (token_ids == tokens.eos), -jnp.inf, log_probs)

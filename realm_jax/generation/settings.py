@@ -34,6 +34,9 @@ class GenerationConfig:
     # True: stop with num_beams finished hypotheses. False: stop when the best open one, at its length, is no better than the
     # worst finished one. "never": stop when no open one can become better at any length up to max_length
     no_repeat_ngram_size: int = 0  # n-grams of this size are generated once at most; 0: no such rule
+    bos_after_bos: bool = (
+        True  # False: never two in a row, as in RAG's evaluation (bad_words_ids=[[0, 0]]); BART likes to
+    )
     sample: bool = False  # draw tokens instead of searching
     temperature: float = 1.0
     top_k: int = 0  # draw among so many likeliest tokens; 0: among all

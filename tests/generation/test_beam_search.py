@@ -49,6 +49,7 @@ CONFIGS = [
     GenerationConfig(num_beams=3, max_length=6, min_length=5, length_penalty=0.0),
     GenerationConfig(num_beams=3, max_length=6, no_repeat_ngram_size=2),
     GenerationConfig(num_beams=2, max_length=6, no_repeat_ngram_size=1, min_length=3),
+    GenerationConfig(num_beams=3, max_length=6, bos_after_bos=False),
     GenerationConfig(num_beams=1, max_length=6),
 ]
 BOTH_FORCED = toy.TOKENS._replace(forced_bos=0, forced_eos=2)

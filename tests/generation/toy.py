@@ -81,6 +81,8 @@ def plain_search(rows, config: GenerationConfig, tokens: TokenIds = TOKENS):
             for start in range(len(read) - size + 1 if size else 0):
                 if read[start : start + size - 1] == read[len(read) - size + 1 :]:
                     allowed[read[start + size - 1]] = -np.inf
+            if not config.bos_after_bos and read[-1] == tokens.bos:
+                allowed[tokens.bos] = -np.inf
             if length < config.min_length:
                 allowed[tokens.eos] = -np.inf
             forced = tokens.forced_bos if length == 1 else None

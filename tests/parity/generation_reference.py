@@ -42,6 +42,8 @@ SETTINGS = {
     "negative": {**BEAMS, "length_penalty": -0.5, "early_stopping": "never"},
     "never": {**BEAMS, "early_stopping": "never"},
     "by sum": {**BEAMS, "length_penalty": 0.0},
+    "no bos after bos": {**BEAMS, "bad_words_ids": [[0, 0]]},
+    "greedy, no bos after bos": {"num_beams": 1, "bad_words_ids": [[0, 0]]},
     "no trigram twice": {**BEAMS, "no_repeat_ngram_size": 3},
     "no bigram twice": {**BEAMS, "no_repeat_ngram_size": 2, "min_length": 7},
     "at least nine": {**BEAMS, "min_length": 9},

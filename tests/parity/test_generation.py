@@ -67,6 +67,7 @@ def read(settings: dict) -> tuple[GenerationConfig, EncoderDecoderConfig]:
     """Their names for settings to ours; forced tokens are the model's."""
     given = {"min_length": 0, "max_length": MAX_LENGTH, **settings}
     given["num_hypotheses"] = given.pop("num_return_sequences", 1)
+    given["bos_after_bos"] = given.pop("bad_words_ids", None) is None
     forced = {
         ours: given.pop(theirs)
         for ours, theirs in (("forced_bos_id", "forced_bos_token_id"), ("forced_eos_id", "forced_eos_token_id"))
