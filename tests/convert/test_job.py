@@ -78,6 +78,7 @@ def test_the_reader_of_a_run_file_is_set_in_its_scope(tmp_path: Path):
     assert dataclasses.replace(bound["task"].reader, unroll_layers=1) == expected
 
 
+@pytest.mark.slow
 def test_ict_starts_from_bert_with_a_new_projection(tmp_path: Path):
     source, _ = golden_folder("BertForMaskedLM", tmp_path / "theirs", VOCAB)
     run = RunDir.of(tmp_path / "run")

@@ -22,6 +22,8 @@ from realm_jax.run_dir import RunDir
 from realm_jax.training.checkpoint import load_params
 from tests import tiny
 
+pytestmark = pytest.mark.slow  # a training each
+
 ASKED = ["ann 1900 lived in", "who worked in rome", "bob was born in", "then cem"]
 # What docs/weights.md says to add to the paper's run files.
 POOLER = "--gin.retriever.RetrieverConfig.pooling=pooler"

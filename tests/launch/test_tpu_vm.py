@@ -169,7 +169,7 @@ def test_a_signal_on_another_machine_is_no_failure(pretrain, cloud, monkeypatch,
     assert len(started(cloud)) == 2
 
 
-@pytest.mark.parametrize("retry_secs", ["0.05", "0.5"])
+@pytest.mark.parametrize("retry_secs", ["0.05", pytest.param("0.5", marks=pytest.mark.slow)])
 def test_a_lost_network_is_waited_for_and_no_line_is_told_twice(
     pretrain, cloud, monkeypatch, capsys, tmp_path, retry_secs
 ):

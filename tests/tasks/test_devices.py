@@ -90,7 +90,7 @@ def test_ict_has_the_same_negatives_on_eight_devices(corpus, ict_on_one, axes):
     assert float(ict_on_one[0]["finite"]) == 1.0
 
 
-@pytest.mark.parametrize("axes", [{}, {"data": 2, "fsdp": 2, "tensor": 2}])
+@pytest.mark.parametrize("axes", [pytest.param({}, marks=pytest.mark.slow), {"data": 2, "fsdp": 2, "tensor": 2}])
 def test_realm_is_the_same_on_eight_devices(corpus, realm_on_one, axes):
     assert_same_update(one_step(tiny.realm(corpus.directory), corpus, **axes), realm_on_one)
 

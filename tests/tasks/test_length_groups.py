@@ -135,7 +135,7 @@ def one_step(settings, ids, devices, accumulation_steps=1, dropout=False, **axes
     ("long", "devices", "accumulation_steps", "axes"),
     [
         pytest.param(False, 1, 1, {}, marks=pytest.mark.slow),
-        (True, 1, 1, {}),
+        pytest.param(True, 1, 1, {}, marks=pytest.mark.slow),
         pytest.param(False, 1, 2, {}, marks=pytest.mark.slow),
         (False, 8, 1, {"data": 2, "fsdp": 2, "tensor": 2}),
     ],

@@ -255,6 +255,7 @@ def test_a_resumed_run_equals_the_whole_one(settings, whole, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, resumed, expected)
 
 
+@pytest.mark.slow
 def test_one_device_trains_as_eight(settings, whole, tmp_path, monkeypatch):
     task = dataclasses.replace(settings, marginal="token", train_documents=True, label_smoothing=0.1)
     monkeypatch.setattr(jax, "devices", lambda *_: jax.local_devices()[:1])

@@ -206,6 +206,7 @@ def test_a_document_side_that_is_not_trained_has_no_gradient(corpus, examples):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got, expected)
 
 
+@pytest.mark.slow
 def test_a_document_side_that_is_not_trained_keeps_its_index(corpus, tmp_path):
     """Trained over the index of the tied run that it starts from: the document encoder and every embedding stay, all else moves."""
     ict = tiny.ict(corpus.directory)

@@ -170,6 +170,7 @@ def losses(run):
     return [line["loss"] for line in read_metrics(RunDir.of(run))]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_one_that_was_not_interrupted(corpus, whole, tmp_path):
     for num_steps in (4, 6):
         run_in_step(tmp_path, corpus, num_steps=num_steps)

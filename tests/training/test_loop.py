@@ -194,6 +194,7 @@ def test_a_second_trainer_is_refused_before_it_changes_anything(corpus, whole_ic
     assert lines(run)[-1]["step"] == 7 and not run.trainer_lock.exists()
 
 
+@pytest.mark.slow
 def test_a_learner_frozen_for_the_whole_run_is_warned_of(corpus, tmp_path, caplog):
     optimizer = OptimizerConfig(frozen_steps=(("retriever", 2),))
     run_ict(tmp_path, corpus, optimizer=optimizer, num_steps=2)

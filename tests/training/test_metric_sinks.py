@@ -43,6 +43,7 @@ def service(monkeypatch):
     return service
 
 
+@pytest.mark.slow
 def test_a_run_that_is_resumed_goes_on_in_the_same_place(service, tmp_path):
     corpus = tiny.corpus(tmp_path / "z")
     run = RunDir.of(tmp_path / "run")

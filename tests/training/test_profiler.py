@@ -36,6 +36,7 @@ def test_steps_are_traced_once(corpus, tmp_path, caplog):
     assert trained(tmp_path, corpus, 5, (1, 2)) == [trace]  # resumed beyond them
 
 
+@pytest.mark.slow
 def test_a_trace_beyond_the_end_is_written_too(corpus, tmp_path):
     assert len(trained(tmp_path, corpus, 2, (1, 9))) == 1
 
