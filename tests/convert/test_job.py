@@ -127,6 +127,7 @@ def test_a_retriever_without_a_masked_lm_head_gets_one_to_be_taught(tmp_path: Pa
         )
 
 
+@pytest.mark.slow
 def test_a_trained_run_goes_out(tmp_path: Path):
     """Trained with gin, so that the run knows its own configuration."""
     corpus = tiny.corpus(tmp_path / "corpus")

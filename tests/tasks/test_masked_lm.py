@@ -57,6 +57,7 @@ def test_the_loss_is_the_mean_over_masks(corpus):
     assert float(metrics["masked_accuracy"].total) == right
 
 
+@pytest.mark.slow
 def test_several_lessons_compile_a_program_for_each_length(corpus, tmp_path, caplog):
     """Four lessons, two lengths; the loss falls, and the parameters are what a warm start takes over."""
     lessons = (Lesson(3, 32, window=2), Lesson(6, 32, window=6), Lesson(9, 48), Lesson(10, 48, max_sentences=2))

@@ -383,7 +383,8 @@ def test_a_trained_document_side_is_served_anew(dense):
     assert not all(jax.tree.leaves(same["document_encoder"]))
 
 
-@pytest.mark.parametrize("which", [pytest.param("whole", marks=pytest.mark.slow), "dense"])
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["whole", "dense"])
 def test_one_device_trains_as_eight(corpus, questions, which, tmp_path, monkeypatch, request):
     """Of the dense run too: its negatives are those of the whole batch."""
     expected, changes = request.getfixturevalue(which), DENSE if which == "dense" else {}

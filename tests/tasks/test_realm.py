@@ -185,6 +185,7 @@ def test_a_document_that_predicts_better_than_average_gains_score(settings, corp
     assert after[best] > log_p_z[best] + 1e-5
 
 
+@pytest.mark.slow
 def test_a_document_side_that_is_not_trained_has_no_gradient(corpus, examples):
     """The loss is the same to the bit; the document encoder gets nothing, the query encoder and the reader what they got."""
     retriever = dataclasses.replace(tiny.retriever(), tied=False)

@@ -132,6 +132,7 @@ def test_approximate_search_is_the_exact_one_on_a_cpu(corpus):
     np.testing.assert_array_equal(found.ids, brute_force(queries, rows, 6).ids)
 
 
+@pytest.mark.slow
 def test_too_few_documents_leave_empty_slots(corpus):
     settings = tiny.realm(corpus.directory, num_candidates=6, extra_results=0)
     task, mesh = settings.build(seed=1), MeshConfig().build(jax.devices()[:1])

@@ -356,6 +356,7 @@ def test_an_embedder_inside_the_trainer_makes_the_same_run(corpus, whole_realm, 
     assert list_snapshots(run) == [0, 3, 6]
 
 
+@pytest.mark.slow
 def test_a_recorded_asynchronous_run_is_replayed_to_the_bit(corpus, tmp_path):
     recorded, replayed = tmp_path / "recorded", tmp_path / "replayed"
     place = str(corpus.directory)

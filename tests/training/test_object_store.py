@@ -88,6 +88,7 @@ def test_a_killed_run_goes_on_elsewhere(objects, local_run, monkeypatch, tmp_pat
     assert not [key for key in objects.keys("bucket/killed") if "tmp" in key or key.endswith(".lock")]
 
 
+@pytest.mark.slow
 def test_the_embed_job_beside_a_trainer(objects, local_run):
     run = RunDir.of("gs://bucket/beside")
     failures: list[BaseException] = []
