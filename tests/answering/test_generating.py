@@ -15,6 +15,7 @@ from realm_jax.corpus.writer import make_corpus
 from realm_jax.data.inputs import SpecialIds, query_inputs
 from realm_jax.data.questions import Question
 from realm_jax.data.rag import RagExamples
+from realm_jax.evaluation.answering import evaluate_answering
 from realm_jax.generation import GenerationConfig
 from realm_jax.retrieval.exact import ExactIndex
 from realm_jax.serve.page import render
@@ -171,6 +172,23 @@ def test_what_does_not_fit_is_refused(settings, params, corpus, index):
             generator, settings.generator, params["generator"], settings.open_generator_tokenizer(corpus),
             settings.generation, source_len=97, marginal="token",
         )  # fmt: skip
+
+
+def test_it_is_evaluated_beside_itself_without_documents(settings, params, corpus, index):
+    """The references are what each row wrote itself, so that the others' scores say whether they are other answers."""
+    written = made(settings, params, corpus, index).answer(QUESTIONS)
+    asked = [Question(question, (answer.text,)) for question, answer in zip(QUESTIONS, written, strict=True)]
+    rows, answers = evaluate_answering(settings, params, corpus, index, asked, texts=True)
+    assert [answer.text for answer in answers] == [answer.text for answer in written]
+    assert list(rows) == ["rag", "closed_book", "nearest_question"]
+    assert rows["rag"]["exact_match"] == rows["rag"]["f1"] == rows["rag"]["rouge_l"] == 1.0
+    alone = closed_book_answerer(settings, params).answer(QUESTIONS)
+    same = [one.text == other.text for one, other in zip(alone, written, strict=True)]
+    assert rows["closed_book"]["exact_match"] == pytest.approx(np.mean(same)) and not all(same)
+    assert rows["nearest_question"]["exact_match"] == 0.0  # the one training question's answer is Oslo
+    without = dataclasses.replace(settings, num_documents=0)
+    rows, answers = evaluate_answering(without, {"generator": params["generator"]}, corpus, None, asked)
+    assert list(rows) == ["rag"] and [answer.text for answer in answers] == [answer.text for answer in alone]
 
 
 def test_it_is_explained_in_text(settings, params, corpus, index):
