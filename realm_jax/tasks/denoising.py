@@ -18,10 +18,8 @@ from realm_jax.data.denoising import DenoisingBatch, DenoisingExamples
 from realm_jax.data.inputs import SpecialIds
 from realm_jax.losses import WeightedSum
 from realm_jax.models import EncoderDecoder, EncoderDecoderConfig
-from realm_jax.tasks.rag import check_generator_ids, init_params
+from realm_jax.tasks.rag import init_params, open_generator_tokenizer
 from realm_jax.tasks.task import EncoderPass, Logits, Metrics, Params, Program, Task, array_shape, fingerprints
-from realm_jax.text.generator_tokenizer import as_generator_tokenizer
-from realm_jax.text.loading import load_generator_tokenizer
 from realm_jax.training.rng import dropout_rngs
 from realm_jax.typed import check_fields
 
@@ -77,11 +75,7 @@ class Denoising:
 
     def build(self, seed: int) -> Task:
         corpus = Corpus.open(self.corpus)
-        if self.generator_tokenizer:
-            tokenizer = load_generator_tokenizer(self.generator_tokenizer)
-        else:
-            tokenizer = as_generator_tokenizer(corpus.tokenizer)
-        check_generator_ids(tokenizer, self.generator, "Denoising")
+        tokenizer = open_generator_tokenizer(self.generator_tokenizer, corpus, self.generator, "Denoising")
         examples = DenoisingExamples(
             open_pieces(corpus, tokenizer),
             self.generator,

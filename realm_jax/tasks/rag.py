@@ -330,12 +330,7 @@ class Rag:
         Raises:
           ValueError: when they are not.
         """
-        if self.generator_tokenizer:
-            tokenizer = load_generator_tokenizer(self.generator_tokenizer)
-        else:
-            tokenizer = as_generator_tokenizer(corpus.tokenizer)
-        check_generator_ids(tokenizer, self.generator, "Rag")
-        return tokenizer
+        return open_generator_tokenizer(self.generator_tokenizer, corpus, self.generator, "Rag")
 
     def training_questions(self, tokenizer: GeneratorTokenizer) -> tuple[Question, ...]:
         """The questions of all files with an answer that can be written; see `data.question_splits.training_questions`.
@@ -360,12 +355,15 @@ class Rag:
         return tuple(kept)
 
 
-def check_generator_ids(tokenizer: GeneratorTokenizer, generator: EncoderDecoderConfig, task: str) -> None:
-    """Refuses a tokenizer whose ids are not those of the generator.
+def open_generator_tokenizer(
+    directory: str, corpus: Corpus, generator: EncoderDecoderConfig, task: str
+) -> GeneratorTokenizer:
+    """The tokenizer of a directory, or (empty) the corpus's, whose ids must be those of the generator.
 
     Raises:
       ValueError: naming the setting of the task, expected and got.
     """
+    tokenizer = load_generator_tokenizer(directory) if directory else as_generator_tokenizer(corpus.tokenizer)
     if tokenizer.vocab_size > generator.vocab_size:
         raise ValueError(
             f"the generator's tokenizer has {tokenizer.vocab_size} pieces, {task}.generator.vocab_size is "
@@ -375,6 +373,7 @@ def check_generator_ids(tokenizer: GeneratorTokenizer, generator: EncoderDecoder
         expected, got = getattr(tokenizer, name), getattr(generator, name)
         if expected != got:
             raise ValueError(f"{task}.generator.{name}: expected the tokenizer's {expected}, got {got}; set it so")
+    return tokenizer
 
 
 def init_params(rng: jax.Array, *, retriever: RetrieverConfig | None, generator: EncoderDecoderConfig) -> Params:
