@@ -1,5 +1,6 @@
 """config.json of BART, DPR and RAG, and the configurations here."""
 
+import typing
 from typing import Any
 
 from realm_jax.convert.settings import (
@@ -11,7 +12,9 @@ from realm_jax.convert.settings import (
     encoder_settings,
     number,
 )
+from realm_jax.generation import GenerationConfig
 from realm_jax.models import EncoderDecoderConfig, RetrieverConfig
+from realm_jax.typed import conforms
 
 _BART_SIZES = ("vocab_size", "d_model", "encoder_layers", "decoder_layers", "encoder_attention_heads",
                "decoder_attention_heads", "encoder_ffn_dim", "decoder_ffn_dim", "max_position_embeddings")  # fmt: skip
@@ -199,6 +202,57 @@ def rag_task(architecture: str, settings: Settings, generator: EncoderDecoderCon
         "num_documents": numbers["n_docs"],
         "source_len": min(numbers["max_combined_length"], generator.max_length),
     }
+
+
+_GENERATION_DEFAULTS = {"num_beams": 1, "max_length": 20, "min_length": 0, "length_penalty": 1.0, "early_stopping": False,
+                        "no_repeat_ngram_size": 0, "do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0,
+                        "bad_words_ids": None}  # fmt: skip
+_GENERATION_FIXED = {"num_beam_groups": 1, "diversity_penalty": 0.0, "repetition_penalty": 1.0, "typical_p": 1.0,
+                     "encoder_no_repeat_ngram_size": 0}  # fmt: skip
+
+
+def rag_generation(settings: Settings, generation: Settings, generator: EncoderDecoderConfig) -> GenerationConfig:
+    """How a RAG generates by itself: what transformers' `generate` takes from the files.
+
+    That is what generation_config.json says, alone where it is there; else RagConfig, and its generator's part where RagConfig has
+    the default.
+
+    Args:
+      settings: config.json.
+      generation: generation_config.json; empty where there is none.
+      generator: whose two first tokens may be forbidden to be the same.
+
+    Raises:
+      ValueError: for values that are none, and for a rule that is not computed here.
+    """
+
+    def said(name: str, default: Any) -> Any:
+        if generation:
+            return generation.get(name, default)
+        own = settings.get(name, default)
+        return settings["generator"].get(name, default) if own == default else own
+
+    for name, value in _GENERATION_FIXED.items():
+        if said(name, value) not in (value, None):
+            raise ValueError(f"the settings say {name}={said(name, value)!r}; only {value!r} is computed here")
+    values = {name: said(name, default) for name, default in _GENERATION_DEFAULTS.items()}
+    forbidden = values.pop("bad_words_ids")
+    if forbidden not in (None, [], [[generator.bos_id] * 2]):
+        raise ValueError(
+            f"the settings say bad_words_ids={forbidden!r}; only two bos in a row, {[[generator.bos_id] * 2]}, are ruled out here"
+        )
+    if values.pop("do_sample"):
+        values["sample"] = True
+    else:  # what drawing would need says nothing of a search
+        values |= {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    kinds = typing.get_type_hints(GenerationConfig)
+    for name, value in values.items():
+        if not conforms(value, kinds[name]):
+            raise ValueError(f"the settings say {name}={value!r}, which is none")
+        if kinds[name] is float:
+            values[name] = float(value)
+    values["max_length"] = min(values["max_length"], generator.max_length)
+    return GenerationConfig(**values, bos_after_bos=not forbidden)
 
 
 def _listed(values: Settings) -> str:

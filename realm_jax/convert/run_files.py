@@ -9,7 +9,7 @@ import numpy as np
 import safetensors.numpy
 
 from realm_jax.convert.folder import read_safetensors, read_settings
-from realm_jax.convert.generator_settings import rag_task
+from realm_jax.convert.generator_settings import rag_generation, rag_task
 from realm_jax.convert.model import Model
 from realm_jax.convert.rag import RAG_CLASSES
 from realm_jax.corpus.store import Corpus
@@ -148,9 +148,13 @@ def gin_files(model: Model) -> dict[str, str]:
     if model.architecture in RAG_CLASSES and model.generator is not None:
         said = rag_task(model.architecture, model.settings, model.generator)
         files["rag.gin"] = (
-            _HEADER.format(learner="task", where="what it reads and how documents are marginalised")
-            + "from realm_jax.tasks import rag\n\nrag.Rag:\n"
+            _HEADER.format(
+                learner="task", where="what it reads, how documents are marginalised and answers searched for"
+            )
+            + "from realm_jax.generation import settings\nfrom realm_jax.tasks import rag\n\nrag.Rag:\n"
             + "".join(f"  {name} = {value!r}\n" for name, value in said.items())
+            + "  generation = @settings.GenerationConfig()\n\n"
+            + _block("settings.GenerationConfig", rag_generation(model.settings, model.generation, model.generator))
         )
     return files
 

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from realm_jax.corpus import world_draws as draws
 from realm_jax.corpus.sources.article import Article
-from realm_jax.corpus.world_entities import Entity, Fact, Pools, invent_entities, invent_facts
+from realm_jax.corpus.world_entities import Entity, Fact, Pools, invent_entities, invent_facts, revise_facts
 from realm_jax.corpus.world_phrases import FACTS
 from realm_jax.corpus.world_texts import Shares, Span, write_article, write_sentence
 from realm_jax.typed import check_fields
@@ -40,6 +40,9 @@ class WorldConfig:
       sentences_per_fact: sentences to mask for each fact.
       questions_per_article: questions asked of each article.
       heldout_share: share of entities that no training sentence and no training question is about.
+      revision: a later state of the same world: entities, names, wordings and questions are those of revision 0, but some facts
+        have another object. Two later revisions are changes of revision 0 that know nothing of each other.
+      revised_share: share of facts that a later revision changes.
     """
 
     num_articles: int = 2000
@@ -53,6 +56,8 @@ class WorldConfig:
     sentences_per_fact: int = 2
     questions_per_article: int = 2
     heldout_share: float = 0.2
+    revision: int = 0
+    revised_share: float = 0.5
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -66,10 +71,10 @@ class WorldConfig:
             )
         if not 1.0 <= self.name_sharing <= 20.0:
             raise ValueError(f"WorldConfig.name_sharing must lie in 1..20, got {self.name_sharing}")
-        for name in ("partial_mentions", "passing_mentions", "paraphrases", "heldout_share"):
+        for name in ("partial_mentions", "passing_mentions", "paraphrases", "heldout_share", "revised_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"WorldConfig.{name} is a share in 0..1, got {getattr(self, name)}")
-        for name in ("sentences_per_fact", "questions_per_article"):
+        for name in ("sentences_per_fact", "questions_per_article", "revision"):
             if getattr(self, name) < 0:
                 raise ValueError(f"WorldConfig.{name} cannot be negative, got {getattr(self, name)}")
 
@@ -123,6 +128,7 @@ class World(NamedTuple):
 def generate(config: WorldConfig) -> World:
     """Generates the encyclopedia, the sentences to mask and the questions of a seed."""
     rng = Random(config.seed)
+    changes = Random(f"{config.seed}, revision {config.revision}")
     pools = invent_entities(config.num_articles, config.name_sharing, rng)
     heldout = set(draws.sample(rng, range(config.num_articles), round(config.heldout_share * config.num_articles)))
     world = World([], [], [])
@@ -131,17 +137,48 @@ def generate(config: WorldConfig) -> World:
         split: Split = "heldout" if i in heldout else "train"
         num_facts = config.min_facts + int(rng.random() * (config.max_facts - config.min_facts + 1))
         facts = invent_facts(entity, pools, num_facts, rng)
-        world.articles.append(write_article(article_id, entity, facts, pools, config.passing_mentions, rng))
-        world.sentences.extend(_sentences(article_id, split, entity, facts, pools, config, rng))
-        for fact in draws.sample(rng, facts, min(config.questions_per_article, len(facts))):
-            text = fact.phrases.question.replace("{s}", entity.name)
-            world.questions.append(Question(f"{article_id}-q-{fact.relation}", text, fact.object, article_id, split))
+        subject = _Subject(article_id, split, entity)
+        before = rng.getstate()
+        told = _tell(subject, facts, pools, config, rng)
+        asked = draws.sample(rng, range(len(facts)), min(config.questions_per_article, len(facts)))
+        if config.revision:
+            # Told anew from the same state: the draws of a telling may depend on objects, and only here may that show.
+            facts = revise_facts(entity, facts, pools, config.revised_share, changes)
+            aside = Random()
+            aside.setstate(before)
+            told = _tell(subject, facts, pools, config, aside)
+        world.articles.append(told[0])
+        world.sentences.extend(told[1])
+        world.questions.extend(_question(subject, facts[number]) for number in asked)
     return world
 
 
+class _Subject(NamedTuple):
+    """An entity and what its article is called."""
+
+    article_id: str
+    split: Split
+    entity: Entity
+
+
+def _tell(
+    subject: _Subject, facts: list[Fact], pools: Pools, config: WorldConfig, rng: Random
+) -> tuple[Article, list[MaskableSentence]]:
+    """The article and the sentences to mask about an entity."""
+    article = write_article(subject.article_id, subject.entity, facts, pools, config.passing_mentions, rng)
+    return article, list(_sentences(subject, facts, pools, config, rng))
+
+
+def _question(subject: _Subject, fact: Fact) -> Question:
+    article_id, split, entity = subject
+    text = fact.phrases.question.replace("{s}", entity.name)
+    return Question(f"{article_id}-q-{fact.relation}", text, fact.object, article_id, split)
+
+
 def _sentences(
-    article_id: str, split: Split, entity: Entity, facts: list[Fact], pools: Pools, config: WorldConfig, rng: Random
+    subject: _Subject, facts: list[Fact], pools: Pools, config: WorldConfig, rng: Random
 ) -> Iterator[MaskableSentence]:
+    article_id, split, entity = subject
     shares = Shares(config.paraphrases, config.partial_mentions, config.passing_mentions)
     for fact in facts:
         orders = draws.shuffled(rng, range(3))  # no wording twice for a fact, as long as there are others

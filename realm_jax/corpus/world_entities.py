@@ -110,6 +110,19 @@ def invent_facts(entity: Entity, pools: Pools, count: int, rng: Random) -> list[
     return facts
 
 
+def revise_facts(entity: Entity, facts: Sequence[Fact], pools: Pools, share: float, rng: Random) -> list[Fact]:
+    """The facts of a later day: about `share` of them with another object; still no two share theirs."""
+    taken = {entity.name, *(fact.object for fact in facts)}
+    revised = []
+    for fact in facts:
+        if rng.random() < share:
+            name = draws.other(rng, pools.names_by_kind[fact.phrases.object_kind], taken)
+            taken.add(name)
+            fact = fact._replace(object=name)
+        revised.append(fact)
+    return revised
+
+
 class _NameMaker:
     """Invents words from syllables, each of them once."""
 

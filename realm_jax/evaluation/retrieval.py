@@ -56,6 +56,7 @@ def evaluate(
     document_len: int = 288,
     batch_size: int = 64,
     afresh: bool = True,
+    served: bool = True,
     max_queries: int | None = None,
     bm25: bool = True,
     reading: Realm | None = None,
@@ -88,6 +89,8 @@ def evaluate(
       batch_size: documents embedded at once.
       afresh: embed all documents with the checkpoint and the warm starts; False measures the served index alone, which is
         the same where the document side is frozen, and needs no embedding.
+      served: measure the index that the run serves, too. False for another corpus than the run's: what has been trained is
+        asked about documents that it has never seen.
       max_queries: how many queries, drawn by `seed`; None for all.
       bm25: whether to measure BM25.
       reading: the settings of a `realm` run; given them, how well masked spans of `x_corpus` are filled is measured too,
@@ -107,6 +110,10 @@ def evaluate(
     """
     begin = time.monotonic()
     run = RunDir.of(run_dir)
+    if not (afresh or served):
+        raise ValueError(
+            "evaluate.afresh and evaluate.served are both False, so that nothing would be searched; leave one out"
+        )
     if (x_corpus is None) == (questions is None):
         raise ValueError(
             "evaluate needs either x_corpus (sentences to mask) or questions (a file, a TFDS name or a BEIR folder), "
@@ -122,7 +129,9 @@ def evaluate(
     batches = BatchSettings(document_len=document_len, batch_size=batch_size, query_len=query_len)
     learned = None
     if retriever is not None:
-        learned = _load_learned(run, retriever, knowledge, batches, stages if afresh else (), step, index_version)
+        learned = _load_learned(
+            run, retriever, knowledge, batches, stages if afresh else (), step, index_version, served
+        )
         if not afresh and learned.served is None:
             raise ValueError(
                 f"evaluate.afresh=False measures the index that a run serves, but {run.index} has no version; make one with "
@@ -217,6 +226,7 @@ def _load_learned(
     stages: tuple[str, ...],
     step: int | None,
     index_version: int | None,
+    served: bool,
 ) -> _Learned:
     """Loads what is measured, and refuses what does not fit before anything is embedded."""
     check_vocabulary(knowledge, config.encoder.vocab_size, "retriever")
@@ -225,7 +235,7 @@ def _load_learned(
         if run.stage(stage).checkpoints.is_dir() or list_snapshots(run.stage(stage)):
             retrievers[stage] = _Retriever(*retriever_params(run.stage(stage), knowledge))
     retrievers["checkpoint"] = _Retriever(*retriever_params(run, knowledge, step))
-    there = index_version is not None or list_versions(run.index)
+    there = served and (index_version is not None or list_versions(run.index))
     version, manifest = served_version(run, index_version) if there else None, None
     if version is not None:
         manifest = verify(

@@ -13,8 +13,9 @@ import safetensors.numpy
 
 from realm_jax import config
 from realm_jax.convert import Model, load_hugging_face, rag, save_hugging_face
-from realm_jax.convert.generator_settings import generator_config, generator_settings, rag_task
+from realm_jax.convert.generator_settings import generator_config, generator_settings, rag_generation, rag_task
 from realm_jax.convert.job import convert
+from realm_jax.generation import GenerationConfig
 from realm_jax.models import EncoderDecoder, Retriever
 from realm_jax.run_dir import RunDir, write_text_atomically
 from realm_jax.text.loading import load_generator_tokenizer, load_tokenizer
@@ -233,9 +234,9 @@ def test_rag_in_and_out_again_by_the_job(tmp_path: Path):
     with pytest.raises(ValueError, match="was trained on the pieces of tokenizer"):
         check_tokenizer(run, pieces[0].fingerprint, kind="generator_tokenizer")
     text = (run.weights / "rag.gin").read_text()
-    assert text.endswith(
-        "rag.Rag:\n  marginal = 'sequence'\n  num_documents = 5\n  source_len = 64\n"
-    )  # 300 are cut to all it can read
+    # 300 are cut to all it can read
+    assert "rag.Rag:\n  marginal = 'sequence'\n  num_documents = 5\n  source_len = 64\n" in text
+    assert "settings.GenerationConfig:\n  num_beams = 1\n" in text  # as transformers' generate, where nothing is said
     convert(run_dir=str(run.path), direction="out")
     theirs, ours = (
         safetensors.numpy.load_file(place / "model.safetensors")
@@ -291,6 +292,29 @@ def test_a_trained_rag_goes_out(tmp_path: Path):
     assert again.generator_tokenizer.fingerprint == byte_level_tokenizer().fingerprint
     said = settings_of(tmp_path / "out")
     assert (said["n_docs"], said["max_combined_length"]) == (4, 48)
+
+
+def test_how_a_rag_generates_is_what_transformers_would_take_from_its_files():
+    of_generator = {"num_beams": 4, "max_length": 30, "early_stopping": True, "top_k": 50}
+    found = rag_generation({"generator": of_generator, "max_length": 25}, {}, GENERATOR)
+    assert found == GenerationConfig(num_beams=4, max_length=25, min_length=0, early_stopping=True)
+    # generation_config.json speaks alone; its tokens that may not follow each other are the one rule of that kind
+    said = {"num_beams": 2, "no_repeat_ngram_size": 3, "bad_words_ids": [[GENERATOR.bos_id] * 2], "length_penalty": 2}
+    found = rag_generation({"generator": of_generator}, said, GENERATOR)
+    assert found == GenerationConfig(
+        num_beams=2, max_length=20, min_length=0, no_repeat_ngram_size=3, bos_after_bos=False, length_penalty=2.0
+    )
+    found = rag_generation({"generator": {}}, {"do_sample": True, "max_length": 10**6}, GENERATOR)
+    assert found.sample and found.top_k == 50 and found.max_length == GENERATOR.max_length
+    for wrong, message in (
+        ({"num_beams": "4"}, "num_beams='4'"),
+        ({"max_length": None}, "max_length=None"),
+        ({"num_beams": 0}, "num_beams must be at least 1"),
+        ({"repetition_penalty": 1.2}, "repetition_penalty=1.2; only 1.0 is computed here"),
+        ({"bad_words_ids": [[3]]}, r"bad_words_ids=\[\[3\]\]; only two bos in a row"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            rag_generation({"generator": {}}, wrong, GENERATOR)
 
 
 def test_what_is_not_computed_is_refused(tmp_path: Path):

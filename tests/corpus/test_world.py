@@ -196,3 +196,30 @@ def test_bad_configurations_are_refused(change: dict, message: str) -> None:
 def test_config_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         WorldConfig().seed = 2  # type: ignore[misc]
+
+
+def test_a_later_revision_changes_objects_and_nothing_else(world: World) -> None:
+    later = generate(WorldConfig(num_articles=150, seed=3, revision=1))
+    assert [article.title for article in later.articles] == [article.title for article in world.articles]
+    assert [(q.id, q.question, q.split) for q in later.questions] == [
+        (q.id, q.question, q.split) for q in world.questions
+    ]
+    changed = [now.answer != before.answer for now, before in zip(later.questions, world.questions, strict=True)]
+    assert 0.4 < sum(changed) / len(changed) < 0.6
+    before = {article.id: article.text for article in world.articles}
+    for article, question in [(later.articles[int(q.gold_id[-6:])], q) for q in later.questions]:
+        assert question.answer in article.text
+        if question.answer not in before[question.gold_id]:  # the words around it are the same
+            assert len(article.text.split(" ")) == pytest.approx(len(before[question.gold_id].split(" ")), abs=12)
+
+
+def test_revisions_are_of_revision_0_and_of_no_other() -> None:
+    worlds = [generate(WorldConfig(num_articles=60, seed=5, revision=revision)) for revision in (0, 1, 2)]
+    again = generate(WorldConfig(num_articles=60, seed=5, revision=1))
+    assert _digest(again) == _digest(worlds[1])
+    assert len({_digest(each) for each in worlds}) == 3
+    assert _digest(generate(WorldConfig(num_articles=60, seed=5, revision=3, revised_share=0.0))) == _digest(worlds[0])
+    with pytest.raises(ValueError, match="revision"):
+        WorldConfig(revision=-1)
+    with pytest.raises(ValueError, match="revised_share"):
+        WorldConfig(revised_share=1.5)

@@ -160,6 +160,22 @@ def test_the_served_index_alone_needs_no_embedding(places, monkeypatch):
         run_job(places, run_dir=str(root / "no_index"), afresh=False)
 
 
+def test_documents_that_a_run_has_never_seen(places, monkeypatch):
+    """Another corpus is searched afresh: the served index is of the run's own, and is left alone."""
+    root, _ = places
+    fewer = make_corpus(root / "fewer", tiny.blocks()[:-2], tiny.tokenizer())
+    with pytest.raises(ValueError, match="corpus"):
+        run_job(places, corpus=str(fewer.directory), name="other")
+    found = run_job(places, corpus=str(fewer.directory), name="other", served=False)
+    assert sorted(found["rows"]) == ["bm25", "checkpoint"]
+    own = run_job(places, name="own", served=False)
+    assert found["corpus"]["documents"] == own["corpus"]["documents"] - 2
+    assert "version" not in own["answers"]["rows"]["open_qa"]
+    assert own["answers"]["rows"]["open_qa"]["exact_match"] == run_job(places, name="own")["answers"]["rows"]["open_qa"]["exact_match"]  # fmt: skip
+    with pytest.raises(ValueError, match="both False"):
+        run_job(places, afresh=False, served=False)
+
+
 def test_the_table_leaves_out_what_is_not_known():
     known = {"answer_recall_at_1": 0.25, "answer_recall_at_5": 0.5, "answer_recall_at_20": 1.0}
     rows = {
