@@ -241,18 +241,28 @@ def rag_generation(settings: Settings, generation: Settings, generator: EncoderD
         raise ValueError(
             f"the settings say bad_words_ids={forbidden!r}; only two bos in a row, {[[generator.bos_id] * 2]}, are ruled out here"
         )
-    if values.pop("do_sample"):
-        values["sample"] = True
-    else:  # what drawing would need says nothing of a search
+    values["sample"] = values.pop("do_sample")
+    if values["sample"] is True and values["num_beams"] != 1:
+        raise ValueError(
+            f"the settings say do_sample=True with num_beams={values['num_beams']!r}; beams are not drawn here"
+        )
+    if not values["sample"]:  # what drawing would need says nothing of a search
         values |= {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
     kinds = typing.get_type_hints(GenerationConfig)
     for name, value in values.items():
         if not conforms(value, kinds[name]):
             raise ValueError(f"the settings say {name}={value!r}, which is none")
         if kinds[name] is float:
-            values[name] = float(value)
+            values[name] = _float(name, value)
     values["max_length"] = min(values["max_length"], generator.max_length)
     return GenerationConfig(**values, bos_after_bos=not forbidden)
+
+
+def _float(name: str, value: int | float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"the settings say a {name} that no float holds") from None
 
 
 def _listed(values: Settings) -> str:

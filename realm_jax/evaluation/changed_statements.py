@@ -52,8 +52,9 @@ def changed_statements(before: Iterable[Article], after: Iterable[Article]) -> I
 
 def _changed(before: Article, after: Article) -> Iterator[ChangedStatement]:
     old, new = _sentences(before.text), _sentences(after.text)
-    gone, come = [s for s in old if s not in set(new)], [s for s in new if s not in set(old)]
-    for sentence in gone:
+    kept = set(old) & set(new)
+    come = [sentence for sentence in new if sentence not in kept]
+    for sentence in (sentence for sentence in old if sentence not in kept):
         words = sentence.split()
         if not _FEWEST_WORDS <= len(words) <= _MOST_WORDS:
             continue

@@ -16,7 +16,7 @@ from realm_jax.convert import Model, load_hugging_face, rag, save_hugging_face
 from realm_jax.convert.generator_settings import generator_config, generator_settings, rag_generation, rag_task
 from realm_jax.convert.job import convert
 from realm_jax.generation import GenerationConfig
-from realm_jax.models import EncoderDecoder, Retriever
+from realm_jax.models import EncoderDecoder
 from realm_jax.run_dir import RunDir, write_text_atomically
 from realm_jax.text.loading import load_generator_tokenizer, load_tokenizer
 from realm_jax.text.word_piece import WordPieceTokenizer
@@ -24,32 +24,8 @@ from realm_jax.training.checkpoint import NO_VERSION, Checkpoints, ResumeUnit, c
 from realm_jax.training.state import TrainState
 from tests import tiny
 from tests.convert.made import VOCAB, change, golden_folder
-from tests.text.made_bpe import byte_level_tokenizer, vocabulary
-
-GENERATOR = tiny.encoder_decoder(vocab_size=len(vocabulary()) + 2, forced_bos_id=0)
-RETRIEVER = tiny.retriever(encoder=tiny.encoder(vocab_size=40), projection_size=None, score_scale=1.0)
-
-
-def random_params(module: Any, seed: int) -> dict[str, Any]:
-    ids = jnp.ones((1, 4), jnp.int32)
-    inputs = (ids, ids > 0, ids) if isinstance(module, EncoderDecoder) else (ids, ids * 0, ids > 0)
-    rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
-    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
-
-
-def made(*, retriever: bool = True, generator: bool = True, seed: int = 0, tied: bool = True) -> Model:
-    learners: dict[str, Any] = {}
-    config = dataclasses.replace(RETRIEVER, tied=tied)
-    if retriever:
-        learners |= {"retriever": config, "tokenizer": WordPieceTokenizer(VOCAB)}
-    if generator:
-        learners |= {"generator": GENERATOR, "generator_tokenizer": byte_level_tokenizer()}
-    params = {
-        "retriever": random_params(Retriever(config), seed),
-        "generator": random_params(EncoderDecoder(GENERATOR), seed + 1),
-    }
-    return Model({name: value for name, value in params.items() if name in learners}, **learners)
+from tests.convert.made_rag import GENERATOR, made, random_params
+from tests.text.made_bpe import byte_level_tokenizer
 
 
 def same(one: Any, other: Any) -> None:
@@ -309,6 +285,8 @@ def test_how_a_rag_generates_is_what_transformers_would_take_from_its_files():
     for wrong, message in (
         ({"num_beams": "4"}, "num_beams='4'"),
         ({"max_length": None}, "max_length=None"),
+        ({"do_sample": "yes"}, "sample='yes'"),
+        ({"do_sample": True, "num_beams": 2}, "beams are not drawn here"),
         ({"num_beams": 0}, "num_beams must be at least 1"),
         ({"repetition_penalty": 1.2}, "repetition_penalty=1.2; only 1.0 is computed here"),
         ({"bad_words_ids": [[3]]}, r"bad_words_ids=\[\[3\]\]; only two bos in a row"),

@@ -14,15 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from realm_jax.convert.hugging_face import load_hugging_face
+from realm_jax.convert.hugging_face import load_hugging_face, save_hugging_face
+from realm_jax.convert.rag import BART_CLASSES, RAG_CLASSES
 from realm_jax.convert.run_files import gin_files
 from realm_jax.convert.tensorflow import load_tensorflow
 from tests.convert.made import golden_folder, sentence_transformer
+from tests.convert.made_rag import made
 from tests.fuzz.target import Target
 
 _JSON_WORDS = (
     b'"hidden_size": 0', b'"num_attention_heads": 0', b"1000000000", b'"hidden_act": []', b'"@os.system(\'true\')"',
     b'"gelu\\nimport antigravity"', b'"../../out"', b'"/etc/hostname"', b'"a\\u0000"',
+)  # fmt: skip
+_GENERATION_WORDS = (
+    b'"num_beams": 1000000000', b'"max_length": null', b'"bad_words_ids": [[]]', b'"early_stopping": "never"', b"NaN", b"1e999", b"-1",
+    b'"forced_bos_token_id": []', b'"n_docs": 0',
 )  # fmt: skip
 _TENSOR_WORDS = (
     b'"F8_E4M3"',
@@ -43,19 +49,22 @@ class _Runs:
         return os.system, ("true",)
 
 
+_LEARNERS = {"retriever.gin": "retriever", "span_reader.gin": "span_reader", "reader.gin": "knowledge_encoder",
+             "generator.gin": "generator", "rag.gin": "generator"}  # fmt: skip
+
+
 def _load(folder: Path) -> None:
     model = load_hugging_face(folder)
     for name, text in gin_files(model).items():  # what was said of the model is settings in these, and nothing else
-        learner = {"retriever.gin": "retriever", "span_reader.gin": "span_reader", "reader.gin": "knowledge_encoder"}[
-            name
-        ]
-        assert getattr(model, learner) is not None
+        assert getattr(model, _LEARNERS[name]) is not None
         assert "import antigravity" not in text.splitlines()
 
 
 def _made(name: str, kind: str) -> Callable[[Path], Sequence[bytes]]:
     def make(folder: Path) -> Sequence[bytes]:
-        if kind == "SentenceTransformer":
+        if kind in (*RAG_CLASSES, *BART_CLASSES):
+            save_hugging_face(folder / "model", kind, made(retriever=kind in RAG_CLASSES))
+        elif kind == "SentenceTransformer":
             sentence_transformer(folder / "model")
         else:
             golden_folder(kind, folder / "model")
@@ -63,6 +72,11 @@ def _made(name: str, kind: str) -> Callable[[Path], Sequence[bytes]]:
         if name == "model.safetensors.index.json":
             shutil.copy(folder / "model" / "model.safetensors", folder / "model" / "model-1.safetensors")
             return [json.dumps({"metadata": {}, "weight_map": {"a": "model-1.safetensors"}}).encode()]
+        if name == "generation_config.json":
+            return [
+                b'{"num_beams": 4, "max_length": 30, "early_stopping": true, "length_penalty": 2.0, "forced_bos_token_id": 0}',
+                b'{"do_sample": true, "top_k": 5, "top_p": 0.5, "temperature": 0.1, "bad_words_ids": [[0, 0]]}',
+            ]
         if name == "tokenizer_config.json":
             return [b'{"do_lower_case": true, "strip_accents": null, "tokenize_chinese_chars": true}']
         return [place.read_bytes()]
@@ -153,6 +167,10 @@ TARGETS = [
     Target("weights_safetensors", _made("model.safetensors", "BertModel"), _read("model.safetensors"), words=_TENSOR_WORDS, mib=512),
     Target("weights_config", _made("config.json", "RealmReader"), _read("config.json"), words=_JSON_WORDS, mib=512),
     Target("weights_config_open_qa", _made("config.json", "RealmForOpenQA"), _read("config.json"), words=_JSON_WORDS, mib=512),
+    Target("weights_config_rag", _made("config.json", "RagTokenForGeneration"), _read("config.json"), words=(*_JSON_WORDS, *_GENERATION_WORDS), mib=512),
+    Target("weights_generation", _made("generation_config.json", "RagSequenceForGeneration"), _read("generation_config.json"), words=_GENERATION_WORDS, mib=512),
+    Target("weights_byte_level_vocabulary", _made("vocab.json", "BartForConditionalGeneration"), _read("vocab.json"), words=_JSON_WORDS, mib=512),
+    Target("weights_merges", _made("merges.txt", "BartForConditionalGeneration"), _read("merges.txt"), mib=512),
     Target("weights_index", _made("model.safetensors.index.json", "BertModel"), _read("model.safetensors.index.json"), words=_JSON_WORDS),
     Target("weights_vocabulary", _made("vocab.txt", "SentenceTransformer"), _read("vocab.txt")),
     Target("weights_tokenizer", _made("tokenizer_config.json", "SentenceTransformer"), _read("tokenizer_config.json"), words=_JSON_WORDS),
