@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,7 +78,13 @@ def main() -> int:
         workshop = stack.enter_context(Workshop(place))
         for name in names:
             started = time.monotonic()
-            rows.append(injected[name](workshop))
+            try:
+                rows.append(injected[name](workshop))
+            except Exception:  # of the script itself: the other faults are still injected
+                traceback.print_exc()
+                rows.append(
+                    Row(name, 0, 0, "not known", failures=["the script failed; its traceback stands above the table"])
+                )
             print(
                 f"{name}: {rows[-1].survived} of {rows[-1].injected} survived, {time.monotonic() - started:.0f} s",
                 file=sys.stderr,

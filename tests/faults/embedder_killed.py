@@ -123,13 +123,21 @@ def _appeared(moment: str, run: RunDir) -> bool:
         "the manifest's temporary file": f".{MANIFEST}.*",
     }
     version = _unpublished(run)
-    return version is not None and any(run.index_version(version).glob(pattern[moment]))
+    return version is not None and bool(_found(run.index_version(version), pattern[moment]))
+
+
+def _found(place: Path, pattern: str) -> list[Path]:
+    """What is there of an unpublished version; nothing of one that is published and retired while one looks."""
+    try:
+        return list(place.glob(pattern))
+    except FileNotFoundError:
+        return []
 
 
 def _records(run: RunDir) -> list[Path]:
     """Of the unpublished version's finished shards."""
     version = _unpublished(run)
-    return [] if version is None else list(run.index_version(version).glob("*/shard.json"))
+    return [] if version is None else _found(run.index_version(version), "*/shard.json")
 
 
 def _written_at(path: Path) -> int | None:
@@ -146,10 +154,10 @@ def _where(run: RunDir) -> str:
     if version is None or not run.index_version(version).exists():
         return "before it wrote anything of the next version"
     place = run.index_version(version)
-    shards, finished = (len(list(place.glob(pattern))) for pattern in ("shard-*", "shard-*/shard.json"))
-    if any(place.glob(f".{MANIFEST}.*")):
+    shards, finished = (len(_found(place, pattern)) for pattern in ("shard-*", "shard-*/shard.json"))
+    if _found(place, f".{MANIFEST}.*"):
         return "between the manifest's temporary file and its rename"
-    if any(place.glob("*/.shard.json.*")):
+    if _found(place, "*/.shard.json.*"):
         return "between a shard record's temporary file and its rename"
     if shards > finished:
         return "while writing a shard"
