@@ -15,7 +15,6 @@ from realm_jax.data.own_document import Lesson, OwnDocumentBatch
 from realm_jax.data.tagger import TaggerBatch
 from realm_jax.models import RetrieverConfig, SpanReaderConfig, TransformerConfig
 from realm_jax.models.token_tagger import TokenTaggerConfig
-from realm_jax.plan.open_qa_program import open_qa_program
 from realm_jax.plan.planned_run import MeshSizes
 from realm_jax.plan.programs import mesh_over, train_program, without_data
 from realm_jax.tasks.ict import Ict
@@ -131,7 +130,7 @@ def open_qa_program_of(
         train_documents=train_documents,
         num_hard_negatives=max(contrasted - 1, 0),
     )
-    return open_qa_program(settings, SPECIAL)
+    return settings.program(SPECIAL)
 
 
 def open_qa_task(retriever: RetrieverConfig, reader: SpanReaderConfig, train_documents: bool) -> Task:

@@ -5,9 +5,7 @@ from typing import NamedTuple
 
 from realm_jax.data.inputs import SpecialIds
 from realm_jax.plan.bound_jobs import arguments_of
-from realm_jax.plan.open_qa_program import open_qa_program
 from realm_jax.retrieval.build_version import DEFAULT_BATCHES, DEFAULT_INDEX, BatchSettings, IndexSettings
-from realm_jax.tasks.open_qa import OpenQa
 from realm_jax.tasks.task import Program, TaskConfig
 from realm_jax.training.optimizer import OptimizerConfig
 from realm_jax.training.refresh import RefreshConfig
@@ -42,15 +40,12 @@ class PlannedRun:
         Raises:
           ValueError: for a task that does not say it, or a batch that does not divide as it must.
         """
-        if isinstance(self.task, OpenQa):
-            program = open_qa_program(self.task, SPECIAL)
-        elif hasattr(self.task, "program"):
-            program = self.task.program(SPECIAL)
-        else:
+        if not hasattr(self.task, "program"):
             raise ValueError(
                 f"expected a task that knows its shapes without a corpus, got {type(self.task).__name__}; give it a method "
                 "`program(special) -> tasks.task.Program`, as tasks.realm.Realm has"
             )
+        program = self.task.program(SPECIAL)
         if self.batch_size % self.accumulation_steps:
             raise ValueError(
                 f"batch_size={self.batch_size} does not divide into accumulation_steps={self.accumulation_steps} parts"

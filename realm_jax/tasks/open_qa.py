@@ -24,11 +24,22 @@ from realm_jax.data.open_qa import DocumentJoiner, OpenQaBatch, OpenQuestions, Q
 from realm_jax.data.question_splits import training_questions
 from realm_jax.data.questions import Question
 from realm_jax.losses import WeightedSum
-from realm_jax.models import Retriever, RetrieverConfig, SpanReader, SpanReaderConfig, forward_flops, span_bounds
+from realm_jax.models import Retriever, RetrieverConfig, SpanReader, SpanReaderConfig, span_bounds
 from realm_jax.retrieval.index import SearchResult
 from realm_jax.tasks.ict import check_vocabulary
 from realm_jax.tasks.realm import embed_queries
-from realm_jax.tasks.task import Metrics, Params, Retrieval, Task, fingerprints, untied
+from realm_jax.tasks.task import (
+    EncoderPass,
+    Metrics,
+    Params,
+    Program,
+    Retrieval,
+    Task,
+    array_shape,
+    fingerprints,
+    input_shapes,
+    untied,
+)
 from realm_jax.training.rng import dropout_rngs
 from realm_jax.typed import check_fields
 
@@ -199,7 +210,6 @@ class OpenQa:
                 "retrieve fewer"
             )
         examples = OpenQuestions(self.training_questions(), corpus, query_len=self.query_len, seed=seed)
-        special = SpecialIds.of(corpus.tokenizer)
         joiner = DocumentJoiner(
             corpus,
             AnswerFinder(corpus, lambda document: document_text(corpus, document)[1], self.max_remembered_answers),
@@ -210,26 +220,10 @@ class OpenQa:
             encode_read=self.train_documents,
             num_hard_negatives=self.num_hard_negatives,
         )
-        return Task(
-            name="open_qa",
-            init=functools.partial(init_params, retriever=self.retriever, reader=self.reader),
-            loss=functools.partial(
-                open_qa_loss,
-                retriever=self.retriever,
-                reader=self.reader,
-                sep_id=special.sep,
-                train_documents=self.train_documents,
-                contrastive_weight=self.contrastive_weight,
-            ),
-            examples=examples.batch,
-            batch=_refuse_without_documents,
-            tokens_per_example=self.query_len
-            + self.num_read * self.joint_len
-            + self._num_encoded() * self.document_len,
-            flops_per_example=self._flops_per_example(),
-            can_accumulate=self.num_hard_negatives == 0,
+        return self.program(SpecialIds.of(corpus.tokenizer)).task(
+            examples.batch,
+            _refuse_without_documents,
             data=fingerprints(corpus),
-            frozen=() if self.train_documents else ("retriever/document_encoder",),
             adopt=adopt,
             retrieval=Retrieval(
                 config=self.retriever,
@@ -255,16 +249,60 @@ class OpenQa:
             first_answer=self.answers == "first",
         )
 
+    def program(self, special: SpecialIds) -> Program:
+        """What is compiled of it."""
+        retriever, reader, num_encoded = self.retriever, self.reader, self._num_encoded()
+        passes = [EncoderPass(retriever.encoder, 1, self.query_len)]
+        if num_encoded:
+            passes.append(EncoderPass(retriever.encoder, num_encoded, self.document_len))
+        passes.append(EncoderPass(reader.encoder, self.num_read, self.joint_len))
+        return Program(
+            name="open_qa",
+            init=functools.partial(init_params, retriever=retriever, reader=reader),
+            loss=functools.partial(
+                open_qa_loss,
+                retriever=retriever,
+                reader=reader,
+                sep_id=special.sep,
+                train_documents=self.train_documents,
+                contrastive_weight=self.contrastive_weight,
+            ),
+            batch_shapes=self._batch_shapes,
+            passes=tuple(passes),
+            tokens_per_example=sum(one.rows * one.length for one in passes),
+            can_accumulate=self.num_hard_negatives == 0,
+            frozen=() if self.train_documents else ("retriever/document_encoder",),
+            retriever=retriever,
+            query_len=self.query_len,
+            document_len=self.document_len,
+        )
+
+    def _batch_shapes(self, batch_size: int) -> OpenQaBatch:
+        num_spans = len(span_bounds(self.joint_len, self.reader.max_span_width)[0])
+
+        def flags(*shape: int) -> Any:
+            return array_shape(jnp.bool_, batch_size, *shape)
+
+        return OpenQaBatch(
+            query=input_shapes(batch_size, self.query_len),
+            retrieved_embeds=array_shape(jnp.float32, batch_size, self.num_retrieved, self.retriever.embed_dim),
+            retrieved_mask=flags(self.num_retrieved),
+            has_answer=flags(self.num_retrieved),
+            joint=input_shapes(batch_size, self.num_read, self.joint_len),
+            is_answer=flags(self.num_read, num_spans),
+            documents=input_shapes(batch_size, self._num_encoded(), self.document_len),
+            is_positive=flags(self._num_contrasted()),
+            contrasted_mask=flags(self._num_contrasted()),
+            contrasted_ids=array_shape(jnp.int32, batch_size, self._num_contrasted()),
+        )
+
+    def _num_contrasted(self) -> int:
+        """Documents of a question that DPR's loss contrasts: one with an answer, and those without."""
+        return 1 + self.num_hard_negatives if self.num_hard_negatives else 0
+
     def _num_encoded(self) -> int:
         """Documents of a question that the document encoder embeds in a step."""
-        return self.num_read * self.train_documents + (self.num_hard_negatives + 1 if self.num_hard_negatives else 0)
-
-    def _flops_per_example(self) -> float:
-        encoder = self.retriever.encoder
-        forward = forward_flops(encoder, self.query_len) + self._num_encoded() * forward_flops(
-            encoder, self.document_len
-        )
-        return 3.0 * (forward + self.num_read * forward_flops(self.reader.encoder, self.joint_len))
+        return self.num_read * self.train_documents + self._num_contrasted()
 
 
 def select(

@@ -9,7 +9,6 @@ import pytest
 
 from realm_jax.data.inputs import SpecialIds
 from realm_jax.data.own_document import Lesson
-from realm_jax.plan.open_qa_program import open_qa_program
 from realm_jax.plan.planned_run import MeshSizes, PlannedRun
 from realm_jax.plan.programs import embed_program, mesh_over, programs_of, query_program, train_program, without_data
 from realm_jax.retrieval.look_ahead import LookAhead
@@ -34,11 +33,8 @@ def questions(tmp_path_factory):
 
 
 def settings_and_program(name, corpus, questions):
-    special = SpecialIds.of(corpus.tokenizer)
-    if name == "open_qa":
-        settings = tiny.open_qa(corpus.directory, questions, train_documents=True, num_hard_negatives=2)
-        return settings, open_qa_program(settings, special)
     settings = {
+        "open_qa": tiny.open_qa(corpus.directory, questions, train_documents=True, num_hard_negatives=2),
         "ict": tiny.ict(corpus.directory),
         "realm": tiny.realm(corpus.directory),
         "realm without null document": tiny.realm(corpus.directory, null_document=False),
@@ -49,7 +45,7 @@ def settings_and_program(name, corpus, questions):
         "fid": tiny.rag(corpus.directory, questions, marginal="joint"),
         "masked_lm": MaskedLm(str(corpus.directory), tiny.encoder(), lessons=(Lesson(0, 32),), max_masks=4),
     }[name]
-    return settings, settings.program(special)
+    return settings, settings.program(SpecialIds.of(corpus.tokenizer))
 
 
 def real_batch(task, corpus):
