@@ -43,7 +43,7 @@ def find_folder(source: str, revision: str = "main") -> Path:
 
     try:
         place = Path(huggingface_hub.snapshot_download(source, revision=revision, allow_patterns=list(_HUB_FILES)))
-        if not _weight_files(place, required=False):  # published before safetensors
+        if not weight_files(place, required=False):  # published before safetensors
             patterns = [*_HUB_FILES, "pytorch_model*"]
             place = Path(huggingface_hub.snapshot_download(source, revision=revision, allow_patterns=patterns))
     except (OSError, ValueError) as error:  # no network, no such repository, an id that is none
@@ -65,7 +65,7 @@ def read_folder(path: Path) -> Folder:
         raise FileNotFoundError(f"{path} has no {CONFIG_FILE}; expected a folder as save_pretrained writes it")
     settings = read_settings(path / CONFIG_FILE)
     tensors: dict[str, np.ndarray] = {}
-    for file in _weight_files(path):
+    for file in weight_files(path):
         tensors |= _read_torch(file) if file.suffix == ".bin" else read_safetensors(file)
     generation = read_settings(path / GENERATION_FILE) if (path / GENERATION_FILE).is_file() else {}
     return Folder(path, settings, {_new_name(name): value for name, value in tensors.items()}, generation)
@@ -83,7 +83,7 @@ def _new_name(name: str) -> str:
     return name
 
 
-def _weight_files(path: Path, required: bool = True) -> list[Path]:
+def weight_files(path: Path, required: bool = True) -> list[Path]:
     """The files with tensors: one, or the shards that an index names."""
     for name in (SAFETENSORS_FILE, TORCH_FILE):
         index = path / f"{name}.index.json"

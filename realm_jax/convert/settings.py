@@ -78,14 +78,14 @@ def activation(settings: Settings, name: str) -> str:
     return _ACTIVATIONS[said]
 
 
-def number(settings: Settings, name: str, default: float) -> float:
+def number(settings: Settings, name: str, default: float, most: float = 1e6) -> float:
     """A setting that is a number.
 
     Raises:
       ValueError: for one that is none, or absurd.
     """
     value = settings.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e6:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < most:
         raise ValueError(f"config.json has {name}={value!r}, expected a number such as {default}")
     return float(value)
 

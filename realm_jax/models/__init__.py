@@ -3,7 +3,15 @@
 from realm_jax.models.decoder import DecoderCache, Memory, source_attention_flops
 from realm_jax.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig, decoder_flops, empty_cache
 from realm_jax.models.knowledge_encoder import KnowledgeEncoder
+from realm_jax.models.language_model import (
+    LanguageModel,
+    LanguageModelConfig,
+    Prompt,
+    empty_continuation,
+    language_model_flops,
+)
 from realm_jax.models.retriever import Retriever, RetrieverConfig
+from realm_jax.models.rotary import RotaryConfig
 from realm_jax.models.span_reader import SpanReader, SpanReaderConfig, span_bounds
 from realm_jax.models.transformer import Transformer, TransformerConfig, forward_flops
 
@@ -12,16 +20,22 @@ __all__ = [
     "EncoderDecoder",
     "EncoderDecoderConfig",
     "KnowledgeEncoder",
+    "LanguageModel",
+    "LanguageModelConfig",
     "Memory",
+    "Prompt",
     "Retriever",
     "RetrieverConfig",
+    "RotaryConfig",
     "SpanReader",
     "SpanReaderConfig",
     "Transformer",
     "TransformerConfig",
     "decoder_flops",
     "empty_cache",
+    "empty_continuation",
     "forward_flops",
+    "language_model_flops",
     "source_attention_flops",
     "span_bounds",
 ]

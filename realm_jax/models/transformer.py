@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from realm_jax.models.attention import Attention, attend
 from realm_jax.models.products import DENSE_PRODUCT, dense_dot_general
+from realm_jax.models.rotary import RotaryConfig, angles_of, turn
 from realm_jax.typed import check_fields
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -121,13 +122,8 @@ def rotate(
     heads: Float[Array, "batch length num_heads head_dim"],
 ) -> Float[Array, "batch length num_heads head_dim"]:
     """Rotary positions: pairs (i, i + head_dim / 2) turned by position / 10000^(2 i / head_dim) (arXiv:2104.09864, eq. 34)."""
-    length, half = heads.shape[1], heads.shape[-1] // 2
-    inverse_wavelengths = 10000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * inverse_wavelengths[None, :]
-    cos, sin = jnp.cos(angles)[None, :, None, :], jnp.sin(angles)[None, :, None, :]
-    first, second = heads[..., :half].astype(jnp.float32), heads[..., half:].astype(jnp.float32)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(heads.dtype)
+    positions = jnp.arange(heads.shape[1], dtype=jnp.int32)
+    return turn(heads, angles_of(positions, RotaryConfig(), heads.shape[-1])[None])
 
 
 class KeysValues(NamedTuple):

@@ -19,10 +19,11 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"layers/(cross_)?attention/(query|key|value)/kernel$", P(None, "fsdp", "tensor")),
     (r"layers/(cross_)?attention/(query|key|value)/bias$", P(None, "tensor")),
     (r"layers/(cross_)?attention/out/kernel$", P(None, "tensor", "fsdp")),
-    (r"layers/feed_forward/wi/kernel$", P(None, "fsdp", "tensor")),
+    (r"layers/feed_forward/(wi|gate)/kernel$", P(None, "fsdp", "tensor")),
     (r"layers/feed_forward/wi/bias$", P(None, "tensor")),
     (r"layers/feed_forward/wo/kernel$", P(None, "tensor", "fsdp")),
     (r"(token|position)_embedding/embedding$", P(None, "fsdp")),
+    (r"(^|/)output$", P("fsdp", "tensor")),  # of a language model: [hidden, vocabulary]
     (r"(transform|pooler|projection)/kernel$", P("fsdp", None)),
     (r"", P()),
 )
