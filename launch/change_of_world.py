@@ -15,6 +15,7 @@ Writes RUN/change_of_world/table.md and table.json, and beside them the corpora,
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections import Counter
@@ -26,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from processes import Child, Display, Stopped, StopSignals
 
-from realm_jax.corpus.info import CORPUS_FILE, CorpusInfo, read_info
+from realm_jax.corpus.info import CorpusInfo, read_info
 from realm_jax.corpus.source_text import SourceText
 from realm_jax.corpus.sources import Article
 from realm_jax.evaluation.changed_statements import changed_statements
@@ -35,6 +36,7 @@ from realm_jax.run_dir import RunDir, read_json, write_json_atomically, write_te
 DAYS = ("before", "after")
 ALONE = "alone"  # the question without documents
 FOLDER = "change_of_world"
+_FILE_AND_LINE = re.compile(r"\.\w+:\d+$")  # what an article is called that has no id
 
 
 class ChangeOfWorld:
@@ -65,9 +67,10 @@ class ChangeOfWorld:
         return self.run.evaluation(f"{FOLDER}-{documents}-changed_{day}-answers")
 
     def make_corpora(self) -> None:
+        """Where one is there already, the corpus job looks whether it is the same, and refuses one of other documents or settings."""
         for day in DAYS:
             directory = self.corpus(day)
-            if (directory / CORPUS_FILE).exists():
+            if directory == self.trained_on:
                 continue
             command = [
                 sys.executable, "-m", "realm_jax", "corpus", f"--run_dir={directory.parent}",
@@ -97,16 +100,38 @@ class ChangeOfWorld:
         file = self.folder / day / "articles.jsonl"
         file.parent.mkdir(parents=True, exist_ok=True)
         rows = ({"id": article.id, "title": article.title, "text": article.text} for article in articles.values())
-        write_text_atomically(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        if (
+            not file.exists() or file.read_text(encoding="utf-8") != content
+        ):  # the corpus job sees a new file as new documents
+            write_text_atomically(file, content)
         return file
 
     def _read(self, day: str) -> list[Article]:
-        return list(SourceText((self.sources[DAYS.index(day)],), "auto", 0.5).read(Counter()))
+        """The articles of a day's collection.
+
+        Raises:
+          ValueError: half of its records cannot be read, or its articles have no ids by which to know them again.
+        """
+        dropped: Counter[str] = Counter()
+        source = SourceText((self.sources[DAYS.index(day)],), "auto", 0.5)
+        articles = list(source.read(dropped))
+        source.check_dropped(dropped, len(articles))
+        own = [article for article in articles if _FILE_AND_LINE.search(article.id)]
+        if own:
+            raise ValueError(
+                f"{self.sources[DAYS.index(day)]} has articles without an id, such as {own[0].id}; give each the id that it has on both days"
+            )
+        return articles
 
     def ask(self) -> int:
         """Writes the questions of both days; returns how many."""
         if self.world is not None:
             read = [_lines(self.corpus(day) / "questions_heldout.jsonl") for day in DAYS]
+            if [row["question"] for row in read[0]] != [row["question"] for row in read[1]]:
+                raise SystemExit(
+                    f"{self.corpus('after')} is of another world than {self.trained_on}; remove {self.folder}"
+                )
             pairs = [
                 (was["question"], was["answer"], now["answer"])
                 for was, now in zip(*read, strict=True)
@@ -162,8 +187,9 @@ class ChangeOfWorld:
             for documents in DAYS:
                 rows = read_json(self.answers(documents, day))["rows"]
                 found[documents][day] = rows["rag"] if "rag" in rows else rows["open_qa"]
-                found[ALONE][day] = rows["closed_book"]
-        return found
+                if "rag" in rows:  # a reader that extracts has nothing to extract from
+                    found[ALONE][day] = rows["closed_book"]
+        return {name: by_day for name, by_day in found.items() if by_day}
 
 
 def table(rows: dict[str, dict[str, dict[str, float]]]) -> str:
@@ -197,7 +223,10 @@ def main(arguments: Sequence[str]) -> int:
     if (known.before is None) != (known.after is None):
         parser.error("--before and --after go together")
     sources = () if known.before is None else (known.before, known.after)
-    change = ChangeOfWorld(RunDir.of(known.run_dir), known.gin_file, known.corpus, sources, others)
+    try:
+        change = ChangeOfWorld(RunDir.of(known.run_dir), known.gin_file, known.corpus, sources, others)
+    except (ValueError, FileNotFoundError) as refused:
+        parser.error(str(refused))
     try:
         change.make_corpora()
         change.ask()
@@ -205,6 +234,8 @@ def main(arguments: Sequence[str]) -> int:
     except Stopped as stopped:
         change.display.note(str(stopped))
         return stopped.exit_status
+    except (ValueError, FileNotFoundError) as refused:
+        raise SystemExit(str(refused)) from refused
     rows = change.rows()
     write_json_atomically(change.folder / "table.json", rows)
     write_text_atomically(change.folder / "table.md", table(rows) + "\n")

@@ -335,28 +335,6 @@ def rag_token_loss(
     return _sequence_loss(log_marginal, smoothed, target_mask, label_smoothing, logits.shape[-1])
 
 
-def sequence_loss(
-    logits: Float[Array, "batch length vocab"],
-    targets: Int32[Array, "batch length"],
-    target_mask: Bool[Array, "batch length"],
-    *,
-    label_smoothing: float = 0.0,
-) -> tuple[WeightedSum, Float[Array, "batch"]]:
-    """−log p(y|x) of a generator that reads all of its documents together (FiD, arXiv:2007.01282), or none.
-
-    Arguments and results: `rag_sequence_loss`.
-    """
-    certain = jnp.zeros((logits.shape[0], 1), jnp.float32)
-    return rag_sequence_loss(logits[:, None], certain, targets, target_mask, label_smoothing=label_smoothing)
-
-
-def answer_posterior(
-    log_retrieval_probs: Float[Array, "batch num_documents"], gold_log_probs: Float[Array, "batch num_documents length"]
-) -> Float[Array, "batch num_documents"]:
-    """p(z|x,y) ∝ p(z|x) Π_i p(y_i|x,z,y_<i): which document an answer came from; unused places have log-probability 0."""
-    return jax.nn.softmax(log_retrieval_probs + gold_log_probs.sum(axis=-1), axis=1)
-
-
 def _gold(log_probs: Float[Array, "*rows vocab"], targets: Int32[Array, "*some_rows"]) -> Float[Array, "*rows"]:
     """The entries of the targets, which are repeated over axes of size 1."""
     indices = jnp.broadcast_to(targets, log_probs.shape[:-1])[..., None]

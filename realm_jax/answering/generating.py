@@ -1,6 +1,7 @@
 """Answers written by a generator that reads a question's documents: RAG-Sequence, RAG-Token and FiD; or the question alone."""
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from realm_jax.corpus.generator_pieces import DocumentPieces
 from realm_jax.corpus.ragged import Ragged
 from realm_jax.data.rag import SourceFormat, sources
 from realm_jax.generation import GenerationConfig
-from realm_jax.generation.generator import fusion_in_decoder, generate, rag_sequence, rag_token
+from realm_jax.generation.generator import check_lengths, fusion_in_decoder, generate, rag_sequence, rag_token
 from realm_jax.models import EncoderDecoder, EncoderDecoderConfig, RetrieverConfig
 from realm_jax.retrieval.index import Index
 from realm_jax.tasks.rag import Marginal
@@ -24,6 +25,9 @@ from realm_jax.training.snapshots import check_shapes
 
 _STEP = 32
 """Sources are padded to multiples of this: few programs, little padding."""
+
+# What word pieces leave apart and texts write together: within names and numbers.
+_APART = re.compile(r"(?<=\w) ([-'’–/]) (?=\w)|(?<=\d) ([.,:]) (?=\d)")
 
 
 class Written(NamedTuple):
@@ -59,6 +63,7 @@ class Generator:
         Raises:
           ValueError: parameters of other shapes, lengths beyond the position table.
         """
+        check_lengths(config, generation)
         ids = jax.ShapeDtypeStruct((1, 8), np.int32)
         mask = jax.ShapeDtypeStruct((1, 8), np.bool_)
         abstract = jax.eval_shape(EncoderDecoder(config).init, jax.random.key(0), ids, mask, ids)["params"]
@@ -71,6 +76,7 @@ class Generator:
             )
         self.tokenizer, self.config, self.generation, self.marginal = tokenizer, config, generation, marginal
         self._params, self._source_len = jax.device_put(params), source_len
+        self._draws = itertools.count()
         self._form = SourceFormat.of(tokenizer)
 
     def sources(
@@ -102,30 +108,44 @@ class Generator:
         self,
         source_ids: Int32[np.ndarray, "batch num_documents source_len"],
         scores: Float32[np.ndarray, "batch num_documents"],
+        *,
+        alone: bool = False,
     ) -> list[Written]:
-        """The best answer to each question.
+        """The best answer to each question; of `GenerationConfig.sample` one that is drawn anew at each call.
 
         Args:
           source_ids: of `sources`.
           scores: log p(z|x), or retrieval scores; -inf where there is no document. A question without any is answered from its
             first source, the question alone.
+          alone: whether the one source is all there is, so that nothing is marginalised.
+
+        Raises:
+          FloatingPointError: a score that is no number.
         """
-        count, num_documents, _ = source_ids.shape
+        count = len(source_ids)
+        if np.isnan(scores).any() or np.isposinf(scores).any():
+            raise FloatingPointError(
+                "a document's retrieval score is not finite; the run has diverged: take an earlier checkpoint"
+            )
         there: Bool[np.ndarray, "batch num_documents"] = np.isfinite(scores)
         there[:, 0] |= ~there.any(axis=1)
         scores = np.where(there, np.where(np.isfinite(scores), scores, 0.0), -np.inf).astype(np.float32)
         rows = power_of_two(count)
+        scores = np.pad(scores, ((0, rows - count), (0, 0)))
         ids = np.pad(source_ids, ((0, rows - count), (0, 0), (0, 0)), constant_values=self.config.pad_id)
         mask = (ids != self.config.pad_id) & np.pad(there, ((0, rows - count), (0, 0)))[:, :, None]
+        rng = None
+        if self.generation.sample:
+            rng = jax.random.fold_in(jax.random.key(self.generation.seed), next(self._draws))
         settings: Any = {"config": self.config, "generation": self.generation}
         answers: Any = None
         if self.marginal == "joint":
-            hypotheses = fusion_in_decoder(self._params, ids, mask, **settings)
-        elif num_documents == 1:
-            hypotheses = generate(self._params, ids[:, 0], mask[:, 0], **settings)
+            hypotheses = fusion_in_decoder(self._params, ids, mask, rng, **settings)
+        elif alone:
+            hypotheses = generate(self._params, ids[:, 0], mask[:, 0], rng, **settings)
         else:
             decode = rag_token if self.marginal == "token" else rag_sequence
-            answers = decode(self._params, ids, mask, np.pad(scores, ((0, rows - count), (0, 0))), **settings)
+            answers = decode(self._params, ids, mask, scores, rng, **settings)
             hypotheses = answers.hypotheses
         found, answers = jax.device_get((hypotheses, answers))
         written = []
@@ -138,19 +158,39 @@ class Generator:
                 posteriors = answers.document_posteriors[row, 0]
                 if answers.token_posteriors is not None:
                     tokens = answers.token_posteriors[row, 0, :length]
-            elif num_documents == 1:
-                posteriors = np.ones(1, np.float32)
             written.append(Written(found.ids[row, 0, :length], log_prob, posteriors, tokens))
         return written
 
-    def text(self, ids: Int32[np.ndarray, "length"]) -> str:
-        """Readable text, without the end-of-sequence token."""
-        return self.tokenizer.decode(ids.tolist()).strip()
+    def text(self, ids: Int32[np.ndarray, "length"], read: Sequence[str] = ()) -> str:
+        """Readable text, without the end-of-sequence token.
+
+        Word pieces have lost capitals, accents and white space: where they stand in one of the texts that were read, the answer is
+        spelled as there.
+        """
+        if self.tokenizer.keeps_spelling:
+            return self.tokenizer.decode(ids.tolist()).strip()
+        kept = ids[~np.isin(ids, (self.config.pad_id, self.config.bos_id, self.config.eos_id))]
+        for text, encoding in zip(read, self.tokenizer.encode_batch(list(read)), strict=True):
+            if 0 < len(kept) <= len(encoding.ids):
+                windows = np.lib.stride_tricks.sliding_window_view(encoding.ids, len(kept))
+                found = np.flatnonzero((windows == kept).all(axis=1))
+                if len(found):
+                    start, end = encoding.offsets[found[0], 0], encoding.offsets[found[0] + len(kept) - 1, 1]
+                    return text[start:end]
+        return _APART.sub(lambda match: match[1] or match[2], self.tokenizer.decode(ids.tolist()).strip())
 
     def spelled(self, ids: Int32[np.ndarray, "length"]) -> list[str]:
-        """What each token adds to the text; together they are it, but for white space at the ends."""
+        """What each token adds to the text; together they are the decoded text, but for white space at the ends.
+
+        A token that ends within a character, or that a later one is written together with, adds nothing; the later one adds both.
+        """
         texts = [self.tokenizer.decode(ids[:end].tolist()) for end in range(len(ids) + 1)]
-        return [after[len(before) :] for before, after in itertools.pairwise(texts)]
+        pieces, said = [], ""
+        for number, text in enumerate(texts[1:], start=1):
+            whole = all(later.startswith(text) for later in texts[number + 1 :])
+            pieces.append(text[len(said) :] if whole else "")
+            said = text if whole else said
+        return pieces
 
 
 class GeneratingAnswerer(RetrievingAnswerer):
@@ -233,7 +273,10 @@ class GeneratingAnswerer(RetrievingAnswerer):
                 if text:
                     tokens.append(GeneratedToken(text, tuple(shares.tolist())))
         prob = float(np.exp(written.log_prob)) if len(written.ids) else 0.0
-        return Answer(question, self._generator.text(written.ids), prob, tuple(documents), tokens=tuple(tokens))
+        likeliest = sorted(documents, key=lambda found: -(found.prob if found.posterior is None else found.posterior))
+        read = [part for found in likeliest for part in (found.text, found.title)]
+        text = self._generator.text(written.ids, [*read, question])
+        return Answer(question, text, prob, tuple(documents), tokens=tuple(tokens))
 
 
 class ClosedBookAnswerer:
@@ -254,9 +297,9 @@ class ClosedBookAnswerer:
             return []
         nothing = np.full((len(questions), 1), -1, np.int64)
         written = self._generator.write(
-            self._generator.sources(questions, nothing, {}), np.full(nothing.shape, -np.inf, np.float32)
+            self._generator.sources(questions, nothing, {}), np.full(nothing.shape, -np.inf, np.float32), alone=True
         )
         return [
-            Answer(question, self._generator.text(one.ids), float(np.exp(one.log_prob)), ())
+            Answer(question, self._generator.text(one.ids, [question]), float(np.exp(one.log_prob)), ())
             for question, one in zip(questions, written, strict=True)
         ]

@@ -89,7 +89,7 @@ def check_learners(run: RunDir, task: OpenQa | Rag, step: int | None = None) -> 
 
     Raises:
       FileNotFoundError: no such checkpoint.
-      ValueError: naming what is missing.
+      ValueError: naming what is missing, or a generator that was trained on the pieces of another tokenizer.
     """
     needed = ["retriever", "span_reader"] if isinstance(task, OpenQa) else ["generator"]
     if isinstance(task, Rag) and task.num_documents:
@@ -100,6 +100,9 @@ def check_learners(run: RunDir, task: OpenQa | Rag, step: int | None = None) -> 
             f"{run.path} has trained {', '.join(trained)}, expected a {' and a '.join(needed)}; "
             f"name a run that was fine-tuned on questions (task {'open_qa' if isinstance(task, OpenQa) else 'rag'})"
         )
+    if isinstance(task, Rag):
+        tokenizer = task.open_generator_tokenizer(Corpus.open(task.corpus))
+        check_tokenizer(run, tokenizer.fingerprint, step, kind="generator_tokenizer")
 
 
 def answerer_of(

@@ -211,13 +211,16 @@ _GENERATION_FIXED = {"num_beam_groups": 1, "diversity_penalty": 0.0, "repetition
                      "encoder_no_repeat_ngram_size": 0}  # fmt: skip
 
 
-def rag_generation(settings: Settings, generation: Settings, generator: EncoderDecoderConfig) -> GenerationConfig:
+def rag_generation(
+    architecture: str, settings: Settings, generation: Settings, generator: EncoderDecoderConfig
+) -> GenerationConfig:
     """How a RAG generates by itself: what transformers' `generate` takes from the files.
 
-    That is what generation_config.json says, alone where it is there; else RagConfig, and its generator's part where RagConfig has
-    the default.
+    RAG-Token: what generation_config.json says, alone where it is there; else RagConfig, and its generator's part where RagConfig has
+    the default. RAG-Sequence: RagConfig's number of beams, and all else as its generator's part says, whatever the others do.
 
     Args:
+      architecture: the class.
       settings: config.json.
       generation: generation_config.json; empty where there is none.
       generator: whose two first tokens may be forbidden to be the same.
@@ -227,6 +230,8 @@ def rag_generation(settings: Settings, generation: Settings, generator: EncoderD
     """
 
     def said(name: str, default: Any) -> Any:
+        if architecture == "RagSequenceForGeneration":
+            return (settings if name == "num_beams" else settings["generator"]).get(name, default)
         if generation:
             return generation.get(name, default)
         own = settings.get(name, default)

@@ -154,7 +154,10 @@ def gin_files(model: Model) -> dict[str, str]:
             + "from realm_jax.generation import settings\nfrom realm_jax.tasks import rag\n\nrag.Rag:\n"
             + "".join(f"  {name} = {value!r}\n" for name, value in said.items())
             + "  generation = @settings.GenerationConfig()\n\n"
-            + _block("settings.GenerationConfig", rag_generation(model.settings, model.generation, model.generator))
+            + _block(
+                "settings.GenerationConfig",
+                rag_generation(model.architecture, model.settings, model.generation, model.generator),
+            )
         )
     return files
 

@@ -153,7 +153,8 @@ class RagQuestions:
         self._special = SpecialIds.of(corpus.tokenizer)
         self._query_pieces = [encoding.ids for encoding in corpus.tokenizer.encode_batch([q.text for q in questions])]
         self._pieces = [encoding.ids for encoding in tokenizer.encode_batch([f" {q.text}" for q in questions])]
-        answers = [answer for question in questions for answer in question.answers]
+        # with the space before it, as words in documents have it: byte-level pieces of a text's first word are others
+        answers = [f" {answer}" for question in questions for answer in question.answers]
         self._answers = [encoding.ids for encoding in tokenizer.encode_batch(answers)]
         self._first = np.cumsum([0, *(len(question.answers) for question in questions)])
         self._order = ExampleOrder(len(questions), seed)

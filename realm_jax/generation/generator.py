@@ -173,6 +173,8 @@ def rag_token(
         (priors > -jnp.inf).any(axis=1), rng, config, generation, num_documents,
     )  # fmt: skip
     hypotheses, token_log_probs = first(found, generation.num_hypotheses)
+    forced = _forced_places(config, generation)[None, None, :, None]
+    token_log_probs = jnp.where(forced, 0.0, token_log_probs)  # it was certain, whatever the document
     inside = jnp.arange(generation.target_len, dtype=jnp.int32)[None, None] < hypotheses.lengths[..., None]
     there = (hypotheses.lengths > 0)[..., None]
     return Answers(
@@ -243,20 +245,39 @@ def rag_sequence(
     )
 
 
-def _check(
-    config: EncoderDecoderConfig, generation: GenerationConfig, rng: jax.Array | None, num_documents: int = 1
-) -> None:
+def check_lengths(config: EncoderDecoderConfig, generation: GenerationConfig) -> None:
+    """Refuses to generate beyond the model's positions.
+
+    Raises:
+      ValueError: naming both.
+    """
     if generation.target_len > config.max_length:
         raise ValueError(
             f"GenerationConfig.max_length: expected at most {config.max_length + 1}, since the model has {config.max_length} positions, "
             f"got {generation.max_length}; generate less"
         )
+
+
+def _check(
+    config: EncoderDecoderConfig, generation: GenerationConfig, rng: jax.Array | None, num_documents: int = 1
+) -> None:
+    check_lengths(config, generation)
     if generation.sample and rng is None:
         raise ValueError("GenerationConfig.sample=True draws tokens, and got no rng; give a key, jax.random.key(seed)")
     if num_documents == 0:
         raise ValueError(
             "expected at least one document a question, got 0; give the question alone as a document to have it answered from nothing else"
         )
+
+
+def _forced_places(config: EncoderDecoderConfig, generation: GenerationConfig) -> Bool[Array, "target_len"]:
+    """Where a token is generated whatever the model says."""
+    places = jnp.zeros(generation.target_len, bool)
+    if config.forced_bos_id is not None:
+        places = places.at[0].set(True)
+    if config.forced_eos_id is not None:
+        places = places.at[-1].set(True)
+    return places
 
 
 def _rows(array: jax.Array) -> jax.Array:

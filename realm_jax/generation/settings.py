@@ -20,7 +20,8 @@ class TokenIds(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class GenerationConfig:
-    """Settings with the meaning that they have in transformers' `generate`; the defaults are those of the released RAG's evaluation.
+    """Settings with the meaning that they have in transformers' `generate`; the defaults are those of the released RAG's evaluation but
+    for `bos_after_bos`, which it rules out.
 
     Lengths count the decoder's start token, as there: at most `max_length - 1` tokens are generated.
     """
@@ -38,6 +39,7 @@ class GenerationConfig:
         True  # False: never two in a row, as in RAG's evaluation (bad_words_ids=[[0, 0]]); BART likes to
     )
     sample: bool = False  # draw tokens instead of searching
+    seed: int = 0  # of the draws of the jobs; a function that generates is given a key
     temperature: float = 1.0
     top_k: int = 0  # draw among so many likeliest tokens; 0: among all
     top_p: float = 1.0  # draw among the likeliest tokens that have this probability together

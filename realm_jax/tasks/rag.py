@@ -8,6 +8,7 @@ probabilities of the answer's tokens, and the documents are marginalized: over w
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from realm_jax.data.question_splits import training_questions
 from realm_jax.data.questions import Question
 from realm_jax.data.rag import RagBatch, RagExamples, RagJoiner, RagQuestions, SourceFormat
 from realm_jax.generation import GenerationConfig
+from realm_jax.generation.generator import check_lengths
 from realm_jax.losses import WeightedSum
 from realm_jax.models import (
     EncoderDecoder,
@@ -53,6 +55,8 @@ from realm_jax.text.generator_tokenizer import GeneratorTokenizer, as_generator_
 from realm_jax.text.loading import load_generator_tokenizer
 from realm_jax.training.rng import dropout_rngs
 from realm_jax.typed import check_fields
+
+logger = logging.getLogger(__name__)
 
 Marginal = Literal["sequence", "token", "joint"]
 
@@ -101,6 +105,7 @@ def rag_loss(
     marginal: Marginal,
     train_documents: bool,
     label_smoothing: float,
+    exclude_bos_score: bool = False,
 ) -> tuple[WeightedSum, Metrics]:
     """−log p(y|x), the documents marginalized (RAG, section 2.1), read together (FiD), or absent (`retriever` None).
 
@@ -124,8 +129,13 @@ def rag_loss(
             "answer_first": WeightedSum(answers[:, 0].sum().astype(jnp.float32), number),
             "retrieval_entropy": WeightedSum(losses.retrieval_entropy(retrieved).sum(), number),
         }
-    loss_of = losses.rag_token_loss if marginal == "token" else losses.rag_sequence_loss
-    loss, log_likelihood = loss_of(logits, log_probs, batch.targets, batch.target_mask, label_smoothing=label_smoothing)
+    of_target = (logits, log_probs, batch.targets, batch.target_mask)
+    if marginal == "token":
+        loss, log_likelihood = losses.rag_token_loss(*of_target, label_smoothing=label_smoothing)
+    else:
+        first = jnp.arange(batch.targets.shape[1])[None] == 0
+        unscored = first & (batch.targets == generator.bos_id) if exclude_bos_score else None
+        loss, log_likelihood = losses.rag_sequence_loss(*of_target, label_smoothing=label_smoothing, unscored=unscored)
     has_target = batch.target_mask.any(axis=1)
     metrics["token_nll"] = WeightedSum(
         -jnp.where(has_target, log_likelihood, 0.0).sum(), batch.target_mask.sum().astype(jnp.float32)
@@ -174,6 +184,8 @@ class Rag:
       document_len: pieces of `[CLS] title [SEP] body [SEP]`, what the document encoder reads.
       train_documents: train the document encoder, too.
       label_smoothing: see `losses.rag_sequence_loss`.
+      exclude_bos_score: a first token that every target has (`generator.forced_bos_id`) does not count, as the released RAG-Sequence
+        can be told; not of RAG-Token, which always counts it.
       answers: which references are written: one of all drawn afresh each time, or always the first.
       held_out, num_held_out: see `tasks.open_qa.OpenQa`.
       generation: how a trained run writes answers; training does not read it.
@@ -193,6 +205,7 @@ class Rag:
     document_len: int = 288
     train_documents: bool = False
     label_smoothing: float = 0.0
+    exclude_bos_score: bool = False
     answers: Literal["all", "first"] = "all"
     held_out: str | tuple[str, ...] = ()
     num_held_out: int = 0
@@ -211,6 +224,8 @@ class Rag:
             )
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"Rag.label_smoothing must lie between 0 and 1, got {self.label_smoothing}")
+        if self.exclude_bos_score and self.marginal == "token":
+            raise ValueError("Rag.exclude_bos_score is RAG-Sequence's; with marginal=token leave it out")
         if self.train_documents and (self.marginal == "joint" or not self.num_documents):
             raise ValueError(
                 "Rag.train_documents: no gradient reaches the retriever "
@@ -222,6 +237,7 @@ class Rag:
                     f"Rag.{name} must lie between 8 and the generator's max_length={self.generator.max_length}, "
                     f"got {getattr(self, name)}"
                 )
+        check_lengths(self.generator, self.generation)
 
     def build(self, seed: int) -> Task:
         corpus = Corpus.open(self.corpus)
@@ -232,6 +248,12 @@ class Rag:
             raise ValueError(
                 f"Rag.num_documents={self.num_documents}, but the corpus has {corpus.num_documents} documents; retrieve fewer"
             )
+        form = SourceFormat.of(tokenizer)
+        if self.source_len < form.overhead + 8:
+            raise ValueError(
+                f"Rag.source_len={self.source_len} leaves no room beside the {form.overhead} pieces between title, text and question; "
+                f"give at least {form.overhead + 8}"
+            )
         examples = RagQuestions(
             self.training_questions(tokenizer), corpus, tokenizer, query_len=self.query_len, seed=seed
         )
@@ -239,7 +261,7 @@ class Rag:
             corpus,
             open_pieces(corpus, tokenizer),
             AnswerFinder(corpus, lambda document: document_text(corpus, document)[1], self.max_remembered_answers),
-            SourceFormat.of(tokenizer),
+            form,
             self.generator,
             source_len=self.source_len,
             target_len=self.target_len,
@@ -296,6 +318,7 @@ class Rag:
                 marginal=self.marginal,
                 train_documents=self.train_documents,
                 label_smoothing=self.label_smoothing,
+                exclude_bos_score=self.exclude_bos_score,
             ),
             batch_shapes=self._batch_shapes,
             passes=tuple(passes),
@@ -345,13 +368,22 @@ class Rag:
             raise ValueError(
                 "Rag.questions: their answers are regular expressions, which no generator can learn to write; name others"
             )
-        kept = []
+        kept, num_cut, num_empty = [], 0, 0
         for question in questions:
-            written = tuple(answer for answer in question.answers if len(tokenizer.encode(answer).ids))
+            lengths = [len(tokenizer.encode(f" {answer}").ids) for answer in question.answers]
+            num_cut += sum(length > self.target_len - 1 for length in lengths)
+            num_empty += lengths.count(0)
+            written = tuple(answer for answer, length in zip(question.answers, lengths, strict=True) if length)
             if written:
                 kept.append(question._replace(answers=written))
         if not kept:
             raise ValueError("Rag.questions: no answer has a piece of the generator's tokenizer")
+        if num_cut or num_empty:
+            logger.warning(
+                "Rag.questions: %d answers are longer than target_len=%d pieces and are cut; %d have no piece and are left out, "
+                "and with them %d questions",
+                num_cut, self.target_len, num_empty, len(questions) - len(kept),
+            )  # fmt: skip
         return tuple(kept)
 
 

@@ -46,6 +46,8 @@ class ByteLevelTokenizer:
       clean_up: decode without the spaces before punctuation and "n't", "'s", …, as BartTokenizer does by default.
     """
 
+    keeps_spelling = True
+
     def __init__(
         self,
         vocab: Mapping[str, int],

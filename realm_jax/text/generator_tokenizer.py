@@ -29,6 +29,11 @@ class GeneratorTokenizer(Protocol):
     @property
     def fingerprint(self) -> str: ...
 
+    @property
+    def keeps_spelling(self) -> bool:
+        """Whether what is decoded is the text that was encoded: capitals, accents, white space."""
+        ...
+
     def encode(self, text: str) -> Encoding: ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[Encoding]: ...
@@ -48,7 +53,7 @@ class _FirstAndLast:
         self.vocab_size, self.pad_id = tokenizer.vocab_size, tokenizer.pad_id
         self.bos_id, self.eos_id = tokenizer.cls_id, tokenizer.sep_id
         self.mask_id = tokenizer.mask_id
-        self.fingerprint = tokenizer.fingerprint
+        self.fingerprint, self.keeps_spelling = tokenizer.fingerprint, tokenizer.keeps_spelling
         self.encode, self.encode_batch = tokenizer.encode, tokenizer.encode_batch
         self.decode, self.save = tokenizer.decode, tokenizer.save
 

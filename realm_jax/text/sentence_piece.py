@@ -46,6 +46,8 @@ class SentencePieceTokenizer:
       model: the serialized model, as `train_sentencepiece` makes it.
     """
 
+    keeps_spelling = True
+
     def __init__(self, model: bytes):
         self._model = model
         if not model:  # SentencePiece would say more than once that it has not been loaded

@@ -24,6 +24,8 @@ class WordPieceTokenizer:
       lower_case: also strip accents, as BERT's uncased models do.
     """
 
+    keeps_spelling = False
+
     def __init__(self, vocab: Sequence[str], lower_case: bool = True):
         self._vocab = list(vocab)
         self.lower_case = lower_case

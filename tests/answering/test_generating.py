@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from realm_jax.answering.documents import CorpusDocuments
+from realm_jax.answering.documents import CorpusDocuments, Text
 from realm_jax.answering.explaining import explained
 from realm_jax.answering.generating import Generator
 from realm_jax.answering.loading import answerer_of, closed_book_answerer
@@ -20,9 +20,13 @@ from realm_jax.generation import GenerationConfig
 from realm_jax.retrieval.exact import ExactIndex
 from realm_jax.serve.page import render
 from realm_jax.tasks.rag import Rag, init_params
+from realm_jax.text.generator_tokenizer import as_generator_tokenizer
+from realm_jax.text.tokenizer import SPECIAL_PIECES
+from realm_jax.text.word_piece import WordPieceTokenizer
 from tests import tiny
 from tests.answering import made_world
 from tests.answering.made_world import TEXTS, bag
+from tests.text.made_bpe import byte_level_tokenizer
 
 QUESTIONS = ["Where was Ada Brook born?", "Over which river does the bridge lead?", "Which place has the festival?"]
 MARGINALS = ["sequence", "token", "joint"]
@@ -145,7 +149,7 @@ def test_where_nothing_is_found_the_question_alone_is_answered(settings, params,
 
 
 def test_a_generation_that_reaches_its_end_is_an_answer(settings, params, corpus, index):
-    """Two tokens, the last forced to be the end; and a corpus whose documents have neither title nor text."""
+    """Two tokens, the last forced to be the end."""
     short = GenerationConfig(max_length=3, num_beams=1)
     (answer,) = made(settings, params, corpus, index, generation=short).answer(QUESTIONS[:1])
     assert len(corpus.tokenizer.encode(answer.text).ids) <= 1 and 0 < answer.prob < 1
@@ -165,13 +169,84 @@ def test_what_does_not_fit_is_refused(settings, params, corpus, index):
     ):
         made(settings, params, corpus, index, generator=dataclasses.replace(settings.generator, num_encoder_layers=3))
     with pytest.raises(ValueError, match="max_length: expected at most 97"):
-        made(settings, params, corpus, index, generation=GenerationConfig(max_length=98)).answer(QUESTIONS[:1])
+        dataclasses.replace(settings, generation=GenerationConfig(max_length=98))
     generator = Generator.__new__(Generator)
     with pytest.raises(ValueError, match="source_len must be at most the generator's max_length 96, got 97"):
         Generator.__init__(
             generator, settings.generator, params["generator"], settings.open_generator_tokenizer(corpus),
             settings.generation, source_len=97, marginal="token",
         )  # fmt: skip
+
+
+def test_answers_are_drawn_by_a_seed(settings, params, corpus, index):
+    def drawn(seed):
+        drawing = GenerationConfig(sample=True, seed=seed, max_length=7, min_length=5, temperature=3.0)
+        answerer = made(settings, params, corpus, index, generation=drawing)
+        return [answerer.answer(QUESTIONS)[0].text for _ in range(4)]
+
+    first = drawn(0)
+    assert len(set(first)) > 1 and drawn(0) == first and drawn(1) != first
+
+
+def test_of_a_single_document_rag_sequence_is_itself(settings, params, corpus, index):
+    """Ranked by log p(y|x), whatever the searches' penalty: as with several documents of which one is there."""
+    alone = made(settings, params, corpus, index, num_documents=1).answer(QUESTIONS)
+    best = [[answer.documents[0].document, -1, -1] for answer in alone]
+    among = made(settings, params, corpus, index).answer(QUESTIONS, lambda texts, count: np.asarray(best, np.int64))
+    for one, other in zip(alone, among, strict=True):
+        assert one.text == other.text and one.prob == pytest.approx(other.prob, rel=1e-4)
+        assert [found.posterior for found in one.documents] == [1.0]
+
+
+def test_a_corpus_smaller_than_what_is_read_is_read_whole(settings, params, corpus, tmp_path):
+    titles = list(TEXTS)[:2]
+    two = make_corpus(tmp_path / "two", [tiny.article(title, [TEXTS[title]]) for title in titles], corpus.tokenizer)
+    index = ExactIndex(np.stack([bag(f"{title} {TEXTS[title]}") for title in titles]).astype(np.float32))
+    (answer,) = made(settings, params, two, index).answer(QUESTIONS[:1])
+    assert {found.document for found in answer.documents} == {0, 1} and answer.text
+    assert sum(found.posterior for found in answer.documents) == pytest.approx(1.0, abs=1e-5)
+
+
+def _generator(settings, params, tokenizer):
+    generator = Generator.__new__(Generator)
+    generator.tokenizer, generator.config = tokenizer, settings.generator
+    return generator
+
+
+def test_word_pieces_are_spelled_as_the_texts_read_them(settings, params):
+    tokenizer = as_generator_tokenizer(
+        WordPieceTokenizer([*SPECIAL_PIECES, *"0123456789,'-", "##7", "##8", "##3", "o", "hara", "zoe", "##s", "the"])
+    )
+    generator = _generator(settings, params, tokenizer)
+
+    def written(text, *read):
+        return generator.text(np.asarray([*tokenizer.encode(text).ids, settings.generator.eos_id], np.int32), read)
+
+    assert written("5,783", "There are 5,783 of them.") == "5,783"
+    assert written("o'hara", "zoe", "It was O'Hara, the") == "O'Hara"
+    assert written("zoe", "the Zoës") == "Zoë"
+    # nowhere: what is written together in names and numbers is put together
+    assert tokenizer.decode(tokenizer.encode("5,783 o'hara").ids) == "5 , 783 o ' hara"
+    assert written("5,7 o'hara", "zoe") == "5,7 o'hara"
+    assert written("", "the") == ""
+
+
+def test_pieces_of_bytes_add_up_to_the_text(settings, params):
+    tokenizer = byte_level_tokenizer()
+    generator = _generator(settings, params, tokenizer)
+    for text in ("don't do n't it ' s 東京 é, x . y", "東", "a"):
+        ids = tokenizer.encode(text).ids
+        pieces = generator.spelled(ids)
+        assert len(pieces) == len(ids) and "".join(pieces) == tokenizer.decode(ids)
+        assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_scores_that_are_no_numbers_are_refused(settings, params, corpus, index):
+    generator = made(settings, params, corpus, index)._generator
+    sources = generator.sources(QUESTIONS[:1], np.array([[0, 1]], np.int64), {0: Text("a", "b"), 1: Text("c", "d")})
+    for wrong in (np.nan, np.inf):
+        with pytest.raises(FloatingPointError, match="the run has diverged"):
+            generator.write(sources, np.array([[0.0, wrong]], np.float32))
 
 
 def test_it_is_evaluated_beside_itself_without_documents(settings, params, corpus, index):

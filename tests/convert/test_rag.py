@@ -272,15 +272,20 @@ def test_a_trained_rag_goes_out(tmp_path: Path):
 
 def test_how_a_rag_generates_is_what_transformers_would_take_from_its_files():
     of_generator = {"num_beams": 4, "max_length": 30, "early_stopping": True, "top_k": 50}
-    found = rag_generation({"generator": of_generator, "max_length": 25}, {}, GENERATOR)
+    found = rag_generation("RagTokenForGeneration", {"generator": of_generator, "max_length": 25}, {}, GENERATOR)
     assert found == GenerationConfig(num_beams=4, max_length=25, min_length=0, early_stopping=True)
+    # RAG-Sequence's class gives its generator the number of beams and leaves the rest to it
+    found = rag_generation("RagSequenceForGeneration", {"generator": of_generator, "num_beams": 2, "max_length": 25}, {"num_beams": 7}, GENERATOR)  # fmt: skip
+    assert found == GenerationConfig(num_beams=2, max_length=30, min_length=0, early_stopping=True)
     # generation_config.json speaks alone; its tokens that may not follow each other are the one rule of that kind
     said = {"num_beams": 2, "no_repeat_ngram_size": 3, "bad_words_ids": [[GENERATOR.bos_id] * 2], "length_penalty": 2}
-    found = rag_generation({"generator": of_generator}, said, GENERATOR)
+    found = rag_generation("RagTokenForGeneration", {"generator": of_generator}, said, GENERATOR)
     assert found == GenerationConfig(
         num_beams=2, max_length=20, min_length=0, no_repeat_ngram_size=3, bos_after_bos=False, length_penalty=2.0
     )
-    found = rag_generation({"generator": {}}, {"do_sample": True, "max_length": 10**6}, GENERATOR)
+    found = rag_generation(
+        "RagTokenForGeneration", {"generator": {}}, {"do_sample": True, "max_length": 10**6}, GENERATOR
+    )
     assert found.sample and found.top_k == 50 and found.max_length == GENERATOR.max_length
     for wrong, message in (
         ({"num_beams": "4"}, "num_beams='4'"),
@@ -292,7 +297,7 @@ def test_how_a_rag_generates_is_what_transformers_would_take_from_its_files():
         ({"bad_words_ids": [[3]]}, r"bad_words_ids=\[\[3\]\]; only two bos in a row"),
     ):
         with pytest.raises(ValueError, match=message):
-            rag_generation({"generator": {}}, wrong, GENERATOR)
+            rag_generation("RagTokenForGeneration", {"generator": {}}, wrong, GENERATOR)
 
 
 def test_what_is_not_computed_is_refused(tmp_path: Path):

@@ -67,7 +67,7 @@ def fill_disks(workshop: Workshop, times: int, seed: int = 0) -> Row:
             jobs["embed"].kill()
             if status or (differs := difference(run, whole)):
                 failures.append(f"run {number}: {jobs['train'].said()[-300:] if status else differs}")
-    notes = f"seed {seed}; jobs that ended, with an error that names the place: {', '.join(ended) or 'none'}"
+    notes = f"seed {seed}; jobs that ended, with an error that names the place, or after the trainer had: {', '.join(ended) or 'none'}"
     return Row("disk full", times, max(0, times - len(failures)), "nothing", recovery_secs, notes, failures)
 
 
@@ -90,6 +90,13 @@ def _wrong(run: RunDir, jobs: dict[str, Job]) -> list[str]:
     found = []
     for name, job in jobs.items():
         last_words = job.said().rpartition(f"realm_jax {name}: ")[2]  # before them Orbax shows tracebacks of its own
+        if (
+            name == "embed"
+            and job.process.poll() == 0
+            and "training has ended" in job.said()
+            and not jobs["train"].running()
+        ):
+            continue  # the trainer was first, and the embed job had nothing left to wait for
         if not job.running() and (job.process.returncode != 1 or str(run.path) not in last_words):
             found.append(f"{name} ended with {job.process.returncode}: {job.said()[-600:]}")
     for version in list_versions(run.index):
