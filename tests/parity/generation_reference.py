@@ -172,6 +172,7 @@ def run(seed: int, folder: Path) -> None:
     logits = model(given["ids"], given["mask"], decoder_input_ids=labels.repeat_interleave(DOCUMENTS, 0)).logits
     arrays = {
         **given,
+        **smoothed(model, given, token, sequence),
         "logits": logits,
         "marginalized": token.marginalize(logits, given["doc_scores"], DOCUMENTS),
         "token_loss": out_token.loss,
@@ -181,6 +182,25 @@ def run(seed: int, folder: Path) -> None:
     save_file({name: value.contiguous() for name, value in arrays.items()}, folder / f"{seed}.safetensors")
     model.save_pretrained(folder / str(seed))
     (folder / f"{seed}.json").write_text(json.dumps(made))
+
+
+def smoothed(model: BartForConditionalGeneration, given: dict, token, sequence) -> dict:
+    """The losses as they are trained with: label smoothing, targets of several lengths that begin with bos, which may not count."""
+    labels = torch.cat([torch.full((BATCH, 1), EOS), torch.full((BATCH, 1), 0), given["target_ids"]], 1)
+    for row in range(BATCH):
+        end = labels.shape[1] - 1 - row % 3
+        labels[row, end] = EOS
+        labels[row, end + 1 :] = PAD
+    logits = model(given["ids"], given["mask"], decoder_input_ids=labels.repeat_interleave(DOCUMENTS, 0)).logits
+    common = {"n_docs": DOCUMENTS, "epsilon": 0.1, "reduce_loss": True}
+    scores = given["doc_scores"]
+    return {
+        "smoothed_labels": labels,
+        "smoothed_logits": logits,
+        "smoothed_token": token.get_nll(logits, scores, labels, **common),
+        "smoothed_sequence": sequence.get_nll(logits, scores, labels, **common),
+        "smoothed_sequence_without_bos": sequence.get_nll(logits, scores, labels, exclude_bos_score=True, **common),
+    }
 
 
 if __name__ == "__main__":

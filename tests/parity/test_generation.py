@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from realm_jax import generation
+from realm_jax import generation, losses
 from realm_jax.convert import load_hugging_face
 from realm_jax.generation import GenerationConfig, TokenIds, generator, marginal
 from realm_jax.models import EncoderDecoder, EncoderDecoderConfig
@@ -119,6 +119,28 @@ def test_logits_and_marginals(cases: list[Case]):
         gold = jnp.take_along_axis(log_probs[:, :, :-1], targets[:, None, :, None], axis=-1)[..., 0].sum(axis=-1)
         total = marginal.marginal_sequence(priors, gold[:, None])[:, 0]
         np.testing.assert_allclose(-total, case.arrays["sequence_loss"], atol=1e-4)
+
+
+def test_the_losses_that_are_trained_with(cases: list[Case]):
+    for case in cases:
+        arrays = case.arrays
+        log_p_z = jax.nn.log_softmax(jnp.asarray(arrays["doc_scores"]))
+        labels = jnp.asarray(arrays["smoothed_labels"]).astype(jnp.int32)
+        logits = jnp.asarray(arrays["smoothed_logits"])
+        logits = logits.reshape(*log_p_z.shape, *logits.shape[1:])[:, :, :-1]
+        targets = labels[:, 1:]
+        mask = targets != CONFIG.pad_id
+        assert len(set(mask.sum(axis=1).tolist())) > 1  # of several lengths
+        bos = (jnp.arange(targets.shape[1])[None] == 0) & (targets == CONFIG.bos_id)
+        assert bool(bos[:, 0].all())
+        given = (logits, log_p_z, targets, mask)
+        for name, (loss, _) in {
+            "smoothed_token": losses.rag_token_loss(*given, label_smoothing=0.1),
+            "smoothed_sequence": losses.rag_sequence_loss(*given, label_smoothing=0.1),
+            "smoothed_sequence_without_bos": losses.rag_sequence_loss(*given, label_smoothing=0.1, unscored=bos),
+        }.items():
+            np.testing.assert_allclose(loss.total, arrays[name].reshape(()), rtol=1e-5, err_msg=name)
+            assert float(loss.weight) == len(labels)
 
 
 def test_one_source(cases: list[Case]):
