@@ -430,3 +430,9 @@ def test_the_folder_gin_holds_no_python(repository):
 def test_sample_module_is_untouched_by_gin():
     assert sample_jobs.teach.__module__ == "tests.sample_jobs"
     assert {"corpus", "train", "embed", "evaluate", "report"} < set(JOBS)
+
+
+def test_a_text_that_begins_and_never_ends_is_refused(tmp_path):
+    (tmp_path / "run.gin").write_text("'''once upon a time")
+    with pytest.raises(config.ConfigError, match=r"run\.gin: EOF in multi-line string in: '''once"):
+        config.bind("train", [str(tmp_path / "run.gin")], [])

@@ -91,9 +91,9 @@ class Parsed:
     def _read(self, text: str, source: str) -> None:
         with gin_config._parse_scope() as context:
             delegate = _Delegate(self, context)
-            parser = config_parser.ConfigParser(io.StringIO(text), delegate)
-            delegate.place = lambda: _place(source, parser._current_location().line_num)
             try:
+                parser = config_parser.ConfigParser(io.StringIO(text), delegate)  # reads the first token
+                delegate.place = lambda: _place(source, parser._current_location().line_num)
                 for statement in parser:
                     self._take(statement, context, source)
             except ConfigError as error:
@@ -101,7 +101,7 @@ class Parsed:
             except RecursionError as error:
                 raise ConfigError(f"{source}: brackets within brackets, more than can be followed") from error
             except tokenize.TokenError as error:
-                raise ConfigError(f"{source}: {error.args[0]} in: {text.splitlines()[-1]}") from error
+                raise ConfigError(f"{source}: {error.args[0]} in: {text.splitlines()[-1][:200]}") from error
             except SyntaxError as error:
                 place = _place(source, error.lineno or 0)
                 raise ConfigError(f"{place}: {error.msg}: {(error.text or '').strip()}") from error

@@ -111,7 +111,8 @@ class _Page:
         protocol = self.config.http_protocol_class(self.config, server, self.state)
         protocol.connection_made(wire)
         try:
-            protocol.data_received(data)
+            if data:  # asyncio hands on no empty data, which would mean the end to h11
+                protocol.data_received(data)
             while server.tasks:  # requests in the same bytes come one after the other
                 if protocol.conn.their_state in (h11.SEND_BODY, h11.ERROR):  # waits for what will not come
                     for _ in range(5):
