@@ -1,6 +1,6 @@
 """Injects faults into the processes of a small run and prints one table of what came of them.
 
-    python -m tests.faults                                   all of them: 30 kills of each job, a soak of 5 minutes
+    python -m tests.faults                                   all of them: 30 kills of each job, a soak of 3 minutes
     python -m tests.faults --only=damage,preemption          some of them
     python -m tests.faults --soak_minutes=120                a long soak (alone: python -m tests.faults.soak --minutes=120)
 
@@ -61,7 +61,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30, help="of the trainer, and of the embed job")
     parser.add_argument("--seed", type=int, default=0, help="of the instants")
-    parser.add_argument("--soak_minutes", type=float, default=5.0)
+    parser.add_argument("--soak_minutes", type=float, default=3.0)
     parser.add_argument("--only", default="", help=f"some of: {', '.join(faults(0, 0, 0))}")
     parser.add_argument("--out", type=Path, help="a Markdown file for the table")
     parser.add_argument(
