@@ -164,8 +164,8 @@ class Generator:
     def text(self, ids: Int32[np.ndarray, "length"], read: Sequence[str] = ()) -> str:
         """Readable text, without the end-of-sequence token.
 
-        Word pieces have lost capitals, accents and white space: where they stand in one of the texts that were read, the answer is
-        spelled as there.
+        Pieces that know no capitals, accents or white space: where they stand in one of the texts that were read, the answer is spelled
+        as there.
         """
         if self.tokenizer.keeps_spelling:
             return self.tokenizer.decode(ids.tolist()).strip()
@@ -177,7 +177,9 @@ class Generator:
                 if len(found):
                     start, end = encoding.offsets[found[0], 0], encoding.offsets[found[0] + len(kept) - 1, 1]
                     return text[start:end]
-        return _APART.sub(lambda match: match[1] or match[2], self.tokenizer.decode(ids.tolist()).strip())
+        apart = self.tokenizer.decode(ids.tolist()).strip()
+        together = _APART.sub(lambda match: match[1] or match[2], apart)
+        return together if np.array_equal(self.tokenizer.encode(together).ids, kept) else apart
 
     def spelled(self, ids: Int32[np.ndarray, "length"]) -> list[str]:
         """What each token adds to the text; together they are the decoded text, but for white space at the ends.

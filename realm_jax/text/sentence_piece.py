@@ -46,7 +46,7 @@ class SentencePieceTokenizer:
       model: the serialized model, as `train_sentencepiece` makes it.
     """
 
-    keeps_spelling = True
+    keeps_spelling = False  # the models trained here know no capitals; those of others may normalise as they like
 
     def __init__(self, model: bytes):
         self._model = model
