@@ -30,6 +30,13 @@ def batch_of(task, settings, corpus):
         return task.batch(examples)
     ids = np.concatenate([np.full((BATCH, 1), -1), np.random.default_rng(0).integers(0, 40, size=(BATCH, 3))], axis=1)
     ids[3, 2:] = NO_CANDIDATE
+    if task.retrieval.join_embedded is not None:
+        ids = np.where(
+            ids[:, 1:] == NO_CANDIDATE, -1, ids[:, 1:]
+        )  # of what was found a part, and of one question nothing
+        ids[5] = -1
+        embeds = np.random.default_rng(1).normal(size=(*ids.shape, task.retrieval.config.embed_dim)).astype(np.float32)
+        return task.retrieval.join_embedded(examples, ids, embeds)
     assert isinstance(settings, Realm)
     return task.retrieval.join(examples, ids)
 
@@ -93,6 +100,24 @@ def test_ict_has_the_same_negatives_on_eight_devices(corpus, ict_on_one, axes):
 @pytest.mark.parametrize("axes", [pytest.param({}, marks=pytest.mark.slow), {"data": 2, "fsdp": 2, "tensor": 2}])
 def test_realm_is_the_same_on_eight_devices(corpus, realm_on_one, axes):
     assert_same_update(one_step(tiny.realm(corpus.directory), corpus, **axes), realm_on_one)
+
+
+@pytest.mark.parametrize(
+    "marginal",
+    ["sequence", pytest.param("token", marks=pytest.mark.slow), pytest.param("joint", marks=pytest.mark.slow)],
+)
+def test_rag_is_the_same_on_eight_devices_and_in_parts(corpus, tmp_path, marginal):
+    questions = tiny.questions_file(tmp_path / "questions.jsonl")
+    settings = tiny.rag(corpus.directory, questions, marginal=marginal)
+    on_one = one_step(settings, corpus, devices=1)
+    assert_same_update(one_step(settings, corpus, data=2, fsdp=2, tensor=2), on_one)
+    assert_same_update(one_step(settings, corpus, devices=1, accumulation_steps=4), on_one)
+    before = initial_state(settings).params
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, on_one[1])
+    assert max(jax.tree.leaves(moved["generator"])) > 1e-3
+    # what no gradient reaches decays all the same; the loop leaves it out by `Task.frozen`
+    decay = max(jax.tree.leaves(moved["retriever"]["document_encoder"]))
+    assert (max(jax.tree.leaves(moved["retriever"]["query_encoder"])) > 3 * decay) == (marginal != "joint")
 
 
 def test_accumulated_parts_are_the_whole_batch(corpus, realm_on_one):
