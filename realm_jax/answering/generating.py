@@ -176,7 +176,7 @@ class Generator:
                 found = np.flatnonzero((windows == kept).all(axis=1))
                 if len(found):
                     start, end = encoding.offsets[found[0], 0], encoding.offsets[found[0] + len(kept) - 1, 1]
-                    return text[start:end]
+                    return text[start:end].strip()
         apart = self.tokenizer.decode(ids.tolist()).strip()
         together = _APART.sub(lambda match: match[1] or match[2], apart)
         return together if np.array_equal(self.tokenizer.encode(together).ids, kept) else apart
