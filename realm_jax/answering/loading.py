@@ -91,14 +91,11 @@ def check_learners(run: RunDir, task: OpenQa | Rag, step: int | None = None) -> 
       FileNotFoundError: no such checkpoint.
       ValueError: naming what is missing, or a generator that was trained on the pieces of another tokenizer.
     """
-    needed = ["retriever", "span_reader"] if isinstance(task, OpenQa) else ["generator"]
-    if isinstance(task, Rag) and task.num_documents:
-        needed = ["retriever", "generator"]
     trained = learners(run, step)
-    if not set(needed) <= set(trained):
+    if not set(task.learners) <= set(trained):
         raise ValueError(
-            f"{run.path} has trained {', '.join(trained)}, expected a {' and a '.join(needed)}; "
-            f"name a run that was fine-tuned on questions (task {'open_qa' if isinstance(task, OpenQa) else 'rag'})"
+            f"{run.path} has trained {', '.join(trained)}, expected a {' and a '.join(task.learners)}; "
+            f"name a run that was fine-tuned on questions (task {task.name})"
         )
     if isinstance(task, Rag):
         tokenizer = task.open_generator_tokenizer(Corpus.open(task.corpus))
@@ -137,9 +134,9 @@ def answerer_of(
     )
 
 
-def closed_book_answerer(task: Rag, params: Mapping[str, Any]) -> ClosedBookAnswerer:
-    """A task's generator without its documents; errors as `answerer_of`."""
-    return ClosedBookAnswerer(_generator(task, params))
+def closed_book_answerer(task: OpenQa | Rag, params: Mapping[str, Any]) -> ClosedBookAnswerer | None:
+    """A task's generator without its documents, None of a reader that extracts; errors as `answerer_of`."""
+    return ClosedBookAnswerer(_generator(task, params)) if isinstance(task, Rag) else None
 
 
 def _generator(task: Rag, params: Mapping[str, Any]) -> Generator:

@@ -12,7 +12,6 @@ from realm_jax.answering.generating import ClosedBookAnswerer
 from realm_jax.answering.loading import answerer_of, check_learners, closed_book_answerer
 from realm_jax.answering.retrieving import RetrievingAnswerer
 from realm_jax.corpus.store import Corpus
-from realm_jax.data.question_splits import training_questions
 from realm_jax.data.questions import Question
 from realm_jax.evaluation.answer_scores import f1, is_correct
 from realm_jax.evaluation.bm25 import Bm25Index
@@ -112,28 +111,21 @@ def evaluate_answering(
         rows[row] = score([answer.text for answer in answers], questions, texts)._asdict()
         return answers
 
+    alone = closed_book_answerer(task, params)
     if index is None:
-        assert isinstance(task, Rag)
-        return rows, measure("rag", closed_book_answerer(task, params))
+        assert alone is not None, task
+        return rows, measure(task.name, alone)
     answerer = answerer_of(task, params, CorpusDocuments(corpus), index)
-    answers = measure(task_name(task), answerer)
+    answers = measure(task.name, answerer)
     if bm25 is not None:
         measure("bm25", answerer, lambda texts, num_read: bm25.search(list(texts), num_read).ids)
-    if isinstance(task, Rag):
-        measure("closed_book", closed_book_answerer(task, params))
+    if alone is not None:
+        measure("closed_book", alone)
     else:
         rows["closed_book"] = score([""] * len(questions), questions, texts)._asdict()
-    if isinstance(task, Rag):
-        known = training_questions(task.questions, task.held_out, task.num_held_out)
-    else:
-        known = task.training_questions()
-    rows["nearest_question"] = score(nearest_question(answerer, known, questions), questions, texts)._asdict()
+    known = nearest_question(answerer, task.known_questions(), questions)
+    rows["nearest_question"] = score(known, questions, texts)._asdict()
     return rows, answers
-
-
-def task_name(task: OpenQa | Rag) -> str:
-    """Of the row of a run's own answers."""
-    return "open_qa" if isinstance(task, OpenQa) else "rag"
 
 
 def nearest_question(answerer: RetrievingAnswerer, known: Sequence[Asked], asked: Sequence[Asked]) -> list[str]:
@@ -173,7 +165,7 @@ def check_answering(
         )
     if texts:
         check_packages()
-    alone = isinstance(task, Rag) and not task.num_documents
+    alone = "retriever" not in task.learners
     if retriever != (None if alone else task.retriever):
         raise ValueError(
             "evaluate.retriever must be None for a generator without documents"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from realm_jax.answering.loading import served_version
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.inputs import SpecialIds
-from realm_jax.evaluation.answering import answer_queries, check_answering, task_name
+from realm_jax.evaluation.answering import answer_queries, check_answering
 from realm_jax.evaluation.asked import query_sets
 from realm_jax.evaluation.beir import rank_documents
 from realm_jax.evaluation.bm25 import Bm25Index
@@ -179,7 +179,7 @@ def evaluate(
                 queries[set_name],
                 step=step,
                 retrieval={
-                    task_name(answering): rows[set_name].get(searched, {}),
+                    answering.name: rows[set_name].get(searched, {}),
                     "bm25": rows[set_name].get("bm25", {}),
                 },
                 bm25=words,

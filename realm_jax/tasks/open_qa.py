@@ -8,7 +8,7 @@ and the probability of the spans that are an answer is raised, over all spans of
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -159,6 +159,8 @@ class OpenQa:
     they are: use `RefreshConfig.mode="frozen"`.
     """
 
+    name: ClassVar[str] = "open_qa"
+
     corpus: str
     questions: str | tuple[str, ...]
     retriever: RetrieverConfig
@@ -239,6 +241,15 @@ class OpenQa:
             ),
         )
 
+    @property
+    def learners(self) -> tuple[str, ...]:
+        """What answers its questions."""
+        return ("retriever", "span_reader")
+
+    def known_questions(self) -> tuple[Question, ...]:
+        """The questions that it was trained on."""
+        return self.training_questions()
+
     def training_questions(self) -> tuple[Question, ...]:
         """See `data.question_splits.training_questions`."""
         return training_questions(
@@ -257,7 +268,7 @@ class OpenQa:
             passes.append(EncoderPass(retriever.encoder, num_encoded, self.document_len))
         passes.append(EncoderPass(reader.encoder, self.num_read, self.joint_len))
         return Program(
-            name="open_qa",
+            name=self.name,
             init=functools.partial(init_params, retriever=retriever, reader=reader),
             loss=functools.partial(
                 open_qa_loss,

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -192,6 +192,8 @@ class Rag:
       max_remembered_answers: (question, document) pairs of which it is remembered whether the answer stands there.
     """
 
+    name: ClassVar[str] = "rag"
+
     corpus: str
     questions: str | tuple[str, ...]
     retriever: RetrieverConfig
@@ -309,7 +311,7 @@ class Rag:
         if retriever is not None and not self.train_documents:
             frozen = ("retriever",) if joint else ("retriever/document_encoder",)
         return Program(
-            name="rag",
+            name=self.name,
             init=functools.partial(init_params, retriever=retriever, generator=generator),
             loss=functools.partial(
                 rag_loss,
@@ -346,6 +348,15 @@ class Rag:
             has_answer=array_shape(jnp.bool_, *documents),
             documents=input_shapes(batch_size, reads * self.train_documents, self.document_len),
         )
+
+    @property
+    def learners(self) -> tuple[str, ...]:
+        """What answers its questions."""
+        return ("retriever", "generator") if self.num_documents else ("generator",)
+
+    def known_questions(self) -> tuple[Question, ...]:
+        """The questions that it was trained on, whatever their answers."""
+        return training_questions(self.questions, self.held_out, self.num_held_out)
 
     def open_generator_tokenizer(self, corpus: Corpus) -> GeneratorTokenizer:
         """The generator's tokenizer, whose ids are those of `generator`.
