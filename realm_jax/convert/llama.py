@@ -169,13 +169,17 @@ class _Wanted(NamedTuple):
     stacked: bool
 
 
+def shapes_of(config: LanguageModelConfig) -> Any:
+    """The parameters of a model as jax.ShapeDtypeStruct, which is what `training.sharding.state_shardings` asks for."""
+    ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    return jax.eval_shape(LanguageModel(config).init, jax.random.key(0), ids, ids)["params"]
+
+
 def _wanted(config: LanguageModelConfig) -> dict[str, _Wanted]:
     """By our path, every parameter of a model."""
-    ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    shapes = jax.eval_shape(LanguageModel(config).init, jax.random.key(0), ids, ids)["params"]
     leaves = {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
-        for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(shapes_of(config))
     }
     found = {}
     for ours, theirs, transposed in _NAMES:

@@ -11,19 +11,14 @@ import pytest
 import safetensors.numpy
 
 from realm_jax.convert import llama
-from realm_jax.convert.llama import LlamaFolder, language_model_config, language_model_settings, save_llama
-from realm_jax.models import LanguageModel, LanguageModelConfig, RotaryConfig
+from realm_jax.convert.llama import LlamaFolder, language_model_config, language_model_settings, save_llama, shapes_of
+from realm_jax.models import LanguageModelConfig, RotaryConfig
 from realm_jax.training.sharding import MeshConfig, state_shardings
 
 CONFIG = LanguageModelConfig(
     vocab_size=24, hidden_size=16, num_layers=4, num_heads=4, num_kv_heads=2, intermediate_size=24, max_length=64
 )
 HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-
-
-def shapes_of(config):
-    ids = jnp.ones((1, 2), jnp.int32)
-    return jax.eval_shape(LanguageModel(config).init, jax.random.key(0), ids, ids)["params"]
 
 
 def made(config=CONFIG):
