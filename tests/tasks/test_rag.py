@@ -126,7 +126,9 @@ def test_the_loss_is_the_papers(settings, params, marginal, train_documents):
     assert float(metrics["answer_retrieved"].total) == has_answer.any(axis=1).sum()
 
 
-@pytest.mark.parametrize("marginal", MARGINALS)
+@pytest.mark.parametrize(
+    "marginal", [pytest.param(m, marks=pytest.mark.slow) if m == "token" else m for m in MARGINALS]
+)
 def test_only_what_shall_learn_has_a_gradient(settings, params, marginal):
     task, _, batch = joined(dataclasses.replace(settings, marginal=marginal))
     gradient = jax.grad(lambda p: task.loss(p, batch, jax.random.key(0))[0].total)(params)
