@@ -436,3 +436,8 @@ def test_a_text_that_begins_and_never_ends_is_refused(tmp_path):
     (tmp_path / "run.gin").write_text("'''once upon a time")
     with pytest.raises(config.ConfigError, match=r"run\.gin: EOF in multi-line string in: '''once"):
         config.bind("train", [str(tmp_path / "run.gin")], [])
+
+
+def test_a_name_behind_a_number_is_refused(bind):
+    with pytest.raises(ValueError, match=r"there is no 'odd' in sample_jobs\.Encoder\.dropout\.odd"):
+        bind(GOOD + "sample_jobs.Encoder.dropout.odd.dropout = 1\n")

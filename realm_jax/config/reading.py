@@ -164,7 +164,7 @@ class Parsed:
         value = context._symbol_table[first]
         for name in rest.split(".") if rest else []:
             if not hasattr(value, name):
-                found = [n for n, v in vars(value).items() if callable(v) and not n.startswith("_")]
+                found = [n for n, v in getattr(value, "__dict__", {}).items() if callable(v) and not n.startswith("_")]
                 raise ConfigError(f"{place}: there is no '{name}' in {selector}; {choices('names', name, found)}")
             value = getattr(value, name)
         if not callable(value):
