@@ -75,6 +75,33 @@ def test_answers_are_scored_as_texts_too(places, capsys):
     assert [row["prediction"] for row in written] == expected
 
 
+def test_claims_are_judged_by_writing_their_label(places):
+    """FEVER's records go through training and evaluation; exact match is how often the label was written."""
+    root, task = places
+    labels = ["rome", "oslo"]  # in the words of this small corpus, whose tokenizer knows no others
+    claims = [
+        {"id": number, "claim": f"ann lived in {label}", "label": label} for number, label in enumerate(labels * 4)
+    ]
+    (root / "fever.jsonl").write_text("".join(json.dumps(claim) + "\n" for claim in claims))
+    judging = dataclasses.replace(task, questions=str(root / "fever.jsonl"))
+    train(
+        run_dir=str(root / "fever"),
+        task=judging,
+        optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=2),
+        num_steps=60,
+        batch_size=8,
+        dropout=False,
+        refresh=RefreshConfig(mode="frozen", embedder="in_trainer", timeout_secs=120.0),
+        warm_start=(str(root / "run"),),
+    )
+    asked = {"run_dir": str(root / "fever"), "answering": judging, "questions": str(root / "fever.jsonl")}
+    figures = run_job(places, **asked, name="fever", bm25=False, max_queries=None)["answers"]
+    written = json.loads(RunDir.of(root / "fever").evaluation("fever-answers").read_text())["predictions"]
+    assert [row["answer"] for row in written] == [[label] for label in labels * 4]
+    assert figures["rows"]["rag"]["exact_match"] == 1.0  # it has learned which claim is of which label
+    assert {row["prediction"] for row in written} == set(labels)
+
+
 def test_predict_says_where_an_answer_comes_from(places, capsys):
     root, task = places
     predict(
