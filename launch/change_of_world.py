@@ -2,7 +2,7 @@
 
     python launch/change_of_world.py --run_dir=runs/rag --gin_file=runs/rag_tiny.gin --corpus=runs/pretrain/corpus \
       --gin.QUESTIONS=runs/pretrain/corpus/questions_train.jsonl
-    python launch/change_of_world.py --run_dir=runs/qa --gin_file=runs/open_qa_minilm.gin --corpus=runs/minilm/corpus \
+    python launch/change_of_world.py --run_dir=runs/qa_minilm --gin_file=runs/open_qa_minilm.gin --corpus=runs/minilm/corpus \
       --gin.QUESTIONS=train.jsonl --before=encyclopedia/2016 --after=encyclopedia/2019
 
 Asks what has changed of the documents of both days (Lewis et al. 2020, arXiv:2005.11401, section 4.5). Of the embedded corpus the later

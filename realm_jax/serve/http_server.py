@@ -34,6 +34,13 @@ class _Impatient(H11Protocol):
         self._deadline.cancel()
         super().connection_lost(exc)
 
+    def send_400_response(self, msg: str) -> None:
+        """As uvicorn's, but where the words of the refusal may not be sent: a malformed HEAD gets none, and is hung up on."""
+        try:
+            super().send_400_response(msg)
+        except h11.LocalProtocolError:
+            self.transport.close()
+
     def _hang_up(self) -> None:
         if self.conn.their_state in (h11.IDLE, h11.SEND_BODY):
             self.transport.close()

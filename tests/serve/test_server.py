@@ -94,6 +94,18 @@ def test_who_does_not_finish_a_request_is_hung_up_on(served, sent):
     assert answer.startswith(b"HTTP/1.1 200") and b'"answer":"Oslo"' in answer
 
 
+def test_a_malformed_head_request_is_hung_up_on(served, caplog):
+    """The words of a refusal are no answer to HEAD; h11 refuses to send them, and uvicorn does not expect that."""
+    with socket.create_connection(served) as connection:
+        connection.settimeout(60)
+        connection.sendall(b"HEAD / HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\nno chunk\r\n\r\n")
+        answer = b""
+        while part := connection.recv(65536):
+            answer += part
+    assert answer.startswith(b"HTTP/1.1 400") and answer.endswith(b"\r\n\r\n")
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_who_leaves_in_the_middle_of_a_request_is_no_fault_of_ours(served, caplog):
     with socket.create_connection(served) as connection:
         connection.sendall(HEAD + b'Content-Length: 50\r\n\r\n{"question"')
