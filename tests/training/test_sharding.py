@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from realm_jax.data.inputs import SpecialIds
+from realm_jax.models import LanguageModel, LanguageModelConfig
 from realm_jax.tasks.realm import RealmModel, init_params
 from realm_jax.training.optimizer import OptimizerConfig
 from realm_jax.training.sharding import RULES, MeshConfig, local_rows, process_rows, put_batch, spec_of, state_shardings
@@ -18,9 +19,14 @@ from tests import tiny
 @functools.cache
 def state():
     model = RealmModel(tiny.retriever(tied=False), tiny.encoder(), True, SpecialIds(2, 3, 4))
+    language_model = LanguageModelConfig(
+        vocab_size=64, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=4, intermediate_size=64
+    )
 
     def init(rng):
+        ids = jnp.ones((1, 4), jnp.int32)
         params = init_params(rng, model=model)
+        params |= {"language_model": LanguageModel(language_model).init(rng, ids, ids)["params"]}
         return {"params": params, "opt_state": OptimizerConfig().build(10, tuple(params)).init(params)}
 
     return jax.eval_shape(init, jax.random.key(0))
@@ -58,7 +64,9 @@ def test_every_large_kernel_is_cut(axes, least):
             layers += 1
         if name.endswith("token_embedding/embedding"):
             assert parts == axes.get("fsdp", 1)
-    assert layers == 3 * 3 * 6  # parameters and two moments, of three encoders, of six kernels
+    assert layers == 3 * (
+        3 * 6 + 7
+    )  # parameters and two moments, of three encoders of six kernels and a decoder of seven
     # Adam's moments lie where their parameters do
     for name, sharding in shardings.items():
         if "/mu/" in name or "/nu/" in name:
