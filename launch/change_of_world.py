@@ -19,7 +19,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class ChangeOfWorld:
                 f"{corpus} is not the embedded corpus, of which later days can be generated; give two collections, --before and --after"
             )
         self.display = Display()
-        self.signals = StopSignals()
+        self.check_signals: Callable[[], None] = lambda: None  # asked at each look at a job; raises Stopped
 
     def corpus(self, day: str) -> Path:
         """Where the corpus of a day lies; the embedded one's earlier day is the corpus that was trained on."""
@@ -172,7 +172,7 @@ class ChangeOfWorld:
         try:
             while child.running():
                 self.display.show(child.last_words(1))
-                self.signals.check()
+                self.check_signals()
                 time.sleep(0.5)
         finally:
             child.stop()
@@ -227,6 +227,7 @@ def main(arguments: Sequence[str]) -> int:
         change = ChangeOfWorld(RunDir.of(known.run_dir), known.gin_file, known.corpus, sources, others)
     except (ValueError, FileNotFoundError) as refused:
         parser.error(str(refused))
+    change.check_signals = StopSignals().check
     try:
         change.make_corpora()
         change.ask()

@@ -75,6 +75,7 @@ def test_answers_are_scored_as_texts_too(places, capsys):
     assert [row["prediction"] for row in written] == expected
 
 
+@pytest.mark.slow
 def test_claims_are_judged_by_writing_their_label(places):
     """FEVER's records go through training and evaluation; exact match is how often the label was written."""
     root, task = places

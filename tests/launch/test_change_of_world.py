@@ -1,6 +1,7 @@
 """What changes of the world, what is asked about it, and the table: with the real corpus job, the answers made up."""
 
 import json
+import sys
 
 import pytest
 
@@ -118,3 +119,20 @@ def test_what_cannot_be_compared_is_refused(launcher, trained_on, tmp_path, caps
     )
     with pytest.raises(SystemExit, match="not the embedded corpus"):
         launcher.ChangeOfWorld(RunDir.of(tmp_path), "f.gin", tmp_path / "mine", (), [])
+
+
+def test_a_job_that_fails_is_named_with_its_log(launcher, trained_on, tmp_path):
+    change = launcher.ChangeOfWorld(RunDir.of(tmp_path), "runs/rag_tiny.gin", trained_on, (), [])
+    with pytest.raises(
+        SystemExit, match=r"documents before failed; the end of .*documents_before\.log:\nno such thing"
+    ):
+        change.follow("documents before", [sys.executable, "-S", "-c", "import sys; sys.exit('no such thing')"])
+    stopped = launcher.Stopped(15)
+
+    def stop():
+        raise stopped
+
+    change.check_signals = stop
+    with pytest.raises(launcher.Stopped) as found:
+        change.follow("waits", [sys.executable, "-S", "-c", "import time; time.sleep(60)"])
+    assert found.value is stopped and "sleep" in (change.folder / "logs" / "waits.log").read_text()
