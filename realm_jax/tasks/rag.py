@@ -134,7 +134,7 @@ def rag_loss(
         loss, log_likelihood = losses.rag_token_loss(*of_target, label_smoothing=label_smoothing)
     else:
         first = jnp.arange(batch.targets.shape[1])[None] == 0
-        unscored = first & (batch.targets == generator.bos_id) if exclude_bos_score else None
+        unscored = first & (batch.targets == generator.forced_bos_id) if exclude_bos_score else None
         loss, log_likelihood = losses.rag_sequence_loss(*of_target, label_smoothing=label_smoothing, unscored=unscored)
     has_target = batch.target_mask.any(axis=1)
     metrics["token_nll"] = WeightedSum(
@@ -228,6 +228,10 @@ class Rag:
             raise ValueError(f"Rag.label_smoothing must lie between 0 and 1, got {self.label_smoothing}")
         if self.exclude_bos_score and self.marginal == "token":
             raise ValueError("Rag.exclude_bos_score is RAG-Sequence's; with marginal=token leave it out")
+        if self.exclude_bos_score and self.generator.forced_bos_id is None:
+            raise ValueError(
+                "Rag.exclude_bos_score leaves out generator.forced_bos_id, and there is none; set that, or leave it out"
+            )
         if self.train_documents and (self.marginal == "joint" or not self.num_documents):
             raise ValueError(
                 "Rag.train_documents: no gradient reaches the retriever "

@@ -284,3 +284,13 @@ def test_a_generator_without_retrieval_trains_without_an_index(settings, tmp_pat
     run = RunDir.of(tmp_path)
     assert set(load_params(run)[1]) == {"generator"} and not run.index.exists()
     assert "token_nll" in read_metrics(run)[-1] and "answer_retrieved" not in read_metrics(run)[-1]
+
+
+def test_a_first_token_that_does_not_count_must_be_there(tmp_path):
+    settings = tiny.rag(tmp_path, tmp_path / "questions.jsonl")
+    with pytest.raises(ValueError, match=r"leaves out generator\.forced_bos_id, and there is none"):
+        dataclasses.replace(settings, exclude_bos_score=True)
+    begins = dataclasses.replace(settings.generator, forced_bos_id=2)
+    assert dataclasses.replace(settings, exclude_bos_score=True, generator=begins).exclude_bos_score
+    with pytest.raises(ValueError, match="with marginal=token leave it out"):
+        dataclasses.replace(settings, exclude_bos_score=True, generator=begins, marginal="token")
