@@ -11,7 +11,7 @@ import pytest
 
 from realm_jax.models import EncoderDecoder, Retriever
 from realm_jax.run_dir import RunDir
-from realm_jax.tasks.rag import adopt, init_params
+from realm_jax.tasks.rag import adopt, generator_logits, init_params
 from realm_jax.training.checkpoint import load_params
 from realm_jax.training.loop import train
 from realm_jax.training.metrics import read_metrics
@@ -294,3 +294,18 @@ def test_a_first_token_that_does_not_count_must_be_there(tmp_path):
     assert dataclasses.replace(settings, exclude_bos_score=True, generator=begins).exclude_bos_score
     with pytest.raises(ValueError, match="with marginal=token leave it out"):
         dataclasses.replace(settings, exclude_bos_score=True, generator=begins, marginal="token")
+
+
+def test_a_first_token_that_does_not_count_is_read_all_the_same(settings, params):
+    begins = dataclasses.replace(settings, generator=dataclasses.replace(settings.generator, forced_bos_id=2))
+    whole, _, batch = joined(begins)
+    without, _, same = joined(dataclasses.replace(begins, exclude_bos_score=True))
+    jax.tree.map(np.testing.assert_array_equal, batch, same)
+    assert (batch.targets[:, 0] == 2).all() and (batch.target_inputs[:, 1] == 2).all()
+    # one document of probability 1: what is left out is the first token's own log-probability
+    logits = generator_logits(params, batch.source_ids, batch.document_mask, batch.target_inputs, None, generator=begins.generator, joint=True)  # fmt: skip
+    first = -jax.nn.log_softmax(logits[:, 0, 0])[:, 2].sum()
+    joint = [dataclasses.replace(begins, marginal="joint", exclude_bos_score=leave) for leave in (False, True)]
+    losses = [float(one.build(seed=1).loss(params, batch, None)[0].total) for one in joint]
+    assert losses[0] - losses[1] == pytest.approx(float(first), rel=1e-4)
+    assert float(without.loss(params, batch, None)[0].total) < float(whole.loss(params, batch, None)[0].total)
