@@ -10,6 +10,7 @@ from realm_jax.models.language_model import (
     empty_continuation,
     language_model_flops,
 )
+from realm_jax.models.lora import LoraConfig, merge_lora
 from realm_jax.models.retriever import Retriever, RetrieverConfig
 from realm_jax.models.rotary import RotaryConfig
 from realm_jax.models.span_reader import SpanReader, SpanReaderConfig, span_bounds
@@ -22,6 +23,7 @@ __all__ = [
     "KnowledgeEncoder",
     "LanguageModel",
     "LanguageModelConfig",
+    "LoraConfig",
     "Memory",
     "Prompt",
     "Retriever",
@@ -36,6 +38,7 @@ __all__ = [
     "empty_continuation",
     "forward_flops",
     "language_model_flops",
+    "merge_lora",
     "source_attention_flops",
     "span_bounds",
 ]

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from realm_jax.models.attention import MASKED_LOGIT
 from realm_jax.models.decoder import DecoderCache
+from realm_jax.models.lora import LORA, AdaptedDense, LoraConfig
 from realm_jax.models.products import dense_dot_general
 from realm_jax.models.rotary import RotaryConfig, angles_of, turn
 from realm_jax.models.transformer import REMAT_POLICIES, KeysValues
@@ -48,6 +49,7 @@ class LanguageModelConfig:
     remat: bool = False  # see TransformerConfig, as the next two
     remat_saves: Literal["nothing", "products"] = "nothing"
     unroll_layers: int = 1
+    lora: LoraConfig | None = None  # an adapter beside the parameters, which then is what is trained
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -93,13 +95,27 @@ class LanguageModelConfig:
         """Numbers of a head."""
         return self.head_dim or self.hidden_size // self.num_heads
 
+    @property
+    def products(self) -> dict[str, tuple[int, int]]:
+        """The matrices of one layer by name: how many numbers of a position each reads, and how many it makes."""
+        hidden, wide = self.hidden_size, self.intermediate_size
+        heads, kv_heads = self.num_heads * self.head_size, self.num_kv_heads * self.head_size
+        attention = {
+            "query": (hidden, heads),
+            "key": (hidden, kv_heads),
+            "value": (hidden, kv_heads),
+            "out": (heads, hidden),
+        }
+        return attention | {"gate": (hidden, wide), "wi": (hidden, wide), "wo": (wide, hidden)}
+
 
 def language_model_flops(config: LanguageModelConfig, length: int) -> float:
-    """Multiply-adds, times two, of one forward pass over one row, logits not counted: the matrices, and attention over all earlier
-    positions, counted as over all."""
-    heads, kv_heads = config.num_heads * config.head_size, config.num_kv_heads * config.head_size
-    matrices = config.hidden_size * (2 * heads + 2 * kv_heads + 3 * config.intermediate_size)
-    return float(config.num_layers * length * (2 * matrices + 4 * length * heads))
+    """Multiply-adds, times two, of one forward pass over one row, logits not counted: the matrices, their adapters, and attention over
+    all earlier positions, counted as over all."""
+    numbers = sum(read * made for read, made in config.products.values())
+    if config.lora is not None:
+        numbers += sum(config.lora.rank * sum(config.products[name]) for name in config.lora.products)
+    return float(config.num_layers * length * (2 * numbers + 4 * length * config.num_heads * config.head_size))
 
 
 class Prompt(NamedTuple):
@@ -170,10 +186,8 @@ class GroupedQueryAttention(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        heads, kv_heads = config.num_heads * config.head_size, config.num_kv_heads * config.head_size
         self.query, self.key, self.value, self.out = (
-            _dense(config, features, config.attention_bias)
-            for features in (heads, kv_heads, kv_heads, config.hidden_size)
+            _dense(config, name, config.attention_bias) for name in ("query", "key", "value", "out")
         )
 
     def queries_keys_values(
@@ -203,8 +217,8 @@ class SwiGlu(nn.Module):
     @nn.compact
     def __call__(self, hidden: Float[Array, "*rows hidden"]) -> Float[Array, "*rows hidden"]:
         config = self.config
-        gate, inner = (_dense(config, config.intermediate_size, name=name)(hidden) for name in ("gate", "wi"))
-        return _dense(config, config.hidden_size, name="wo")(nn.silu(gate) * inner)
+        gate, inner = (_dense(config, name, name=name)(hidden) for name in ("gate", "wi"))
+        return _dense(config, "wo", name="wo")(nn.silu(gate) * inner)
 
 
 class LanguageModelLayer(nn.Module):
@@ -257,6 +271,8 @@ class LanguageModelLayer(nn.Module):
 
 class LanguageModel(nn.Module):
     """Token ids to logits of the next token. Parameters of the layers are stacked on a leading axis of size num_layers.
+
+    With `config.lora` there is a collection "lora" beside "params", stacked likewise; `apply` it with both (see models.lora).
 
     Use with `apply(..., method="hidden_states")` and so on. Training, `__call__`, or `hidden_states` and `logits` where not all positions
     count; generating, `read_prompts` once, and `step` for each position.
@@ -340,16 +356,21 @@ class LanguageModel(nn.Module):
 
         numbers = jnp.arange(config.num_layers, dtype=jnp.int32)
         (hidden, cache), _ = self._over_layers(body)(
-            (self._embed(ids), cache), numbers, KeysValues(prompt.keys, prompt.values)
+            (self.embed(ids), cache), numbers, KeysValues(prompt.keys, prompt.values)
         )
-        return self.logits(self.norm(hidden)), cache
+        return self.next_token(hidden), cache
+
+    def next_token(self, hidden: Float[Array, "*rows hidden"]) -> Float[Array, "*rows vocab"]:
+        """Logits of the next token, in float32, from what the last layer gives."""
+        return self.logits(self.norm(hidden))
 
     def logits(self, hidden: Float[Array, "*rows hidden"]) -> Float[Array, "*rows vocab"]:
-        """Of the next token, in float32, from hidden states."""
+        """Of the next token, in float32, from `hidden_states`."""
         table = self.token_embedding.embedding.T if self.config.tied_output else self.output
         return jnp.einsum("...h,hv->...v", hidden, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
-    def _embed(self, ids: Int32[Array, "rows length"]) -> Float[Array, "rows length hidden"]:
+    def embed(self, ids: Int32[Array, "rows length"]) -> Float[Array, "rows length hidden"]:
+        """What the first layer reads."""
         return self.token_embedding(ids).astype(jnp.dtype(self.config.dtype))
 
     def _over_rows(
@@ -366,27 +387,30 @@ class LanguageModel(nn.Module):
             hidden, made = layer(hidden, angles, seen)
             return hidden, made if keep else None
 
-        hidden, made = self._over_layers(body)(self._embed(ids))
+        hidden, made = self._over_layers(body)(self.embed(ids))
         return self.norm(hidden), made
 
     def _over_layers(self, body: Callable[..., Any]) -> Callable[..., Any]:
         """`body(layer, carry, *of the layer)`, layer after layer."""
         scanned = nn.scan(
             body,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
+            variable_axes={"params": 0, LORA: 0},
+            split_rngs={"params": True, "dropout": True},
             length=self.config.num_layers,
             unroll=min(self.config.unroll_layers, self.config.num_layers),
         )
         return lambda *arguments: scanned(self.layers, *arguments)
 
 
-def _dense(config: LanguageModelConfig, features: int, use_bias: bool = False, name: str | None = None) -> nn.Dense:
-    return nn.Dense(
-        features,
-        use_bias=use_bias,
-        dtype=jnp.dtype(config.dtype),
-        kernel_init=nn.initializers.normal(config.initializer_range),
-        dot_general=dense_dot_general,
-        name=name,
-    )
+def _dense(config: LanguageModelConfig, product: str, use_bias: bool = False, name: str | None = None) -> nn.Module:
+    """One of `LanguageModelConfig.products`, with its adapter where there is one."""
+    settings: dict[str, Any] = {
+        "features": config.products[product][1],
+        "use_bias": use_bias,
+        "dtype": jnp.dtype(config.dtype),
+        "kernel_init": nn.initializers.normal(config.initializer_range),
+        "name": name,
+    }
+    if config.lora is not None and product in config.lora.products:
+        return AdaptedDense(adapter=config.lora, **settings)
+    return nn.Dense(dot_general=dense_dot_general, **settings)

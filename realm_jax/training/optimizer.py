@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from realm_jax.typed import check_fields
 
+DECAYED = ("kernel", "embedding", "output", "lora_a", "lora_b")
 Schedule = Callable[[Any], Float[Array, ""]]
 
 
@@ -25,7 +26,8 @@ class OptimizerConfig:
 
     learning_rate: float = 3e-5
     warmup_steps: int | None = None  # none: min(10000, max(100, num_steps / 10)), the released REALM's rule
-    decay: Literal["linear", "constant"] = "linear"  # linear: to zero at num_steps
+    decay: Literal["linear", "cosine", "constant"] = "linear"  # after the warm-up, to the end at num_steps
+    final_share: float = 0.0  # of the peak rate, which is left at the end
     weight_decay: float = 0.01  # not on biases and norms
     b1: float = 0.9
     b2: float = 0.999
@@ -38,6 +40,12 @@ class OptimizerConfig:
         check_fields(self)
         if self.learning_rate <= 0:
             raise ValueError(f"OptimizerConfig.learning_rate must be positive, got {self.learning_rate}")
+        if not 0 <= self.final_share <= 1:
+            raise ValueError(f"OptimizerConfig.final_share: expected a share between 0 and 1, got {self.final_share}")
+        if self.decay == "constant" and self.final_share:
+            raise ValueError(
+                f"OptimizerConfig.final_share={self.final_share} is of a decay, and decay is 'constant'; set one of them"
+            )
 
     def schedule(self, num_steps: int, learner: str | None = None) -> Schedule:
         """Learning rate of a step, of a learner or (none) the common one."""
@@ -48,8 +56,11 @@ class OptimizerConfig:
         def rate(step: Any) -> Float[Array, ""]:
             step = jnp.asarray(step, jnp.float32)
             value = peak * jnp.minimum(1.0, (step + 1) / max(1, warmup))
-            if self.decay == "linear":
-                value = value * jnp.clip((num_steps - step) / max(1, num_steps - warmup), 0.0, 1.0)
+            if self.decay != "constant":
+                left = jnp.clip((num_steps - step) / max(1, num_steps - warmup), 0.0, 1.0)
+                if self.decay == "cosine":
+                    left = 0.5 - 0.5 * jnp.cos(jnp.pi * left)
+                value = value * (self.final_share + (1.0 - self.final_share) * left)
             return jnp.where(step < frozen, 0.0, value)
 
         return rate
@@ -89,10 +100,10 @@ class OptimizerConfig:
 
 
 def decayed(params: Any) -> Any:
-    """True for the parameters that weight decay shrinks: kernels and embeddings, not biases and norms."""
+    """True for the parameters that weight decay shrinks: matrices and embeddings, not biases and norms."""
 
     def is_decayed(path: tuple[Any, ...], _: Any) -> bool:
-        return jax.tree_util.keystr(path[-1:], simple=True) in ("kernel", "embedding")
+        return jax.tree_util.keystr(path[-1:], simple=True) in DECAYED
 
     return jax.tree_util.tree_map_with_path(is_decayed, params)
 

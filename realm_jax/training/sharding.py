@@ -22,6 +22,11 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"layers/feed_forward/(wi|gate)/kernel$", P(None, "fsdp", "tensor")),
     (r"layers/feed_forward/wi/bias$", P(None, "tensor")),
     (r"layers/feed_forward/wo/kernel$", P(None, "tensor", "fsdp")),
+    # LoRA's A and B, [layers, features, rank] and [layers, rank, outputs]: as the kernel beside them, the narrow rank whole
+    (r"layers/(attention/(query|key|value)|feed_forward/(wi|gate))/lora_a$", P(None, "fsdp", None)),
+    (r"layers/(attention/(query|key|value)|feed_forward/(wi|gate))/lora_b$", P(None, None, "tensor")),
+    (r"layers/(attention/out|feed_forward/wo)/lora_a$", P(None, "tensor", None)),
+    (r"layers/(attention/out|feed_forward/wo)/lora_b$", P(None, None, "fsdp")),
     (r"(token|position)_embedding/embedding$", P(None, "fsdp")),
     (r"(^|/)output$", P("fsdp", "tensor")),  # of a language model: [hidden, vocabulary]
     (r"(transform|pooler|projection)/kernel$", P("fsdp", None)),

@@ -23,6 +23,27 @@ def test_linear_warm_up_then_linear_decay_to_zero():
     assert rates(constant, 10, [0, 3, 9, 100]) == pytest.approx([0.5, 2.0, 2.0, 2.0])
 
 
+def test_cosine_decay_to_a_share_of_the_peak():
+    """RA-DIT's: 1e-5 after 200 steps, 1e-7 after 500; halfway the mean of both, at a third of the way cos 60°."""
+    config = OptimizerConfig(learning_rate=1e-5, warmup_steps=200, decay="cosine", final_share=0.01)
+    assert rates(config, 500, [0, 99, 199, 200]) == pytest.approx([5e-8, 5e-6, 1e-5, 1e-5], rel=1e-5)
+    third = 1e-7 + 0.75 * (1e-5 - 1e-7)
+    assert rates(config, 500, [300, 350, 500, 900]) == pytest.approx([third, 5.05e-6, 1e-7, 1e-7], rel=1e-5)
+    linear = dataclasses.replace(config, decay="linear")
+    assert rates(linear, 500, [100, 350, 500]) == pytest.approx([5.05e-6, 5.05e-6, 1e-7], rel=1e-5)
+    with pytest.raises(ValueError, match=r"final_share: expected a share between 0 and 1, got 1.5"):
+        OptimizerConfig(final_share=1.5)
+    with pytest.raises(ValueError, match=r"final_share=0.1 is of a decay, and decay is 'constant'; set one of them"):
+        OptimizerConfig(decay="constant", final_share=0.1)
+
+
+def test_weight_decay_is_of_matrices():
+    tree = {"a": {"output": 0, "scale": 0, "bias": 0, "query": {"kernel": 0, "lora_a": 0, "lora_b": 0}}}
+    assert decayed(tree)["a"] == {
+        "output": True, "scale": False, "bias": False, "query": {"kernel": True, "lora_a": True, "lora_b": True},
+    }  # fmt: skip
+
+
 def test_the_released_warm_up():
     """min(10000, max(100, steps / 10)): the rate peaks at the last warm-up step."""
     config = OptimizerConfig(learning_rate=1.0)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from realm_jax.data.inputs import SpecialIds
-from realm_jax.models import LanguageModel, LanguageModelConfig
+from realm_jax.models import LanguageModel, LanguageModelConfig, LoraConfig
 from realm_jax.tasks.realm import RealmModel, init_params
 from realm_jax.training.optimizer import OptimizerConfig
 from realm_jax.training.sharding import RULES, MeshConfig, local_rows, process_rows, put_batch, spec_of, state_shardings
@@ -20,13 +20,15 @@ from tests import tiny
 def state():
     model = RealmModel(tiny.retriever(tied=False), tiny.encoder(), True, SpecialIds(2, 3, 4))
     language_model = LanguageModelConfig(
-        vocab_size=64, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=4, intermediate_size=64
-    )
+        vocab_size=64, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=4, intermediate_size=64,
+        lora=LoraConfig(rank=2, products=("query", "out", "wi", "wo")),
+    )  # fmt: skip
 
     def init(rng):
         ids = jnp.ones((1, 4), jnp.int32)
         params = init_params(rng, model=model)
-        params |= {"language_model": LanguageModel(language_model).init(rng, ids, ids)["params"]}
+        made = LanguageModel(language_model).init(rng, ids, ids)
+        params |= {"language_model": made["params"], "adapter": made["lora"]}
         return {"params": params, "opt_state": OptimizerConfig().build(10, tuple(params)).init(params)}
 
     return jax.eval_shape(init, jax.random.key(0))
@@ -49,6 +51,12 @@ def test_no_rule_is_dead_and_the_last_takes_no_kernel():
     assert all("norm" in name or "bias" in name or "segment_embedding" in name for name in left), left
 
 
+def sharding_axis(sharding):
+    """The only one that an array is cut along, by its rule."""
+    (axis,) = [axis for axis in sharding.spec if axis is not None]
+    return axis
+
+
 @pytest.mark.parametrize(
     ("axes", "least"),
     [({"fsdp": 8, "data": 1}, 8), ({"fsdp": 2, "tensor": 4, "data": 1}, 8), ({"tensor": 4, "data": 2}, 4)],
@@ -62,6 +70,9 @@ def test_every_large_kernel_is_cut(axes, least):
         if "layers" in name and name.endswith("kernel"):
             assert parts == least, (name, shardings[name])
             layers += 1
+        if name.endswith(("lora_a", "lora_b")):  # along one side: the other is the rank
+            axis = sharding_axis(shardings[name])
+            assert parts == axes.get(axis, 1), (name, shardings[name])
         if name.endswith("token_embedding/embedding"):
             assert parts == axes.get("fsdp", 1)
     assert layers == 3 * (
