@@ -33,17 +33,27 @@ def text_scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Te
     Raises:
       ValueError: no texts, or one without a reference.
     """
-    from rouge_score.rouge_scorer import RougeScorer
     from sacrebleu.metrics import BLEU
 
-    if not texts or not all(references):
-        raise ValueError(f"expected texts with a reference each, got {len(texts)} and {sum(map(bool, references))}")
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
-    rouge = [
-        max(scorer.score(reference, text)["rougeL"].fmeasure for reference in known)
-        for text, known in zip(texts, references, strict=True)
-    ]
+    rouge = rouge_l(texts, references)
     # sacrebleu takes the first references of all texts, then the second ones, with None where there is none
     most = max(map(len, references))
     streams: Any = [[known[place] if place < len(known) else None for known in references] for place in range(most)]
     return TextScores(float(np.mean(rouge)), BLEU().corpus_score(list(texts), streams).score / 100)
+
+
+def rouge_l(texts: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+    """The F-measure of each text, the best over its references; see `TextScores`.
+
+    Raises:
+      ValueError: no texts, or one without a reference.
+    """
+    from rouge_score.rouge_scorer import RougeScorer
+
+    if not texts or not all(references):
+        raise ValueError(f"expected texts with a reference each, got {len(texts)} and {sum(map(bool, references))}")
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    return [
+        max(scorer.score(reference, text)["rougeL"].fmeasure for reference in known)
+        for text, known in zip(texts, references, strict=True)
+    ]

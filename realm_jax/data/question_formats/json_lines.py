@@ -41,8 +41,8 @@ def question_of(record: Any, where: str, number: int) -> Question:
 
     "question"; "answer" or "answers" (a string, strings, or an object of TriviaQA's or SQuAD's), none if unknown;
     "answer_is_regex"; "gold_id" or "passage_id", the passage that answers it; "title" and "passage", that passage
-    itself; "id". Of DPR's "positive_ctxs" the first is the gold passage. FEVER's "claim" is a question and its "label" the
-    answer; KILT's "input" and the "answer"s of its "output" likewise.
+    itself; "id", or HotpotQA's "_id". Of DPR's "positive_ctxs" the first is the gold passage. FEVER's "claim" is a
+    question and its "label" the answer; KILT's "input" and the "answer"s of its "output" likewise.
 
     Raises:
       ValueError: for any other object, beginning with `where`.
@@ -54,7 +54,7 @@ def question_of(record: Any, where: str, number: int) -> Question:
         answers = answers_of(record.get("answer", record.get("answers", ())))
         is_regex = record.get("answer_is_regex", False)
         gold, passage = _gold(record)
-        question_id = record.get("id")
+        question_id = record.get("id", record.get("_id"))
         if not isinstance(text, str) or not isinstance(is_regex, bool):
             raise TypeError
     except (TypeError, KeyError, AttributeError, RecursionError) as error:
