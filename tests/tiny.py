@@ -12,7 +12,13 @@ import numpy as np
 from realm_jax.corpus.blocks import Block
 from realm_jax.corpus.store import Corpus
 from realm_jax.corpus.writer import make_corpus
-from realm_jax.models import EncoderDecoderConfig, RetrieverConfig, SpanReaderConfig, TransformerConfig
+from realm_jax.models import (
+    EncoderDecoderConfig,
+    LanguageModelConfig,
+    RetrieverConfig,
+    SpanReaderConfig,
+    TransformerConfig,
+)
 from realm_jax.retrieval.build_version import BatchSettings, IndexSettings, build_version
 from realm_jax.retrieval.embedder import Embedder
 from realm_jax.run_dir import RunDir
@@ -134,6 +140,22 @@ def encoder_decoder(**changes: Any) -> EncoderDecoderConfig:
             num_decoder_heads=2,
             encoder_intermediate_size=48,
             decoder_intermediate_size=40,
+            max_length=64,
+            initializer_range=0.2,
+        ),
+        **changes,
+    )
+
+
+def language_model(**changes: Any) -> LanguageModelConfig:
+    return dataclasses.replace(
+        LanguageModelConfig(
+            vocab_size=64,
+            hidden_size=32,
+            num_layers=2,
+            num_heads=4,
+            num_kv_heads=2,
+            intermediate_size=48,
             max_length=64,
             initializer_range=0.2,
         ),

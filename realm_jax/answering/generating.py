@@ -16,7 +16,8 @@ from realm_jax.corpus.generator_pieces import DocumentPieces
 from realm_jax.corpus.ragged import Ragged
 from realm_jax.data.rag import SourceFormat, sources
 from realm_jax.generation import GenerationConfig
-from realm_jax.generation.generator import check_lengths, fusion_in_decoder, generate, rag_sequence, rag_token
+from realm_jax.generation.generator import fusion_in_decoder, generate, rag_sequence, rag_token
+from realm_jax.generation.readers import check_lengths
 from realm_jax.models import EncoderDecoder, EncoderDecoderConfig, RetrieverConfig
 from realm_jax.retrieval.index import Index
 from realm_jax.tasks.rag import Marginal

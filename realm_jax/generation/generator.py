@@ -1,4 +1,7 @@
-"""Generates answers with an encoder-decoder: from one source, from documents marginalised, or from documents joined.
+"""Generates answers: from one source, from documents marginalised, or from documents joined.
+
+The generator is an encoder-decoder, which reads its sources with an encoder, or a language model, which continues them: prompts, tokens
+before padding.
 
 Each function is one program a shape and setting: jitted, nothing of the search leaves the device. A batch may be sharded by its first
 axis and the parameters by the rules of training.sharding; the result is the same on any number of devices.
@@ -14,16 +17,15 @@ from jaxtyping import Array, Bool, Float, Int32, Key
 
 from realm_jax.generation import marginal
 from realm_jax.generation.beam_search import Found, Hypotheses, NextToken, Prediction, beam_search, first, take_rows
+from realm_jax.generation.readers import GeneratorConfig, Ready, check_lengths, read_sources, token_ids
 from realm_jax.generation.sampling import sample
 from realm_jax.generation.scoring import for_documents, read_with_documents
-from realm_jax.generation.settings import GenerationConfig, TokenIds
+from realm_jax.generation.settings import GenerationConfig
 from realm_jax.generation.stepping import (
     Caches,
     Params,
-    Sources,
     apply,
     empty_caches,
-    encoded,
     remember,
     reorder,
     stepper,
@@ -40,18 +42,6 @@ class Answers(NamedTuple):
     # RAG-Token: p(z | x, y_≤i), the share of each document in each token; 0 after the end
 
 
-def token_ids(config: EncoderDecoderConfig) -> TokenIds:
-    """The ids that mean something to the model."""
-    return TokenIds(
-        pad=config.pad_id,
-        bos=config.bos_id,
-        eos=config.eos_id,
-        decoder_start=config.decoder_start_id,
-        forced_bos=config.forced_bos_id,
-        forced_eos=config.forced_eos_id,
-    )
-
-
 @functools.partial(jax.jit, static_argnames=("config", "generation"))
 def generate(
     params: Params,
@@ -59,13 +49,13 @@ def generate(
     mask: Bool[Array, "batch source_len"],
     rng: Key[Array, ""] | None = None,
     *,
-    config: EncoderDecoderConfig,
+    config: GeneratorConfig,
     generation: GenerationConfig,
 ) -> Hypotheses:
     """Generates from one source a question: the generator alone.
 
     Args:
-      params: of `EncoderDecoder(config)`.
+      params: of `EncoderDecoder(config)` or `LanguageModel(config)`.
       ids: token ids of the sources.
       mask: true where there is a token. A source without any, such as a row that fills a batch, gets no hypothesis.
       rng: for `generation.sample`, and only for it.
@@ -78,11 +68,10 @@ def generate(
     Raises:
       ValueError: max_length beyond the model's positions; sampling without a key.
     """
-    _check(config, generation, rng)
-    sources = encoded(params, config, ids, mask)
-    return first(
-        _search(params, config, generation, sources, mask.any(axis=1), rng), generation.num_hypotheses
-    ).hypotheses
+    _check(config, generation, rng, ids.shape[1])
+    ready = read_sources(params, config, ids, mask, generation)
+    found = _search(ready, config, generation, mask.any(axis=1), rng)
+    return first(found, generation.num_hypotheses).hypotheses
 
 
 @functools.partial(jax.jit, static_argnames=("config", "generation"))
@@ -110,12 +99,14 @@ def fusion_in_decoder(
     Raises:
       ValueError: see `generate`; num_documents = 0.
     """
-    _check(config, generation, rng, num_documents=ids.shape[1])
+    _check(config, generation, rng, ids.shape[2], ids.shape[1])
     rows = _rows(ids), _rows(mask)
     hidden = apply(params, config, "encode", *rows)
     joined = hidden.reshape(len(ids), -1, hidden.shape[-1])  # [batch, num_documents · source_len, hidden]
     sources = remember(params, config, joined, mask.reshape(len(ids), -1))
-    found = _search(params, config, generation, sources, sources.mask.any(axis=1), rng)
+    caches = empty_caches(config, len(ids), generation.num_found, generation.target_len)
+    ready = Ready(stepper(params, config, sources), caches)
+    found = _search(ready, config, generation, sources.mask.any(axis=1), rng)
     return first(found, generation.num_hypotheses).hypotheses
 
 
@@ -127,13 +118,13 @@ def rag_token(
     log_doc_probs: Float[Array, "batch num_documents"],
     rng: Key[Array, ""] | None = None,
     *,
-    config: EncoderDecoderConfig,
+    config: GeneratorConfig,
     generation: GenerationConfig,
 ) -> Answers:
     """RAG-Token: one search on the marginal next-token distribution (Lewis et al. 2020, arXiv:2005.11401, section 2.5).
 
     Args:
-      params: of `EncoderDecoder(config)`.
+      params: of `EncoderDecoder(config)` or `LanguageModel(config)`.
       ids: the question with each of its documents.
       mask: true where there is a token. A document that is not there has none, or log p(z|x) = −∞ (or below −1e8); a question
         without any document gets no hypothesis: to have the generator answer it alone, give it the question as one document.
@@ -146,11 +137,11 @@ def rag_token(
     Raises:
       ValueError: see `generate`; num_documents = 0.
     """
-    _check(config, generation, rng, num_documents=ids.shape[1])
+    _check(config, generation, rng, ids.shape[2], ids.shape[1])
     priors = _priors(mask, log_doc_probs)
     batch, num_documents = priors.shape
-    sources = encoded(params, config, _rows(ids), _rows(mask))
-    beams, step = generation.num_found, stepper(params, config, sources)
+    step, caches = read_sources(params, config, _rows(ids), _rows(mask), generation)
+    beams = generation.num_found
 
     def next_token(tokens: jax.Array, position: jax.Array, caches: Caches) -> Prediction:
         logits, caches = step(for_documents(tokens, num_documents), position, caches)
@@ -169,7 +160,7 @@ def rag_token(
     found = _decode(
         next_token,
         lambda caches, indices: reorder(caches, for_documents(indices, num_documents)),
-        empty_caches(config, batch * num_documents, beams, generation.target_len),
+        caches,
         (priors > -jnp.inf).any(axis=1), rng, config, generation, num_documents,
     )  # fmt: skip
     hypotheses, token_log_probs = first(found, generation.num_hypotheses)
@@ -192,7 +183,7 @@ def rag_sequence(
     log_doc_probs: Float[Array, "batch num_documents"],
     rng: Key[Array, ""] | None = None,
     *,
-    config: EncoderDecoderConfig,
+    config: GeneratorConfig,
     generation: GenerationConfig,
 ) -> Answers:
     """RAG-Sequence: a search with each document, then log p(y|x) = log Σ_z p(z|x) p(y|x, z) of what was found (section 2.5).
@@ -212,11 +203,11 @@ def rag_sequence(
     Raises:
       ValueError: see `rag_token`.
     """
-    _check(config, generation, rng, num_documents=ids.shape[1])
+    _check(config, generation, rng, ids.shape[2], ids.shape[1])
     priors = _priors(mask, log_doc_probs)
     batch, num_documents = priors.shape
-    sources = encoded(params, config, _rows(ids), _rows(mask))
-    found = _search(params, config, generation, sources, (priors > -jnp.inf).reshape(-1), rng).hypotheses
+    ready = read_sources(params, config, _rows(ids), _rows(mask), generation)
+    found = _search(ready, config, generation, (priors > -jnp.inf).reshape(-1), rng).hypotheses
     # [batch, num_documents · beams, …]: what the documents' searches found, one after the other
     target_ids, scores, lengths = (array.reshape(batch, -1, *array.shape[2:]) for array in found)
     kinds = marginal.distinct(target_ids, lengths > 0)
@@ -228,9 +219,7 @@ def rag_sequence(
     kept = jnp.arange(target_ids.shape[1], dtype=jnp.int32)[None] < kinds.num_kinds[:, None]
     lengths = jnp.where(kept, lengths, 0)
     if generation.decoding == "thorough":
-        step = stepper(params, config, sources)
-        empty = empty_caches(config, batch * num_documents, generation.num_found, generation.target_len)
-        table = read_with_documents(step, empty, target_ids, lengths, kinds.num_kinds.max(), token_ids(config))
+        table = read_with_documents(*ready, target_ids, lengths, kinds.num_kinds.max(), token_ids(config))
     totals = jnp.where(kept, marginal.marginal_sequence(priors, table), -jnp.inf)
     scores, best = jax.lax.top_k(totals, generation.num_hypotheses)
     posteriors = marginal.answer_posteriors(priors, take_rows(table, best))
@@ -245,23 +234,14 @@ def rag_sequence(
     )
 
 
-def check_lengths(config: EncoderDecoderConfig, generation: GenerationConfig) -> None:
-    """Refuses to generate beyond the model's positions.
-
-    Raises:
-      ValueError: naming both.
-    """
-    if generation.target_len > config.max_length:
-        raise ValueError(
-            f"GenerationConfig.max_length: expected at most {config.max_length + 1}, since the model has {config.max_length} positions, "
-            f"got {generation.max_length}; generate less"
-        )
-
-
 def _check(
-    config: EncoderDecoderConfig, generation: GenerationConfig, rng: jax.Array | None, num_documents: int = 1
+    config: GeneratorConfig,
+    generation: GenerationConfig,
+    rng: jax.Array | None,
+    source_len: int,
+    num_documents: int = 1,
 ) -> None:
-    check_lengths(config, generation)
+    check_lengths(config, generation, source_len)
     if generation.sample and rng is None:
         raise ValueError("GenerationConfig.sample=True draws tokens, and got no rng; give a key, jax.random.key(seed)")
     if num_documents == 0:
@@ -270,12 +250,12 @@ def _check(
         )
 
 
-def _forced_places(config: EncoderDecoderConfig, generation: GenerationConfig) -> Bool[Array, "target_len"]:
+def _forced_places(config: GeneratorConfig, generation: GenerationConfig) -> Bool[Array, "target_len"]:
     """Where a token is generated whatever the model says."""
-    places = jnp.zeros(generation.target_len, bool)
-    if config.forced_bos_id is not None:
+    tokens, places = token_ids(config), jnp.zeros(generation.target_len, bool)
+    if tokens.forced_bos is not None:
         places = places.at[0].set(True)
-    if config.forced_eos_id is not None:
+    if tokens.forced_eos is not None:
         places = places.at[-1].set(True)
     return places
 
@@ -294,7 +274,7 @@ def _decode(
     caches: Caches,
     active: jax.Array,
     rng: jax.Array | None,
-    config: EncoderDecoderConfig,
+    config: GeneratorConfig,
     generation: GenerationConfig,
     num_details: int = 0,
 ) -> Found:
@@ -306,19 +286,12 @@ def _decode(
 
 
 def _search(
-    params: Params,
-    config: EncoderDecoderConfig,
-    generation: GenerationConfig,
-    sources: Sources,
-    active: jax.Array,
-    rng: jax.Array | None,
+    ready: Ready, config: GeneratorConfig, generation: GenerationConfig, active: jax.Array, rng: jax.Array | None
 ) -> Found:
     """Of each source by itself."""
-    step = stepper(params, config, sources)
 
     def next_token(tokens: jax.Array, position: jax.Array, caches: Caches) -> Prediction:
-        logits, caches = step(tokens, position, caches)
+        logits, caches = ready.step(tokens, position, caches)
         return Prediction(jax.nn.log_softmax(logits, axis=-1), caches)
 
-    caches = empty_caches(config, len(active), generation.num_found, generation.target_len)
-    return _decode(next_token, reorder, caches, active, rng, config, generation)
+    return _decode(next_token, reorder, ready.caches, active, rng, config, generation)

@@ -48,7 +48,7 @@ def remember(
     """What every step reads of encoded sources."""
     memory: Memory = apply(params, config, "remember", hidden, mask)
     both = KeysValues(memory.keys, memory.values)
-    return Sources(tuple(_row(both, layer) for layer in range(config.num_decoder_layers)), memory.mask)
+    return Sources(tuple(row_of(both, layer) for layer in range(config.num_decoder_layers)), memory.mask)
 
 
 def encoded(
@@ -70,7 +70,7 @@ def empty_caches(config: EncoderDecoderConfig, sources: int, beams: int, target_
 def stepper(params: Params, config: EncoderDecoderConfig, sources: Sources) -> Step:
     """The decoder over these sources; equal to `EncoderDecoder.step`."""
     decoder = params["decoder"]
-    of_layers = [_row(decoder["layers"], layer) for layer in range(config.num_decoder_layers)]
+    of_layers = [row_of(decoder["layers"], layer) for layer in range(config.num_decoder_layers)]
     embedding = PositionedEmbedding(config.decoder, config.position_offset)
     layers = DecoderLayer(config.decoder)
 
@@ -89,7 +89,7 @@ def stepper(params: Params, config: EncoderDecoderConfig, sources: Sources) -> S
     return step
 
 
-def _row(stacked: Any, layer: int) -> Any:
+def row_of(stacked: Any, layer: int) -> Any:
     """One layer of arrays that hold all of them."""
     return jax.tree.map(lambda array: array[layer], stacked)
 

@@ -27,7 +27,7 @@ from realm_jax.data.question_splits import training_questions
 from realm_jax.data.questions import Question
 from realm_jax.data.rag import RagBatch, RagExamples, RagJoiner, RagQuestions, SourceFormat
 from realm_jax.generation import GenerationConfig
-from realm_jax.generation.generator import check_lengths
+from realm_jax.generation.readers import check_lengths
 from realm_jax.losses import WeightedSum
 from realm_jax.models import (
     EncoderDecoder,

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from realm_jax import generation, losses
 from realm_jax.convert import load_hugging_face
-from realm_jax.generation import GenerationConfig, TokenIds, generator, marginal
+from realm_jax.generation import GenerationConfig, TokenIds, generator, marginal, readers
 from realm_jax.models import EncoderDecoder, EncoderDecoderConfig
 from tests.parity.conftest import PYTHON
 
@@ -202,4 +202,4 @@ def test_rag_sequence(cases: list[Case], decoding: str):
 
 
 def test_the_ids_are_those_of_the_model():
-    assert generator.token_ids(CONFIG) == TokenIds(pad=1, bos=0, eos=2, decoder_start=2, forced_bos=None, forced_eos=2)
+    assert readers.token_ids(CONFIG) == TokenIds(pad=1, bos=0, eos=2, decoder_start=2, forced_bos=None, forced_eos=2)
