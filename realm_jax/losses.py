@@ -353,3 +353,51 @@ def _sequence_loss(
     if smoothed is not None:
         loss = (1 - label_smoothing) * loss - label_smoothing / vocab_size * smoothed
     return WeightedSum(jnp.where(has_target, loss, 0.0).sum(), has_target.sum().astype(jnp.float32)), log_marginal
+
+
+def language_model_preference(
+    log_likelihoods: Float[Array, "batch num_documents"],
+    num_tokens: Int32[Array, "batch"],
+    document_mask: Bool[Array, "batch num_documents"],
+    temperature: float,
+) -> Float[Array, "batch num_documents"]:
+    """log p_LSR(c|x,y), softmax over documents of p_LM(y|c∘x)^(1/|y|) / τ: a *probability* is divided by τ, not its logarithm
+    (RA-DIT, arXiv:2310.01352, section 2.4; REPLUG, arXiv:2301.12652, eq. 4).
+
+    >>> import jax.numpy as jnp
+    >>> of_two_tokens = jnp.log(jnp.array([[0.25, 0.16]]))
+    >>> there = jnp.array([[True, True]])
+    >>> log_probs = language_model_preference(of_two_tokens, jnp.array([2], jnp.int32), there, 0.1)
+    >>> f"{jnp.exp(log_probs)[0, 0]:.4f}"  # e^(0.5 / 0.1) / (e^(0.5 / 0.1) + e^(0.4 / 0.1))
+    '0.7311'
+
+    Args:
+      log_likelihoods: log p_LM(y|c∘x) of the whole answer.
+      num_tokens: |y|, the tokens of the answer that these are sums over.
+      document_mask: which documents are there; the others get no mass.
+      temperature: τ.
+    """
+    lengths = jnp.maximum(num_tokens, 1).astype(jnp.float32)[:, None]
+    probs = jnp.exp(log_likelihoods.astype(jnp.float32) / lengths)
+    return candidate_log_probs(probs / temperature, document_mask)
+
+
+def kl_divergence(
+    log_p: Float[Array, "batch num_documents"],
+    log_q: Float[Array, "batch num_documents"],
+    document_mask: Bool[Array, "batch num_documents"],
+) -> Float[Array, "batch"]:
+    """KL(p ‖ q) = Σ p (log p − log q) over the documents that are there; 0 where there is none."""
+    return jnp.where(document_mask, jnp.exp(log_p) * (log_p - log_q), 0.0).sum(axis=-1)
+
+
+def expected_likelihood_loss(
+    log_retrieval_probs: Float[Array, "batch num_documents"],
+    log_likelihoods: Float[Array, "batch num_documents"],
+    document_mask: Bool[Array, "batch num_documents"],
+) -> Float[Array, "batch"]:
+    """−log Σ_c p_R(c|x) p_LM(y|c∘x), the language model's part a constant: the retriever's objective in EMDR² (Singh et al. 2021,
+    arXiv:2106.05346, eq. 6); 0 where there is no document."""
+    constant = jax.lax.stop_gradient(log_likelihoods.astype(jnp.float32))
+    joint = jnp.where(document_mask, log_retrieval_probs + constant, MASKED_SCORE)
+    return jnp.where(document_mask.any(axis=-1), -jax.nn.logsumexp(joint, axis=-1), 0.0)
