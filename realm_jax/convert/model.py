@@ -8,7 +8,12 @@ import numpy as np
 
 from realm_jax.models import EncoderDecoderConfig, RetrieverConfig, SpanReaderConfig, TransformerConfig
 from realm_jax.text.byte_level import ByteLevelTokenizer
+from realm_jax.text.llama_tokenizer import LlamaTokenizer
 from realm_jax.text.word_piece import WordPieceTokenizer
+
+
+OfGenerator = ByteLevelTokenizer | WordPieceTokenizer | LlamaTokenizer
+"""Kinds of tokenizers that a generator or a language model reads the pieces of."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +43,6 @@ class Model:
     unused: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     block_embeds: np.ndarray | None = None
     tokenizer: WordPieceTokenizer | None = None
-    generator_tokenizer: ByteLevelTokenizer | WordPieceTokenizer | None = None
+    generator_tokenizer: OfGenerator | None = None
     generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     max_seq_length: int | None = None

@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from realm_jax.convert.model import OfGenerator
 from realm_jax.convert.settings import parse_settings
 from realm_jax.run_dir import write_json_atomically
 from realm_jax.text.byte_level import BPE_VOCAB_FILE, MERGES_FILE, ByteLevelTokenizer
+from realm_jax.text.llama_tokenizer import LlamaTokenizer
 from realm_jax.text.tokenizer import SETTINGS_FILE
 from realm_jax.text.word_piece import VOCAB_FILE, WordPieceTokenizer
 
@@ -68,10 +70,13 @@ def read_generator_tokenizer(path: Path) -> ByteLevelTokenizer | WordPieceTokeni
     )
 
 
-def write_generator_tokenizer(path: Path, tokenizer: ByteLevelTokenizer | WordPieceTokenizer, max_length: int) -> None:
+def write_generator_tokenizer(path: Path, tokenizer: OfGenerator, max_length: int) -> None:
     """Writes a generator's tokenizer, beside the weights or in a folder of its own."""
     if isinstance(tokenizer, WordPieceTokenizer):
         write_tokenizer(path, tokenizer, max_length, "BertTokenizer")
+        return
+    if isinstance(tokenizer, LlamaTokenizer):
+        tokenizer.save_files(path)
         return
     tokenizer.save(path)
     (path / SETTINGS_FILE).unlink()

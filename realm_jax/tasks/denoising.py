@@ -20,6 +20,7 @@ from realm_jax.losses import WeightedSum
 from realm_jax.models import EncoderDecoder, EncoderDecoderConfig
 from realm_jax.tasks.rag import init_params, open_generator_tokenizer
 from realm_jax.tasks.task import EncoderPass, Logits, Metrics, Params, Program, Task, array_shape, fingerprints
+from realm_jax.text.generator_tokenizer import mask_id_of
 from realm_jax.training.rng import dropout_rngs
 from realm_jax.typed import check_fields
 
@@ -79,7 +80,7 @@ class Denoising:
         examples = DenoisingExamples(
             open_pieces(corpus, tokenizer),
             self.generator,
-            tokenizer.mask_id,
+            mask_id_of(tokenizer),
             length=self.length,
             share=self.share,
             mean_span=self.mean_span,

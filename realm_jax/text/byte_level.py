@@ -24,6 +24,17 @@ _JOINED = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" 
            (" 've", "'ve"), (" 're", "'re"))  # fmt: skip
 
 
+def without_word_spaces(text: str) -> str:
+    """English text without the spaces before punctuation and "n't", "'s", …, as transformers cleans up what it decodes.
+
+    >>> without_word_spaces("it 's here , is n't it ?")
+    "it's here, isn't it?"
+    """
+    for apart, joined in _JOINED:
+        text = text.replace(apart, joined)
+    return text
+
+
 def byte_symbols() -> list[str]:
     """The character that stands for each byte in vocab.json and merges.txt: itself, or one that can be seen.
 
@@ -121,10 +132,7 @@ class ByteLevelTokenizer:
         kept = [int(i) for i in ids if 0 <= int(i) < self.vocab_size and int(i) not in hidden]
         symbols = "".join(self._pieces[i] for i in kept)
         text = bytes(self._bytes[symbol] for symbol in symbols).decode("utf-8", errors="replace")
-        if self.clean_up:
-            for apart, joined in _JOINED:
-                text = text.replace(apart, joined)
-        return text
+        return without_word_spaces(text) if self.clean_up else text
 
     def save(self, directory: str | Path) -> None:
         directory = Path(directory)

@@ -24,9 +24,6 @@ class GeneratorTokenizer(Protocol):
     def eos_id(self) -> int: ...
 
     @property
-    def mask_id(self) -> int: ...
-
-    @property
     def fingerprint(self) -> str: ...
 
     @property
@@ -45,6 +42,14 @@ class GeneratorTokenizer(Protocol):
     def save(self, directory: str | Path) -> None: ...
 
 
+@runtime_checkable
+class MaskingTokenizer(GeneratorTokenizer, Protocol):
+    """One that has a piece for what is hidden, as BART's and BERT's do and a language model's does not."""
+
+    @property
+    def mask_id(self) -> int: ...
+
+
 class _FirstAndLast:
     """A retriever's tokenizer as a generator's: its texts begin with [CLS] and end with [SEP]."""
 
@@ -61,3 +66,17 @@ class _FirstAndLast:
 def as_generator_tokenizer(tokenizer: Tokenizer | GeneratorTokenizer) -> GeneratorTokenizer:
     """The tokenizer itself, or one of [CLS] and [SEP] for a generator that begins and ends its texts with these."""
     return tokenizer if isinstance(tokenizer, GeneratorTokenizer) else _FirstAndLast(tokenizer)
+
+
+def mask_id_of(tokenizer: GeneratorTokenizer) -> int:
+    """The id that stands for hidden text.
+
+    Raises:
+      ValueError: the tokenizer has none.
+    """
+    if not isinstance(tokenizer, MaskingTokenizer):
+        raise ValueError(
+            f"expected a tokenizer with a piece for hidden text, such as BART's <mask>, got a {type(tokenizer).__name__} without; "
+            "a language model's has none, and learns by the next token alone: name another generator_tokenizer"
+        )
+    return tokenizer.mask_id

@@ -7,6 +7,7 @@ from realm_jax.run_dir import read_json
 from realm_jax.storage import fetch
 from realm_jax.text.byte_level import BPE_VOCAB_FILE, MERGES_FILE, ByteLevelTokenizer
 from realm_jax.text.generator_tokenizer import GeneratorTokenizer, as_generator_tokenizer
+from realm_jax.text.llama_tokenizer import LlamaTokenizer, is_llama_tokenizer
 from realm_jax.text.sentence_piece import SENTENCEPIECE_FILE, SentencePieceTokenizer
 from realm_jax.text.tokenizer import SETTINGS_FILE
 from realm_jax.text.word_piece import VOCAB_FILE, WordPieceTokenizer
@@ -35,6 +36,11 @@ def load_tokenizer(path: str | Path) -> SentencePieceTokenizer | WordPieceTokeni
             f"{path} is a generator's byte-level BPE, without [CLS], [SEP] and [MASK]; a corpus and its retriever need a "
             f"SentencePiece or WordPiece tokenizer ({SENTENCEPIECE_FILE} or {VOCAB_FILE})"
         )
+    elif is_llama_tokenizer(path):
+        raise ValueError(
+            f"{path} is a language model's tokenizer, without [CLS], [SEP] and [MASK]; a corpus and its retriever need a "
+            f"SentencePiece or WordPiece tokenizer ({SENTENCEPIECE_FILE} or {VOCAB_FILE})"
+        )
     else:
         raise ValueError(
             f"no tokenizer at {path}: expected a directory with {SENTENCEPIECE_FILE} or {VOCAB_FILE}, "
@@ -45,8 +51,8 @@ def load_tokenizer(path: str | Path) -> SentencePieceTokenizer | WordPieceTokeni
 
 
 def load_generator_tokenizer(path: str | Path) -> GeneratorTokenizer:
-    """Loads a generator's: byte-level BPE, as `save` wrote it or as a bare vocab.json with merges.txt beside it; or one of
-    `load_tokenizer`'s, whose texts then begin with [CLS] and end with [SEP].
+    """Loads a generator's: byte-level BPE, as `save` wrote it or as a bare vocab.json with merges.txt beside it; a language model's
+    tokenizer.json or tokenizer.model; or one of `load_tokenizer`'s, whose texts then begin with [CLS] and end with [SEP].
 
     Raises:
       ValueError: as `load_tokenizer`.
@@ -54,7 +60,9 @@ def load_generator_tokenizer(path: str | Path) -> GeneratorTokenizer:
     return as_generator_tokenizer(load_any_tokenizer(path))
 
 
-def load_any_tokenizer(path: str | Path) -> SentencePieceTokenizer | WordPieceTokenizer | ByteLevelTokenizer:
+def load_any_tokenizer(
+    path: str | Path,
+) -> SentencePieceTokenizer | WordPieceTokenizer | ByteLevelTokenizer | LlamaTokenizer:
     """Loads a corpus's or a generator's, each as it is.
 
     Raises:
@@ -62,11 +70,15 @@ def load_any_tokenizer(path: str | Path) -> SentencePieceTokenizer | WordPieceTo
     """
     path = fetch(path)
     settings = _read_settings(path)
-    if not _is_byte_level(path, settings):
+    tokenizer: ByteLevelTokenizer | LlamaTokenizer
+    if _is_byte_level(path, settings):
+        tokenizer = ByteLevelTokenizer.from_files(
+            path, settings.get("add_prefix_space", False), settings.get("clean_up", True)
+        )
+    elif _is_llama(path, settings):
+        tokenizer = LlamaTokenizer.from_folder(path)
+    else:
         return load_tokenizer(path)
-    tokenizer = ByteLevelTokenizer.from_files(
-        path, settings.get("add_prefix_space", False), settings.get("clean_up", True)
-    )
     _check_fingerprint(path, settings, tokenizer.fingerprint)
     return tokenizer
 
@@ -81,8 +93,18 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 
 def _is_byte_level(path: Path, settings: dict[str, Any]) -> bool:
+    """By its settings, or BART's two files; a language model's folder may have these beside its tokenizer.json, without a mask."""
     has_files = (path / BPE_VOCAB_FILE).is_file() and (path / MERGES_FILE).is_file()
+    if has_files and "kind" not in settings and is_llama_tokenizer(path):
+        return b'"<mask>"' in (path / BPE_VOCAB_FILE).read_bytes()
     return settings.get("kind", "byte_level") == "byte_level" and has_files
+
+
+def _is_llama(path: Path, settings: dict[str, Any]) -> bool:
+    """By its settings, or where no other kind's files lie beside: BERT's folders have a tokenizer.json, too."""
+    others = (VOCAB_FILE, SENTENCEPIECE_FILE)
+    bare = "kind" not in settings and not any((path / name).is_file() for name in others)
+    return (settings.get("kind") == "llama" or bare) and is_llama_tokenizer(path)
 
 
 def _check_fingerprint(path: Path, settings: dict[str, Any], found: str) -> None:
