@@ -108,13 +108,21 @@ class LanguageModelConfig:
         }
         return attention | {"gate": (hidden, wide), "wi": (hidden, wide), "wo": (wide, hidden)}
 
+    @property
+    def adapter_size(self) -> int:
+        """Numbers of one layer's adapter: rank · (features + outputs) of every product that has one."""
+        return 0 if self.lora is None else sum(self.lora.rank * sum(self.products[name]) for name in self.lora.products)
+
+    @property
+    def makes_products_again(self) -> bool:
+        """Whether the backward pass computes the products with weights once more."""
+        return self.remat and self.remat_saves == "nothing"
+
 
 def language_model_flops(config: LanguageModelConfig, length: int) -> float:
     """Multiply-adds, times two, of one forward pass over one row, logits not counted: the matrices, their adapters, and attention over
     all earlier positions, counted as over all."""
-    numbers = sum(read * made for read, made in config.products.values())
-    if config.lora is not None:
-        numbers += sum(config.lora.rank * sum(config.products[name]) for name in config.lora.products)
+    numbers = sum(read * made for read, made in config.products.values()) + config.adapter_size
     return float(config.num_layers * length * (2 * numbers + 4 * length * config.num_heads * config.head_size))
 
 

@@ -3,21 +3,18 @@
 The compiler's own count is of no use here: it takes the body of a scan once, whatever its length.
 """
 
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from realm_jax.models import TransformerConfig, forward_flops
 from realm_jax.plan.planned_run import MeshSizes
 from realm_jax.retrieval.build_version import IndexSettings
 from realm_jax.retrieval.device_rows import STORED
 from realm_jax.retrieval.scann_index import ScannSettings
-from realm_jax.tasks.task import EncoderPass, Program
+from realm_jax.tasks.passes import FLOAT32
+from realm_jax.tasks.task import Program
 from realm_jax.training.sharding import spec_of
-
-FLOAT32 = 4
 
 
 class StepFlops(NamedTuple):
@@ -38,19 +35,8 @@ class StepBytes(NamedTuple):
 
 def step_flops(program: Program, batch_size: int) -> StepFlops:
     """Of the global batch."""
-    again = sum(_flops_made_again(one) for one in program.passes if one.trained)
+    again = sum(one.recomputed_flops for one in program.passes)
     return StepFlops(batch_size * program.flops_per_example, batch_size * again)
-
-
-def _flops_made_again(one: EncoderPass) -> float:
-    """In the backward pass of an example's rows: all of them, or those of attention's pairs alone."""
-    config = one.encoder
-    if not config.remat:
-        return 0.0
-    if config.makes_products_again:
-        return one.forward_flops
-    pairs = one.length * (one.length + one.source_len)
-    return 4.0 * one.rows * config.num_layers * pairs * config.hidden_size
 
 
 def step_bytes(
@@ -65,59 +51,22 @@ def step_bytes(
       accumulation_steps: micro-batches, each of which reads the weights anew.
       trained_bytes: of the parameters with moments that lie on one device.
     """
-    weights = activations = 0.0
-    for one in program.passes:
-        # forward, again, two products backward; the gradient is read and written once a pass
-        products = 3 + int(one.encoder.makes_products_again) if one.trained else 1
-        weights += (products + 2 * one.trained) * layer_bytes(one) / sizes.tensor
-        rows = batch_size * one.rows / sizes.num_devices
-        activations += products * rows * pass_bytes(one)
+    weights = accumulation_steps * sum(one.moved_weight_bytes for one in program.passes) / sizes.tensor
+    activations = batch_size * sum(one.moved_activation_bytes for one in program.passes) / sizes.num_devices
     logits = program.logits
-    rows = batch_size * logits.rows / sizes.rows
+    rows, vocab = batch_size * logits.rows / sizes.rows, logits.vocab_size / (sizes.tensor if logits.is_cut else 1)
     return StepBytes(
-        weights=accumulation_steps * weights,
+        weights=weights,
         optimizer=8 * trained_bytes,  # reads parameter, gradient (twice: its norm), two moments; writes three
         activations=activations,
-        # written and read forward, written and read backward, and the table in three products
-        logits=FLOAT32 * (4 * rows * logits.vocab_size + 3 * logits.hidden_size * logits.vocab_size),
+        # written and read forward, written and read backward, and the table in each product
+        logits=FLOAT32 * (4 * rows * vocab + logits.products * logits.hidden_size * vocab),
     )
 
 
-def layer_bytes(one: EncoderPass) -> float:
-    """Of the matrices of all layers, in float32."""
-    config, attentions = one.encoder, 2 if one.source_len else 1
-    hidden, wide = config.hidden_size, config.intermediate_size
-    return FLOAT32 * config.num_layers * (4.0 * attentions * hidden * hidden + 2.0 * hidden * wide)
-
-
-def pass_bytes(one: EncoderPass) -> float:
-    """What the matrix products of a forward pass over one row read and write of activations, all layers."""
-    config, length, source_len = one.encoder, one.length, one.source_len
-    hidden, wide, size = config.hidden_size, config.intermediate_size, jnp.dtype(config.dtype).itemsize
-    # query, key, value, out: 8 hidden; attention's two products: 4 hidden; feed-forward: 2 hidden, 2 wide
-    of_tokens = length * (14.0 * hidden + 2 * wide) * size
-    if source_len:  # query, out and attention's own: 6 hidden; of the source key, value and attention's: 6 hidden
-        of_tokens += 6.0 * (length + source_len) * hidden * size
-    of_pairs = length * 2 * config.num_heads * (length + source_len) * FLOAT32  # logits, in float32
-    return config.num_layers * (of_tokens + of_pairs)
-
-
-def kept_bytes(passes: Iterable[EncoderPass]) -> float:
-    """What an example's passes keep for the backward pass, at least: each layer's input, or what its products give."""
-    total = 0.0
-    for one in (one for one in passes if one.trained):
-        config, size = one.encoder, jnp.dtype(one.encoder.dtype).itemsize
-        of_token = config.hidden_size * size
-        of_source = 0
-        if not config.remat or config.remat_saves == "products":
-            of_token = (6 * config.hidden_size + config.intermediate_size) * size
-            if one.source_len:
-                of_token += 3 * config.hidden_size * size
-                of_source = 2 * config.hidden_size * size  # keys and values
-        if not config.remat:
-            of_token += config.num_heads * (one.length + one.source_len) * FLOAT32
-        total += one.rows * config.num_layers * (one.length * of_token + one.source_len * of_source)
-    return total
+def kept_bytes(program: Program) -> float:
+    """What an example's passes keep for the backward pass, at least."""
+    return sum(one.kept_bytes for one in program.passes)
 
 
 def device_bytes(tree: Any, sizes: MeshSizes) -> int:
@@ -153,14 +102,9 @@ def expected_sent_bytes(
     # summed within fsdp and scattered, then summed over data
     sent = (sizes.fsdp - 1) * gradient_bytes + 2 * (sizes.data - 1) / sizes.data * gradient_bytes
     for one in program.passes:
-        gathered = (sizes.fsdp - 1) / sizes.fsdp * layer_bytes(one) / sizes.tensor
-        sent += (1 + one.trained) * accumulation_steps * gathered  # forward, and again backward
-        config = one.encoder
-        hidden = batch_size * one.rows / sizes.rows * one.length * config.hidden_size
-        sums = (
-            (4 + 2 * config.makes_products_again) if one.trained else 2
-        ) * config.num_layers  # two a layer, forward, again, backward
-        sent += sums * 2 * (sizes.tensor - 1) / sizes.tensor * hidden * jnp.dtype(config.dtype).itemsize
+        gathered = (sizes.fsdp - 1) / sizes.fsdp * one.layer_bytes / sizes.tensor
+        sent += one.gathers * accumulation_steps * gathered
+        sent += 2 * (sizes.tensor - 1) / sizes.tensor * batch_size / sizes.rows * one.summed_bytes
     return sent
 
 

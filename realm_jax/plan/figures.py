@@ -192,7 +192,7 @@ def _memory(
     train, query = compiled.get("train step"), compiled.get("query embedding")
     refused = {name: (one.needs_bytes, one.has_bytes) for name, one in compiled.items() if one.memory is None}
     if train is None or train.memory is None:
-        kept = run.batch_size // run.accumulation_steps * arithmetic.kept_bytes(program.passes) / sizes.num_devices
+        kept = run.batch_size // run.accumulation_steps * arithmetic.kept_bytes(program) / sizes.num_devices
         parts["gradients"] = arithmetic.device_bytes(_trained(state.params, program.frozen), sizes)
         parts["kept for the backward pass, at least"] = round(kept)
     else:

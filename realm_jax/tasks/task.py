@@ -12,10 +12,11 @@ from jaxtyping import Array, Bool, Float, Int32, Int64
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.inputs import Inputs
 from realm_jax.losses import WeightedSum
-from realm_jax.models import RetrieverConfig, TransformerConfig, forward_flops, source_attention_flops
+from realm_jax.models import RetrieverConfig
 from realm_jax.retrieval.exact import DeviceResult
 from realm_jax.retrieval.index import Index, SearchResult
 from realm_jax.retrieval.resident import ResidentDocuments
+from realm_jax.tasks.passes import EncoderPass, LanguageModelPass, Logits
 
 Params = Mapping[str, Any]  # nested dict of arrays; the top-level names are the task's learners
 Batch = Any  # a NamedTuple of arrays, every one with the batch as leading axis
@@ -75,40 +76,6 @@ class Task(NamedTuple):
     adopt: Callable[[Params], Params] = dict  # another run's learners as this task's, for a warm start; parts will do
 
 
-class EncoderPass(NamedTuple):
-    """What an encoder, or a decoder with teacher forcing, reads for one example, forward and, if it is trained, backward: so many
-    rows of one length."""
-
-    encoder: TransformerConfig
-    rows: int
-    length: int
-    trained: bool = True
-    source_len: int = 0  # of what a decoder's layers attend to beside their own positions; 0: an encoder
-
-    @property
-    def forward_flops(self) -> float:
-        of_row = forward_flops(self.encoder, self.length)
-        if self.source_len:
-            of_row += source_attention_flops(self.encoder, self.source_len, self.length)
-        return self.rows * of_row
-
-    @property
-    def flops(self) -> float:
-        return self.forward_flops * (3.0 if self.trained else 1.0)
-
-
-class Logits(NamedTuple):
-    """Rows of logits over a vocabulary that are computed for one example."""
-
-    rows: int
-    hidden_size: int
-    vocab_size: int
-
-    @property
-    def forward_flops(self) -> float:
-        return 2.0 * self.rows * self.hidden_size * self.vocab_size
-
-
 class Program(NamedTuple):
     """What of a method is compiled: its pure functions, and the shapes of what they read.
 
@@ -119,7 +86,7 @@ class Program(NamedTuple):
     init: Callable[[jax.Array], Params]
     loss: Callable[[Params, Batch, jax.Array | None], tuple[WeightedSum, Metrics]]
     batch_shapes: Callable[[int], Batch]  # of a batch of so many examples: every array as jax.ShapeDtypeStruct
-    passes: tuple[EncoderPass, ...]
+    passes: tuple[EncoderPass | LanguageModelPass, ...]
     tokens_per_example: int
     can_accumulate: bool
     logits: Logits = Logits(0, 0, 0)
@@ -131,7 +98,7 @@ class Program(NamedTuple):
     @property
     def flops_per_example(self) -> float:
         """Of forward and backward, by the models' shapes, without rematerialisation."""
-        return sum(one.flops for one in self.passes) + 3.0 * self.logits.forward_flops
+        return sum(one.flops for one in self.passes) + self.logits.flops
 
     def task(self, examples: Callable[[int, int, slice], Any], batch: Callable[[Any], Batch], **rest: Any) -> Task:
         """The method with its data: `examples`, `batch` and what else a `Task` has that is not in here."""

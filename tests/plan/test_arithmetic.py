@@ -12,8 +12,8 @@ from realm_jax.plan.programs import abstract_state, without_data
 from realm_jax.retrieval.build_version import IndexSettings
 from realm_jax.retrieval.scann_index import ScannSettings
 from realm_jax.tasks.ict import Ict
+from realm_jax.tasks.passes import EncoderPass, Logits
 from realm_jax.tasks.realm import Realm
-from realm_jax.tasks.task import EncoderPass
 from realm_jax.training.optimizer import OptimizerConfig
 from realm_jax.training.sharding import MeshConfig, state_shardings
 from tests import tiny
@@ -47,11 +47,11 @@ def test_flops_of_logits_are_counted_with_the_passes():
 
 
 def test_bytes_that_products_read_and_write():
-    assert arithmetic.layer_bytes(EncoderPass(ENCODER, 1, 3)) == 4 * 2 * 128
+    assert EncoderPass(ENCODER, 1, 3).layer_bytes == 4 * 2 * 128
     # of a piece 14 · 4 + 2 · 8 numbers of 4 bytes; of each pair of pieces a logit of two heads, written and read
-    assert arithmetic.pass_bytes(EncoderPass(ENCODER, 1, 3)) == 2 * 3 * (72 * 4 + 2 * 2 * 3 * 4)
+    assert EncoderPass(ENCODER, 1, 3).forward_bytes == 2 * 3 * (72 * 4 + 2 * 2 * 3 * 4)
     half = TransformerConfig(**(vars(ENCODER) | {"dtype": "bfloat16"}))
-    assert arithmetic.pass_bytes(EncoderPass(half, 1, 3)) == 2 * 3 * (144 + 48)
+    assert EncoderPass(half, 1, 3).forward_bytes == 2 * 3 * (144 + 48)
 
 
 def test_a_decoder_attends_to_its_sources_too():
@@ -59,11 +59,11 @@ def test_a_decoder_attends_to_its_sources_too():
     # per layer: query and out of 3 places, key and value of 7, 2 · 4 · 4 operations each; attention of 3 · 7 pairs
     of_source = 2 * (2 * 2 * (3 + 7) * 16 + 4 * 3 * 7 * 4)
     assert one.forward_flops == 5 * (1824 + of_source)
-    assert arithmetic.layer_bytes(one) == 4 * 2 * (128 + 64)
+    assert one.layer_bytes == 4 * 2 * (128 + 64)
     # 6 · 4 numbers more of every place and every source's; logits of two heads over 3 · 10 pairs, written and read
-    assert arithmetic.pass_bytes(one) == 2 * (3 * 72 * 4 + 24 * 10 * 4 + 3 * 2 * 2 * 10 * 4)
+    assert one.forward_bytes == 2 * (3 * 72 * 4 + 24 * 10 * 4 + 3 * 2 * 2 * 10 * 4)
     kept = 3 * ((6 * 4 + 8 + 3 * 4) * 4 + 2 * 10 * 4) + 7 * 2 * 4 * 4
-    assert arithmetic.kept_bytes([one]) == 5 * 2 * kept
+    assert one.kept_bytes == 5 * 2 * kept
 
 
 @pytest.mark.parametrize("remat", [False, True])
@@ -77,12 +77,12 @@ def test_bytes_of_a_step_on_one_device(remat):
 
 
 def test_bytes_kept_for_the_backward_pass():
-    assert arithmetic.kept_bytes([EncoderPass(ENCODER, 1, 3)]) == 2 * 3 * ((6 * 4 + 8) * 4 + 2 * 3 * 4)
+    assert EncoderPass(ENCODER, 1, 3).kept_bytes == 2 * 3 * ((6 * 4 + 8) * 4 + 2 * 3 * 4)
     again = TransformerConfig(**(vars(ENCODER) | {"remat": True, "dtype": "bfloat16"}))
-    assert arithmetic.kept_bytes([EncoderPass(again, 7, 3)]) == 7 * 2 * 3 * 4 * 2
+    assert EncoderPass(again, 7, 3).kept_bytes == 7 * 2 * 3 * 4 * 2
     products = TransformerConfig(**(vars(again) | {"remat_saves": "products"}))
-    assert arithmetic.kept_bytes([EncoderPass(products, 7, 3)]) == 7 * 2 * 3 * (6 * 4 + 8) * 2
-    assert arithmetic.kept_bytes([EncoderPass(ENCODER, 1, 3, trained=False)]) == 0
+    assert EncoderPass(products, 7, 3).kept_bytes == 7 * 2 * 3 * (6 * 4 + 8) * 2
+    assert EncoderPass(ENCODER, 1, 3, trained=False).kept_bytes == 0
 
 
 def test_what_is_made_again_where_products_are_kept():
@@ -92,6 +92,16 @@ def test_what_is_made_again_where_products_are_kept():
     assert arithmetic.step_flops(kept, 8) == (8 * 3 * (1824 + 3360), 8 * pairs)
     sizes = MeshSizes(2, 2, 1)
     assert arithmetic.step_bytes(kept, 8, sizes, 1, 100) == arithmetic.step_bytes(ict(), 8, sizes, 1, 100)
+
+
+def test_a_language_model_s_logits_are_cut_by_their_vocabulary():
+    found = {}
+    for is_cut in (False, True):
+        logits = Logits(3, 4, 10, trained=not is_cut, is_cut=is_cut)
+        program = ict()._replace(passes=(), logits=logits)
+        found[is_cut] = arithmetic.step_bytes(program, 8, MeshSizes(2, 1, 2), 1, 0).logits
+    # four of eight examples, three rows each, written and read twice; the table in three products, or in two
+    assert found == {False: 4 * (4 * 12 * 10 + 3 * 40), True: 4 * (4 * 12 * 5 + 2 * 20)}
 
 
 def test_bytes_sent_to_other_devices():
