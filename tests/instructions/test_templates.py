@@ -1,6 +1,7 @@
 """Every template on a made record, the draw of markers, and records and templates that are not as they should be."""
 
 import dataclasses
+import random
 import re
 
 import numpy as np
@@ -213,3 +214,76 @@ def test_sections_that_are_refused(tmp_path, section, message):
 def test_no_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected a template file"):
         read_templates(tmp_path / "none.toml")
+
+
+JUNK = [
+    None,
+    True,
+    -1,
+    3.5,
+    float("nan"),
+    "",
+    " ",
+    "\x00",
+    "{q}",
+    "\ud800",
+    [],
+    {},
+    [[]],
+    {"text": "x"},
+    b"\xff",
+    b"x",
+    ["x", None],
+]
+
+
+def mutated(value, rng):
+    """The value with some of its parts replaced, removed, repeated or cut."""
+    if rng.random() < 0.2:
+        return rng.choice(JUNK)
+    if isinstance(value, dict):
+        return {k: mutated(v, rng) if rng.random() < 0.6 else v for k, v in value.items() if rng.random() < 0.97}
+    if isinstance(value, list):
+        return [mutated(v, rng) for v in value if rng.random() < 0.95] * rng.choice([1, 1, 1, 2])
+    if isinstance(value, str):
+        place = rng.randrange(len(value) + 1)
+        return value[:place] + rng.choice(["", "<<", ">>", "\\boxed{", "{", "}", "####", "(A)"]) + value[place:]
+    return value
+
+
+def test_hostile_records_give_a_cause_or_an_example_that_can_be_written():
+    rng, num_examples = random.Random(0), 0
+    records = [*((made.name, made.record) for made in made_records.MADE), ("coqa", made_records.COQA)]
+    for _ in range(3000):
+        name, record = rng.choice(records)
+        hostile = {key: mutated(value, rng) for key, value in record.items()}
+        try:
+            examples = OWN.get(name).examples(hostile, seed=0)
+        except RecordError:
+            continue
+        for example in examples:
+            num_examples += 1
+            assert example.answer in example.references and example.query
+            assert all(text and text == text.strip() for text in (example.prompt, example.answer))
+            "".join([*example[:5], *example.references, example.id]).encode()
+    assert num_examples > 1000
+
+
+def test_the_page_names_every_set_and_its_example_is_read(repository, tmp_path):
+    page = (repository / "docs" / "instructions.md").read_text(encoding="utf-8")
+    for name, template in OWN.by_name.items():
+        assert f"`{name}`" in page
+        for source in template.sources:
+            assert re.split("[:?]", source)[1] in page
+    written = re.search("```toml\n(.*?)```", page, re.DOTALL)[1]
+    record = {"context": {"text": "A ship sank."}, "q": "What sank?", "answers": ["A ship", "a ship"], "id": 4}
+    (example,) = with_first_markers(read(tmp_path / "t.toml", written).get("mine")).examples(record, seed=0)
+    assert example == InstructionExample(
+        "mine",
+        "reading_comprehension",
+        "A ship sank.\nQ: What sank?\nA:",
+        "A ship",
+        "What sank?",
+        ("A ship", "a ship"),
+        "4",
+    )
