@@ -1,4 +1,4 @@
-"""The plan job: what a run would take of a TPU slice, known before one is rented."""
+"""The plan job: what a run would take of a TPU slice or of GPUs, known before they are rented."""
 
 import json
 from typing import Any
@@ -25,14 +25,14 @@ def plan(
     utilisation: float = 0.4,
     run: PlannedRun | None = None,
 ) -> dict[str, Any]:
-    """Says whether a run file's training fits on a TPU slice and how fast it can be at best, on a machine without a TPU.
+    """Says whether a run file's training fits on a TPU slice or on GPUs, and how fast it can be at best, on a machine without either.
 
     It takes any run file that the train job takes, and needs no corpus. The programs of the run are compiled by the real
-    TPU compiler, which takes minutes; figures that need no compiler are counted by the shapes.
+    TPU compiler, which takes minutes; figures that need no compiler are counted by the shapes, and those of GPUs by them alone.
 
     Args:
       run_dir: gets plan.json.
-      topology: the slice, such as v4:4x4x4; an unknown one lists those that there are.
+      topology: the slice, such as v4:4x4x4, or GPUs, such as h100:64; an unknown one lists those that there are.
       analytical: compile nothing: what the shapes tell, in seconds, on any machine.
       num_documents: of the corpus; the paper's Wikipedia by default.
       mean_document_len: pieces that are embedded of a document, padding included.
@@ -55,17 +55,17 @@ def plan(
             raise ValueError(f"plan.{name} must be at least 1, got {value}")
     if not 0 < utilisation <= 1:
         raise ValueError(f"plan.utilisation must be above 0 and at most 1, got {utilisation}")
-    tpu = find_slice(topology)
+    machines = find_slice(topology)
     if not analytical:
-        check_compiler()
+        check_compiler(machines.generation)
     run = run or run_of_the_file()
     program = run.program()
-    sizes = mesh_sizes(run.mesh, tpu.num_devices, run.batch_size, tpu.name)
-    compiled = {} if analytical else compile_apart(run, tpu, sizes)
+    sizes = mesh_sizes(run.mesh, machines.num_devices, run.batch_size, machines.name)
+    compiled = {} if analytical else compile_apart(run, machines, sizes)
     figures = gather(
         run,
         program,
-        tpu,
+        machines,
         sizes,
         compiled,
         num_documents=num_documents,

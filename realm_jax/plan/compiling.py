@@ -45,12 +45,16 @@ class Compiled(NamedTuple):
     has_bytes: int = 0
 
 
-def check_compiler() -> None:
-    """Refuses where the TPU compiler is missing.
+def check_compiler(generation: Generation) -> None:
+    """Refuses GPUs, which are planned by the shapes alone, and TPUs where their compiler is missing.
 
     Raises:
       ValueError: with the remedy.
     """
+    if generation.is_gpu:
+        raise ValueError(
+            f"programs are compiled for TPU slices; {generation.name} is planned by the shapes alone: add --analytical"
+        )
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(
             "compiling for a TPU needs its compiler, libtpu, which is not installed here; `make tpu-plan` installs it in an "

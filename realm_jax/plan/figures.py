@@ -90,7 +90,7 @@ class Figures(NamedTuple):
 
     run: PlannedRun
     program: Program
-    tpu: Slice
+    machines: Slice
     sizes: MeshSizes
     memory: Memory
     step: Step
@@ -104,7 +104,7 @@ class Figures(NamedTuple):
 def gather(
     run: PlannedRun,
     program: Program,
-    tpu: Slice,
+    machines: Slice,
     sizes: MeshSizes,
     compiled: Mapping[str, Compiled],
     *,
@@ -118,7 +118,7 @@ def gather(
     Args:
       run: the settings.
       program: of its task.
-      tpu: the slice.
+      machines: the slice.
       sizes: of the mesh over it.
       compiled: its programs by name, as `programs.programs_of` names them; {} to do without.
       num_documents: of the corpus.
@@ -127,25 +127,25 @@ def gather(
       utilisation: share of the peak that trainer and embedder are assumed to reach.
     """
     state = abstract_state(without_data(program), run.optimizer, run.num_steps)
-    memory = _memory(run, program, tpu, sizes, state, compiled, num_documents)
+    memory = _memory(run, program, machines, sizes, state, compiled, num_documents)
     train = compiled.get("train step")
     collectives = train.collectives if train is not None else None
-    step = _step(run, program, tpu, sizes, state, collectives, utilisation)
+    step = _step(run, program, machines, sizes, state, collectives, utilisation)
     refresh = host_memory = None
     if program.retriever is not None:
-        refresh = _refresh(run, program, tpu, step, num_documents, mean_document_len, embed_chips, utilisation)
+        refresh = _refresh(run, program, machines, step, num_documents, mean_document_len, embed_chips, utilisation)
         index = arithmetic.index_bytes(run.index, num_documents, program.retriever.embed_dim)
         host_memory = HostMemory(
             index=index,
             replicated=sum(index),
-            sharded=-(-sum(index) // tpu.num_hosts),
+            sharded=-(-sum(index) // machines.num_hosts),
             is_sharded=run.refresh.index_hosts == "sharded",
             on_devices=run.index.backend == "exact",
         )
     return Figures(
         run,
         program,
-        tpu,
+        machines,
         sizes,
         memory,
         step,
@@ -165,7 +165,7 @@ def gather(
 def _memory(
     run: PlannedRun,
     program: Program,
-    tpu: Slice,
+    machines: Slice,
     sizes: MeshSizes,
     state: Any,
     compiled: Mapping[str, Compiled],
@@ -187,7 +187,7 @@ def _memory(
         parts["documents' pieces"] = -(-pieces // sizes.num_devices)
     elif program.retriever is not None and run.index.backend == "exact":
         held = arithmetic.device_index_bytes(run.index, num_documents, program.retriever.embed_dim)
-        hosts = tpu.num_hosts if run.refresh.index_hosts == "sharded" else 1
+        hosts = machines.num_hosts if run.refresh.index_hosts == "sharded" else 1
         parts["exact index, served and next, first of a host"] = 2 * -(-held // hosts)
     train, query = compiled.get("train step"), compiled.get("query embedding")
     refused = {name: (one.needs_bytes, one.has_bytes) for name, one in compiled.items() if one.memory is None}
@@ -202,11 +202,11 @@ def _memory(
         parts["temporaries"] = max(train.memory.temporaries, beside)  # one of the two runs at a time
         parts["new results"] = train.memory.results
         parts["program"] = train.memory.code
-    reserved = tpu.device_hbm_bytes - tpu.device_usable_bytes
+    reserved = machines.device_hbm_bytes - machines.device_usable_bytes
     parts["kept by the runtime"] = reserved
     embedder = compiled.get("embed job")
     embed_job = sum(embedder.memory) + reserved if embedder is not None and embedder.memory is not None else None
-    return Memory(parts, tpu.device_hbm_bytes, train is not None and train.memory is not None, refused, embed_job)
+    return Memory(parts, machines.device_hbm_bytes, train is not None and train.memory is not None, refused, embed_job)
 
 
 def _trained(params: Any, frozen: tuple[str, ...]) -> Any:
@@ -227,7 +227,7 @@ def _trained(params: Any, frozen: tuple[str, ...]) -> Any:
 def _step(
     run: PlannedRun,
     program: Program,
-    tpu: Slice,
+    machines: Slice,
     sizes: MeshSizes,
     state: Any,
     collectives: Collectives | None,
@@ -238,11 +238,11 @@ def _step(
     moved = arithmetic.step_bytes(program, run.batch_size, sizes, run.accumulation_steps, trained)
     expected = arithmetic.expected_sent_bytes(program, run.batch_size, sizes, run.accumulation_steps, trained)
     sent = expected if collectives is None else collectives.sent_bytes
-    peak = tpu.num_devices * tpu.device_flops_per_sec
+    peak = machines.num_devices * machines.device_flops_per_sec
     roofline = Roofline(
         arithmetic=sum(flops) / peak,
-        memory=sum(moved) / tpu.device_hbm_bytes_per_sec,
-        interconnect=sent / tpu.device_interconnect_bytes_per_sec,
+        memory=sum(moved) / machines.device_hbm_bytes_per_sec,
+        interconnect=sent / machines.device_interconnect_bytes_per_sec,
     )
     return Step(
         flops=flops,
@@ -258,7 +258,7 @@ def _step(
 def _refresh(
     run: PlannedRun,
     program: Program,
-    tpu: Slice,
+    machines: Slice,
     step: Step,
     num_documents: int,
     mean_document_len: int,
@@ -268,13 +268,13 @@ def _refresh(
     assert program.retriever is not None
     flops = arithmetic.corpus_flops(program.retriever.encoder, num_documents, mean_document_len)
     steps_of_compute = flops / step.flops.model
-    chip = tpu.device_flops_per_sec * tpu.generation.devices_per_chip
+    chip = machines.device_flops_per_sec * machines.generation.devices_per_chip
     return Refresh(
         mode=run.refresh.mode,
         flops=flops,
         steps_of_compute=steps_of_compute,
         secs=flops / (embed_chips * chip * utilisation),
-        every_steps=steps_of_compute * tpu.num_chips / embed_chips,
+        every_steps=steps_of_compute * machines.num_chips / embed_chips,
         wanted_every_steps=run.refresh.snapshot_every_steps,
-        chips_wanted=math.ceil(steps_of_compute * tpu.num_chips / run.refresh.snapshot_every_steps),
+        chips_wanted=math.ceil(steps_of_compute * machines.num_chips / run.refresh.snapshot_every_steps),
     )

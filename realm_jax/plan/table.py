@@ -66,20 +66,20 @@ def _plural(count: int, what: str) -> str:
 
 
 def _head(figures: Figures) -> list[str]:
-    tpu, run = figures.tpu, figures.run
-    device = tpu.generation.device
-    cores = f" of 2 cores, {tpu.num_devices} devices" if device == "core" else ""
+    machines, run = figures.machines, figures.run
+    device = machines.generation.device
+    cores = f" of 2 cores, {machines.num_devices} devices" if device == "core" else ""
     rows = run.batch_size / figures.sizes.rows
     micro = f" in {run.accumulation_steps} parts" if run.accumulation_steps > 1 else ""
     return [
-        f"{figures.program.name} on {tpu.name}: {_plural(tpu.num_chips, 'chip')}{cores}, {_plural(tpu.num_hosts, 'host')}; "
+        f"{figures.program.name} on {machines.name}: {_plural(machines.num_chips, machines.generation.chip)}{cores}, {_plural(machines.num_hosts, 'host')}; "
         f"mesh {figures.sizes}; batch {run.batch_size}{micro}, {rows:g} a {device}",
         f"fits: {_verdict(figures)}",
     ]
 
 
 def _verdict(figures: Figures) -> str:
-    memory, device = figures.memory, figures.tpu.generation.device
+    memory, device = figures.memory, figures.machines.generation.device
     if memory.refused:
         told = "; ".join(
             f"the {name} needs at least {_gib(needs)}, the compiler may use {_gib(has)}"
@@ -97,7 +97,7 @@ def _verdict(figures: Figures) -> str:
 
 
 def _memory(figures: Figures) -> list[str]:
-    memory, device = figures.memory, figures.tpu.generation.device
+    memory, device = figures.memory, figures.machines.generation.device
     lines = [f"memory of a {device}"]
     lines += [_row(name, _gib(count)) for name, count in memory.parts.items()]
     free = memory.capacity - memory.needed
@@ -125,7 +125,7 @@ def _versions() -> str:
 
 
 def _step(figures: Figures) -> list[str]:
-    step, run, device = figures.step, figures.run, figures.tpu.generation.device
+    step, run, device = figures.step, figures.run, figures.machines.generation.device
     roofline, moved = step.roofline, step.bytes
     again = f"and {_large(step.flops.recomputed, 'FLOP')} made again (remat)" if step.flops.recomputed else ""
     source = "by the compiled program" if figures.collectives is not None else "by the shapes"
@@ -155,7 +155,7 @@ def _parts(counts: dict[str, Any]) -> str:
 def _collectives(figures: Figures) -> list[str]:
     if figures.collectives is None:
         return []
-    device = figures.tpu.generation.device
+    device = figures.machines.generation.device
     lines = [f"collectives of a step, a {device}"]
     for one in figures.collectives.traffic:
         note = f"arrays of {_large(one.payload_bytes, 'B')}, sent {_large(one.sent_bytes, 'B')}"
@@ -175,13 +175,14 @@ def _refresh(figures: Figures) -> list[str]:
     refresh, assumed, step = figures.refresh, figures.assumed, figures.step
     if refresh is None:
         return []
-    chips, percent = assumed["embed_chips"], f"{100 * assumed['utilisation']:g} %"
+    chip, percent = figures.machines.generation.chip, f"{100 * assumed['utilisation']:g} %"
+    chips = _plural(assumed["embed_chips"], chip)
     lines = [
         f"a refresh: {assumed['num_documents']} documents of {assumed['mean_document_len']} pieces",
         _row(
             "FLOPs of embedding them", _large(refresh.flops, "FLOP"), f"those of {refresh.steps_of_compute:.0f} steps"
         ),
-        _row(f"on {_plural(chips, 'chip')} beside the slice", _time(refresh.secs), f"at {percent} of the peak"),
+        _row(f"on {chips} beside the slice", _time(refresh.secs), f"at {percent} of the peak"),
     ]
     if refresh.mode == "frozen":
         return [*lines, "  the run embeds them once (RefreshConfig.mode='frozen')"]
@@ -197,7 +198,7 @@ def _refresh(figures: Figures) -> list[str]:
             "at the same share of the peak as the trainer's",
         ),
         _row(
-            f"for every {refresh.wanted_every_steps} steps, as set", _plural(refresh.chips_wanted, "chip"), "must embed"
+            f"for every {refresh.wanted_every_steps} steps, as set", _plural(refresh.chips_wanted, chip), "must embed"
         ),
     ]
 
@@ -208,10 +209,10 @@ def _host_memory(figures: Figures) -> list[str]:
         return []
     if held.on_devices:
         return [
-            f"index (exact) on the first {figures.tpu.generation.device} of every host; its float32 rows in files, "
+            f"index (exact) on the first {figures.machines.generation.device} of every host; its float32 rows in files, "
             f"{_large(held.index.rows, 'B')}"
         ]
-    hosts, set_so = figures.tpu.num_hosts, "as the run is set"
+    hosts, set_so = figures.machines.num_hosts, "as the run is set"
     replicated, sharded = (f"with RefreshConfig.index_hosts='{way}'" for way in ("replicated", "sharded"))
     whole = f"twice that while a version is swapped in; {replicated if held.is_sharded else set_so}"
     lines = [
@@ -231,11 +232,11 @@ def as_json(figures: Figures) -> dict[str, Any]:
     run = dataclasses.asdict(figures.run)
     return {
         "task": figures.program.name,
-        "topology": figures.tpu.name,
-        "num_chips": figures.tpu.num_chips,
-        "num_devices": figures.tpu.num_devices,
-        "num_hosts": figures.tpu.num_hosts,
-        "device": figures.tpu.generation.device,
+        "topology": figures.machines.name,
+        "num_chips": figures.machines.num_chips,
+        "num_devices": figures.machines.num_devices,
+        "num_hosts": figures.machines.num_hosts,
+        "device": figures.machines.generation.device,
         "mesh": figures.sizes._asdict(),
         "fits": memory.fits,
         "memory_bytes": {

@@ -216,6 +216,20 @@ def test_cores_are_told_from_chips():
     )
 
 
+def test_gpus_are_planned_by_the_shapes_alone(tmp_path, capsys):
+    with pytest.raises(
+        ValueError, match="compiled for TPU slices; h100 is planned by the shapes alone: add --analytical"
+    ):
+        plan(run_dir=str(tmp_path), topology="h100:16", run=planned(), **ASSUMED)
+    found = plan(run_dir=str(tmp_path), topology="h100:16", analytical=True, run=planned(), **ASSUMED)
+    text = capsys.readouterr().out
+    assert text.startswith("realm on h100:16: 16 GPUs, 2 hosts; mesh data 16 × fsdp 1 × tensor 1; batch 16, 1 a GPU\n")
+    assert "memory of a GPU" in text and "on 2 GPUs beside the slice" in text and "chip" not in text
+    roofline = found["step"]["roofline_secs"]
+    assert roofline["interconnect"] == pytest.approx(found["step"]["sent_bytes"] / 400e9)
+    assert roofline["memory"] == pytest.approx(sum(found["step"]["memory_bytes"].values()) / 3350e9)
+
+
 @pytest.fixture
 def eight_cpu_devices(monkeypatch):
     """The TPU compiler is not there in most environments: the CPU's stands in, here, for a slice of eight devices."""
@@ -224,7 +238,7 @@ def eight_cpu_devices(monkeypatch):
         return jax.devices()[: 8 if shape == "2x4" else 4]
 
     monkeypatch.setattr(compiler_process, "devices_of", devices)
-    monkeypatch.setattr(realm_jax.plan, "check_compiler", lambda: None)
+    monkeypatch.setattr(realm_jax.plan, "check_compiler", lambda generation: None)
     monkeypatch.setattr(realm_jax.plan, "compile_apart", lambda *work: dict(compiler_process.compile_programs(*work)))
 
 
@@ -277,7 +291,7 @@ def test_refusals(tmp_path, setting, told):
 def test_without_the_tpu_compiler_it_says_what_to_install(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs its compiler, libtpu, .*`make tpu-plan` .*--analytical plans without"):
-        check_compiler()
+        check_compiler(GENERATIONS["v4"])
     arguments = [
         "plan",
         f"--run_dir={tmp_path / 'run'}",
@@ -285,7 +299,7 @@ def test_without_the_tpu_compiler_it_says_what_to_install(tmp_path, monkeypatch,
         "--gin.plan.topology=v4:4x4x4",
     ]
     monkeypatch.undo()
-    monkeypatch.setattr(realm_jax.plan, "check_compiler", lambda: check_without_compiler())
+    monkeypatch.setattr(realm_jax.plan, "check_compiler", check_without_compiler)
     assert main(arguments) == FAILED
     assert "realm_jax plan: compiling for a TPU needs its compiler, libtpu" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -293,10 +307,10 @@ def test_without_the_tpu_compiler_it_says_what_to_install(tmp_path, monkeypatch,
     assert capsys.readouterr().out.startswith("realm on v4:4x4x4: 64 chips, 16 hosts; mesh data 64")
 
 
-def check_without_compiler():
+def check_without_compiler(generation):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiling.importlib.util, "find_spec", lambda name: None)
-        check_compiler()
+        check_compiler(generation)
 
 
 def test_a_slice_that_the_compiler_does_not_know_is_refused(monkeypatch):
