@@ -1,4 +1,4 @@
-"""Self-supervision from a corpus: the beginning of a document asks for its end (RA-DIT, arXiv:2310.01352, section 2.3)."""
+"""Self-supervision from a corpus: the beginning of a document asks for its end (RA-DIT, arXiv:2310.01352)."""
 
 from collections.abc import Iterator
 from typing import Literal

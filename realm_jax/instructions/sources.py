@@ -17,7 +17,7 @@ from realm_jax.instructions.records import OnDefect, Place, Record, read_records
 from realm_jax.instructions.templates import LEFT_OUT, Template, Templates
 from realm_jax.instructions.threads import NO_REPLY, conversations
 
-MAX_EXAMPLES = 7500  # of each set, as published (arXiv:2310.01352, section 2.4)
+MAX_EXAMPLES = 7500  # of each set, as published (arXiv:2310.01352)
 QUESTIONS = "questions"  # the template of questions of any source
 PATTERN_ANSWER = "answer that is a regular expression"
 _NO_DEFECTS = frozenset({LEFT_OUT, NO_REPLY})
