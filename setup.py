@@ -118,7 +118,7 @@ setup(
         *("realm_jax." + folder.replace("/", ".") for folder in GIN_FOLDERS),
     ],
     package_dir={"realm_jax." + folder.replace("/", "."): folder for folder in GIN_FOLDERS},
-    package_data={"": ["*.gin", "*.html", "*.css", "*.js", "*.txt", "*.json", "py.typed"]},
+    package_data={"": ["*.gin", "*.html", "*.css", "*.js", "*.txt", "*.json", "*.toml", "py.typed"]},
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
 )

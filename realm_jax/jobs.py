@@ -60,6 +60,11 @@ JOBS: Mapping[str, Job] = MappingProxyType(
             "embed the corpus with each new snapshot, publish its index",
             f"{_OWN_DOCUMENTS} --gin.embed.once=True",
         ),
+        "retrieve": Job(
+            "realm_jax.instructions.retrieve:retrieve",
+            "find documents for instruction examples, let a language model judge them (RA-DIT)",
+            "--run_dir=runs/mine --gin_file=runs/ra_dit_tiny.gin --gin.CORPUS=runs/mine/corpus --gin.SOURCES=questions.jsonl",
+        ),
         "evaluate": Job(
             "realm_jax.evaluation.retrieval:evaluate",
             "measure retrieval with a checkpoint and an index",

@@ -137,6 +137,10 @@ class RunDir:
         """Answers to a file of questions, in the form that official scorers read."""
         return self.path / "predictions" / name
 
+    def retrieved(self, name: str) -> Place:
+        """Instruction examples with the documents found for them."""
+        return self.path / "retrieved" / name
+
     def trainer_status(self, process: int) -> Place:
         return self.status / f"trainer-{process:05d}.json"
 

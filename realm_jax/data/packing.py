@@ -11,10 +11,11 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int32, Int64
 
-from realm_jax.data.order import batch_positions, example_rng
+from realm_jax.data.group_order import GroupOrder
+from realm_jax.data.order import batch_positions
 
 NO_TARGET = -1
-_DRAWN_AT_ONCE = 4096
+_LAID_AT_ONCE = 4096
 
 
 class Text(NamedTuple):
@@ -70,25 +71,6 @@ def packed(rows: Sequence[Sequence[Text]], length: int, pad_id: int) -> PackedRo
     return PackedRows(ids, segments, positions, targets)
 
 
-class _Epochs:
-    """The numbers below `size` in shuffled epochs, from the beginning on: in bulk, which data.order.ExampleOrder is too slow for."""
-
-    def __init__(self, size: int, seed: int):
-        self._size, self._seed, self._epoch = size, seed, 0
-        self._rest = np.zeros(0, np.int64)
-
-    def take(self, count: int) -> Int64[np.ndarray, "_"]:
-        """The next ones."""
-        parts, missing = [self._rest], count - len(self._rest)
-        while missing > 0:
-            parts.append(example_rng(self._seed, self._epoch).permutation(self._size))
-            self._epoch += 1
-            missing -= self._size
-        every = np.concatenate(parts)
-        self._rest = every[count:]
-        return every[:count]
-
-
 class PackedTexts:
     """Rows of texts from several groups: a pure function of (seed, step, row)."""
 
@@ -103,15 +85,9 @@ class PackedTexts:
         Raises:
           ValueError: no group with a text and a share.
         """
-        kept = [(group, share) for group, share in zip(groups, shares, strict=True) if len(group.lengths) and share > 0]
-        if not kept:
-            raise ValueError("there is no text to pack: every group is empty, or has no share")
-        self._groups, self._length, self._pad_id, self._seed = [group for group, _ in kept], length, pad_id, seed
-        self._edges = np.cumsum([share for _, share in kept]) / sum(share for _, share in kept)
-        self._epochs = [_Epochs(len(group.lengths), seed + 1 + at) for at, group in enumerate(self._groups)]
-        self._order: list[
-            tuple[int, int]
-        ] = []  # (group, number) of each text of the endless order, as far as it is known
+        self._groups, self._length, self._pad_id = list(groups), length, pad_id
+        self._order = GroupOrder([len(group.lengths) for group in groups], shares, seed)
+        self._laid = 0  # how many texts of the order have been laid into rows
         self._firsts = [0]  # of each row, as far as they are known: the place in the order of its first text
         self._used = 0  # tokens of the last of these rows, as far as texts have been laid
 
@@ -124,20 +100,19 @@ class PackedTexts:
     def _texts(self, row: int) -> list[Text]:
         while len(self._firsts) <= row + 1:
             self._extend()
-        chosen = self._order[self._firsts[row] : self._firsts[row + 1]]
-        return [self._groups[group].text(number) for group, number in chosen]
+        groups, numbers = self._order(np.arange(self._firsts[row], self._firsts[row + 1]))
+        return [
+            self._groups[group].text(number) for group, number in zip(groups.tolist(), numbers.tolist(), strict=True)
+        ]
 
     def _extend(self) -> None:
-        """Draws some more texts, and lays them into rows."""
-        first = len(self._order)
-        draws = example_rng(self._seed, first // _DRAWN_AT_ONCE).random(_DRAWN_AT_ONCE)
-        groups = np.searchsorted(self._edges[:-1], draws, side="right")
-        numbers, lengths = np.zeros((2, _DRAWN_AT_ONCE), np.int64)
+        """Lays some more texts into rows."""
+        first = self._laid
+        groups, numbers = self._order(np.arange(first, first + _LAID_AT_ONCE))
+        lengths = np.zeros(_LAID_AT_ONCE, np.int64)
         for at, group in enumerate(self._groups):
-            own = np.flatnonzero(groups == at)
-            numbers[own] = self._epochs[at].take(len(own))
+            own = groups == at
             lengths[own] = group.lengths[numbers[own]]
-        self._order += zip(groups.tolist(), numbers.tolist(), strict=True)
         ends = np.cumsum(lengths).tolist()
         place, base = 0, -self._used  # of the row that is being filled: where it begins, in tokens of these texts
         while True:
@@ -147,3 +122,4 @@ class PackedTexts:
             self._firsts.append(first + place)
             base = ends[place - 1] if place else 0
         self._used = ends[-1] - base
+        self._laid += _LAID_AT_ONCE

@@ -27,7 +27,7 @@ from realm_jax.data.question_splits import training_questions
 from realm_jax.data.questions import Question
 from realm_jax.data.rag import RagBatch, RagExamples, RagJoiner, RagQuestions, SourceFormat
 from realm_jax.generation import GenerationConfig
-from realm_jax.generation.readers import check_lengths
+from realm_jax.generation.readers import GeneratorConfig, check_lengths
 from realm_jax.losses import WeightedSum
 from realm_jax.models import (
     EncoderDecoder,
@@ -403,9 +403,9 @@ class Rag:
 
 
 def open_generator_tokenizer(
-    directory: str, corpus: Corpus, generator: EncoderDecoderConfig, task: str
+    directory: str, corpus: Corpus, generator: GeneratorConfig, task: str, field: str = "generator"
 ) -> GeneratorTokenizer:
-    """The tokenizer of a directory, or (empty) the corpus's, whose ids must be those of the generator.
+    """The tokenizer of a directory, or (empty) the corpus's, whose ids must be those of the generator, the task's `field`.
 
     Raises:
       ValueError: naming the setting of the task, expected and got.
@@ -413,13 +413,13 @@ def open_generator_tokenizer(
     tokenizer = load_generator_tokenizer(directory) if directory else as_generator_tokenizer(corpus.tokenizer)
     if tokenizer.vocab_size > generator.vocab_size:
         raise ValueError(
-            f"the generator's tokenizer has {tokenizer.vocab_size} pieces, {task}.generator.vocab_size is "
+            f"the generator's tokenizer has {tokenizer.vocab_size} pieces, {task}.{field}.vocab_size is "
             f"{generator.vocab_size}; take the tokenizer that belongs to the generator"
         )
     for name in ("pad_id", "bos_id", "eos_id"):
         expected, got = getattr(tokenizer, name), getattr(generator, name)
         if expected != got:
-            raise ValueError(f"{task}.generator.{name}: expected the tokenizer's {expected}, got {got}; set it so")
+            raise ValueError(f"{task}.{field}.{name}: expected the tokenizer's {expected}, got {got}; set it so")
     return tokenizer
 
 

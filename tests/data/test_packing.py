@@ -81,5 +81,5 @@ def test_groups_are_drawn_by_their_shares():
 
 
 def test_nothing_to_pack():
-    with pytest.raises(ValueError, match="no text to pack"):
+    with pytest.raises(ValueError, match="nothing to draw from"):
         PackedTexts([Group(1, []), Group(2, [3])], [1.0, 0.0], length=LENGTH, pad_id=0, seed=0)

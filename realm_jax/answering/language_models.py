@@ -1,0 +1,52 @@
+"""A trained language model, ready to be used: its newest checkpoint, an adapter merged into it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from realm_jax.models import LanguageModelConfig, merge_lora
+from realm_jax.run_dir import RunDir
+from realm_jax.training.checkpoint import check_tokenizer, learners, load_params
+
+
+def load_language_model(
+    run_dir: str, config: LanguageModelConfig, tokenizer: str, step: int | None = None
+) -> tuple[int, LanguageModelConfig, dict[str, Any]]:
+    """Parameters of a run's language model, on the host.
+
+    Args:
+      run_dir: trained with `language_modeling` or `instruction_tuning`, or converted.
+      config: its shape; with an adapter, where the run has trained one.
+      tokenizer: fingerprint of the tokenizer that texts will be read with.
+      step: which checkpoint; None for the newest.
+
+    Returns:
+      (step, the shape without adapter, parameters).
+
+    Raises:
+      FileNotFoundError: no such checkpoint.
+      ValueError: a run without a language model, with another tokenizer, or with an adapter where none is expected or the other way
+        around.
+    """
+    run = RunDir.of(run_dir)
+    trained = learners(run, step)
+    wanted = ("language_model",) if config.lora is None else ("language_model", "adapter")
+    if not set(wanted) <= set(trained):
+        raise ValueError(
+            f"{run.path} has trained {', '.join(trained)}, expected a {' and an '.join(wanted)}; name a run of a language model, "
+            "and set LanguageModelConfig.lora as it was trained"
+        )
+    if config.lora is None and "adapter" in trained:
+        raise ValueError(
+            f"{run.path} has trained an adapter, which LanguageModelConfig.lora=None would leave out; set it as it was trained"
+        )
+    check_tokenizer(run, tokenizer, step, kind="generator_tokenizer")
+    found, params = load_params(run, step)
+    return found, dataclasses.replace(config, lora=None), merged(params, config)
+
+
+def merged(params: Mapping[str, Any], config: LanguageModelConfig) -> dict[str, Any]:
+    """The language model's parameters out of a checkpoint's, an adapter merged into them."""
+    if config.lora is None:
+        return dict(params["language_model"])
+    return merge_lora(params["language_model"], params["adapter"], config.lora)

@@ -1,0 +1,68 @@
+"""How a language model is asked: `[bos] Background: title : text ⏎⏎ prompt`, the document in front, cut where there is no room for it.
+
+Documents come as the pieces that a corpus holds, so that nothing is tokenised twice. The parts between are tokenised by themselves.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int32, Int64
+
+from realm_jax.text.generator_tokenizer import GeneratorTokenizer
+
+LEAST_BODY = 8
+"""Pieces of a document's text below which it is left out whole: a stump says nothing."""
+
+
+class BackgroundLengths(NamedTuple):
+    """How much of each document is read. Both are 0 of a document that is left out."""
+
+    titles: Int64[np.ndarray, "*rows"]
+    bodies: Int64[np.ndarray, "*rows"]
+
+
+class PromptFormat(NamedTuple):
+    """The pieces around document and prompt."""
+
+    bos: int
+    eos: int
+    pad: int
+    before: Int32[np.ndarray, "_"]
+    after_title: Int32[np.ndarray, "_"]
+    after: Int32[np.ndarray, "_"]
+
+    @classmethod
+    def of(
+        cls, tokenizer: GeneratorTokenizer, before: str = "Background:", after_title: str = " :", after: str = "\n\n"
+    ) -> "PromptFormat":
+        """In a tokenizer's pieces; RA-DIT's words (arXiv:2310.01352, section 2.2), but for what parts title and text."""
+        pieces = [encoding.ids for encoding in tokenizer.encode_batch([before, after_title, after])]
+        return cls(tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, *pieces)
+
+    def lengths(
+        self, titles: Int64[np.ndarray, "*rows"], bodies: Int64[np.ndarray, "*rows"], room: Int64[np.ndarray, "*rows"]
+    ) -> BackgroundLengths:
+        """What is read of documents of these lengths where all of the background has `room` pieces.
+
+        The text is cut first, then the title. A document that is empty, or of whose text fewer than `LEAST_BODY` pieces would be left,
+        is left out.
+        """
+        room = room - len(self.before) - len(self.after)
+        with_title = titles + len(self.after_title) + np.minimum(bodies, LEAST_BODY) <= room
+        kept_titles = np.where(with_title, titles, 0)
+        kept = np.minimum(bodies, room - kept_titles - len(self.after_title) * (kept_titles > 0))
+        there = (kept >= np.minimum(bodies, LEAST_BODY)) & (kept_titles + kept > 0)
+        return BackgroundLengths(np.where(there, kept_titles, 0), np.where(there, kept, 0))
+
+    def total(self, lengths: BackgroundLengths) -> Int64[np.ndarray, "*rows"]:
+        """Pieces of backgrounds of which so much is read."""
+        around = len(self.before) + len(self.after) + len(self.after_title) * (lengths.titles > 0)
+        return np.where(lengths.titles + lengths.bodies > 0, lengths.titles + lengths.bodies + around, 0)
+
+    def background(
+        self, title: Int32[np.ndarray, "title_len"], body: Int32[np.ndarray, "body_len"]
+    ) -> Int32[np.ndarray, "_"]:
+        """Of one document, of which this much is read; nothing of one without pieces."""
+        if not len(title) + len(body):
+            return np.zeros(0, np.int32)
+        return np.concatenate([self.before, title, self.after_title[: len(self.after_title) * bool(len(title))], body, self.after])  # fmt: skip
