@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from realm_jax.evaluation.few_shot.example import Example
 from realm_jax.evaluation.few_shot.metrics import METRICS
-from realm_jax.instructions.example import GROUPS
 from realm_jax.typed import check_arguments, check_fields
 
 MARKERS = {
@@ -42,7 +41,6 @@ class Template:
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     max_tokens: int = 32
     stop: tuple[str, ...] = ("\n",)
-    group: str = "open_qa"
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -64,8 +62,6 @@ class Template:
             self._refuse("max_tokens", "at least 1", self.max_tokens)
         if any(number < 0 for number in self.shots):
             self._refuse("shots", "numbers of demonstrations", list(self.shots))
-        if self.group not in GROUPS:
-            self._refuse("group", f"one of {list(GROUPS)}", self.group)
         if len(set(self.labels.values())) < len(self.labels):
             self._refuse("labels", "another word for each", dict(self.labels))
 
