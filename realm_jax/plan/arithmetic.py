@@ -14,7 +14,7 @@ from realm_jax.retrieval.device_rows import STORED
 from realm_jax.retrieval.scann_index import ScannSettings
 from realm_jax.tasks.passes import FLOAT32
 from realm_jax.tasks.task import Program
-from realm_jax.training.sharding import spec_of
+from realm_jax.training.sharding import parts_along, spec_of
 
 
 class StepFlops(NamedTuple):
@@ -76,8 +76,9 @@ def device_bytes(tree: Any, sizes: MeshSizes) -> int:
     for path, leaf in jax.tree.leaves_with_path(tree):
         size, spec = leaf.size, spec_of(path)
         for side, axis in zip(leaf.shape, spec, strict=False):
-            if axis is not None and side % axes[axis] == 0 and len(leaf.shape) >= len(spec):
-                size //= axes[axis]
+            parts = parts_along(axis, axes)
+            if side % parts == 0 and len(leaf.shape) >= len(spec):
+                size //= parts
         total += size * leaf.dtype.itemsize
     return total
 

@@ -1,7 +1,9 @@
 """Meshes and where each array lies on them. "pjit" is `jax.jit` with these shardings."""
 
 import dataclasses
+import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -22,11 +24,9 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"layers/feed_forward/(wi|gate)/kernel$", P(None, "fsdp", "tensor")),
     (r"layers/feed_forward/wi/bias$", P(None, "tensor")),
     (r"layers/feed_forward/wo/kernel$", P(None, "tensor", "fsdp")),
-    # LoRA's A and B, [layers, features, rank] and [layers, rank, outputs]: as the kernel beside them, the narrow rank whole
-    (r"layers/(attention/(query|key|value)|feed_forward/(wi|gate))/lora_a$", P(None, "fsdp", None)),
-    (r"layers/(attention/(query|key|value)|feed_forward/(wi|gate))/lora_b$", P(None, None, "tensor")),
-    (r"layers/(attention/out|feed_forward/wo)/lora_a$", P(None, "tensor", None)),
-    (r"layers/(attention/out|feed_forward/wo)/lora_b$", P(None, None, "fsdp")),
+    # LoRA's A and B, [layers, features, rank] and [layers, rank, outputs]: along their long side, over all that cut their matrix
+    (r"layers/(attention|feed_forward)/\w+/lora_a$", P(None, ("fsdp", "tensor"), None)),
+    (r"layers/(attention|feed_forward)/\w+/lora_b$", P(None, None, ("fsdp", "tensor"))),
     (r"(token|position)_embedding/embedding$", P(None, "fsdp")),
     (r"(^|/)output$", P("fsdp", "tensor")),  # of a language model: [hidden, vocabulary]
     (r"(transform|pooler|projection)/kernel$", P("fsdp", None)),
@@ -70,6 +70,16 @@ def spec_of(path: tuple[Any, ...]) -> P:
     return next(spec for pattern, spec in RULES if re.search(pattern, name))
 
 
+def parts_along(axis: str | tuple[str, ...] | None, sizes: Mapping[str, int]) -> int:
+    """Into how many parts a dimension is cut that a partition gives an axis of the mesh, several, or none.
+
+    >>> [parts_along(axis, {"fsdp": 4, "tensor": 2}) for axis in (None, "fsdp", ("fsdp", "tensor"))]
+    [1, 4, 8]
+    """
+    names = () if axis is None else (axis,) if isinstance(axis, str) else axis
+    return math.prod(sizes[name] for name in names)
+
+
 def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
     """Shardings of a whole training state, by the table of rules.
 
@@ -80,7 +90,7 @@ def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
     def sharding(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         spec = spec_of(path)
         axes = [
-            axis if axis is None or leaf.shape[dimension] % mesh.shape[axis] == 0 else None
+            axis if leaf.shape[dimension] % parts_along(axis, mesh.shape) == 0 else None
             for dimension, axis in enumerate(spec)
         ]
         return NamedSharding(mesh, P(*axes) if len(leaf.shape) >= len(axes) else P())

@@ -230,17 +230,14 @@ def test_eight_devices_compute_what_one_does():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), merged, expected)
 
 
-def test_an_adapter_is_cut_as_its_matrix_and_its_rank_is_whole():
-    mesh = MeshConfig(data=1, fsdp=4, tensor=2).build()
-    tree = {"adapter": fresh()["lora"]}
-    specs = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.spec
-             for path, leaf in jax.tree.leaves_with_path(state_shardings(mesh, shapes(tree)))}  # fmt: skip
-    for name in ("attention/query", "attention/key", "attention/value", "feed_forward/gate", "feed_forward/wi"):
-        assert specs[f"adapter/layers/{name}/lora_a"] == P(None, "fsdp", None)
-        assert specs[f"adapter/layers/{name}/lora_b"] == P(None, None, "tensor")
-    for name in ("attention/out", "feed_forward/wo"):
-        assert specs[f"adapter/layers/{name}/lora_a"] == P(None, "tensor", None)
-        assert specs[f"adapter/layers/{name}/lora_b"] == P(None, None, "fsdp")
+def test_an_adapter_is_cut_along_its_long_side_and_its_rank_is_whole():
+    mesh = MeshConfig(data=2, fsdp=2, tensor=2).build()
+    placed = state_shardings(mesh, shapes({"adapter": fresh()["lora"]}))
+    wide = ("fsdp", "tensor")
+    assert {leaf.spec for leaf in parts(placed, "lora_a").values()} == {P(None, wide, None)}
+    assert {leaf.spec for leaf in parts(placed, "lora_b").values()} == {P(None, None, wide)}
+    odd = {"layers": {"attention": {"query": {"lora_a": jax.ShapeDtypeStruct((2, 30, 4), jnp.float32)}}}}
+    assert parts(state_shardings(mesh, odd), "lora_a")["layers/attention/query/lora_a"].is_fully_replicated
 
 
 def test_a_frozen_model_has_no_moments_and_the_adapter_decays():
