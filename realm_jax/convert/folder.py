@@ -14,7 +14,7 @@ from realm_jax.run_dir import write_json_atomically
 
 CONFIG_FILE, GENERATION_FILE = "config.json", "generation_config.json"
 SAFETENSORS_FILE, TORCH_FILE = "model.safetensors", "pytorch_model.bin"
-_HUB_FILES = ("*.json", "*.safetensors", "*vocab.txt", "*merges.txt", "*/config.json")
+_HUB_FILES = ("*.json", "*.safetensors", "*vocab.txt", "*merges.txt", "*/config.json", "tokenizer.model")
 _OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
 

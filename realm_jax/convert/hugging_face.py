@@ -1,4 +1,4 @@
-"""Models of the Hugging Face classes in and out: BERT, sentence-transformers, REALM's port, DPR, BART and RAG.
+"""Models of the Hugging Face classes in and out: BERT, Contriever, sentence-transformers, REALM's port, DPR, BART, RAG and Llama.
 
 model = load_hugging_face("path/or/hub-id")            # model.params["retriever"], model.retriever, …
 save_hugging_face("folder", "RealmEmbedder", model)
@@ -13,8 +13,10 @@ import numpy as np
 
 from realm_jax.convert import bert_names, rag, settings
 from realm_jax.convert.folder import GENERATION_FILE, Folder, find_folder, read_folder, write_folder
+from realm_jax.convert.language_models import is_language_model, read_language_model, write_language_model
 from realm_jax.convert.layout import Layout, as_float32, fill, same, spread
-from realm_jax.convert.model import Model
+from realm_jax.convert.llama import ARCHITECTURE as LLAMA
+from realm_jax.convert.model import Model, WeightsDtype
 from realm_jax.convert.sentence_transformers import MODULES_FILE, read_modules, write_modules
 from realm_jax.convert.tokenizer_files import (
     GENERATOR_FOLDER,
@@ -32,34 +34,43 @@ Pooling = Literal["cls", "pooler", "mean"]
 
 BERT_CLASSES = ("BertModel", "BertForMaskedLM", "BertForPreTraining")
 REALM_CLASSES = ("RealmEmbedder", "RealmScorer", "RealmKnowledgeAugEncoder", "RealmReader", "RealmForOpenQA")
-SENTENCE_TRANSFORMER = "SentenceTransformer"
-ARCHITECTURES = (*BERT_CLASSES, SENTENCE_TRANSFORMER, *REALM_CLASSES, *rag.CLASSES)
+SENTENCE_TRANSFORMER, CONTRIEVER = "SentenceTransformer", "Contriever"
+ARCHITECTURES = (*BERT_CLASSES, SENTENCE_TRANSFORMER, CONTRIEVER, *REALM_CLASSES, *rag.CLASSES, LLAMA)
 _PREDICTIONS = "cls.predictions."
 _BLOCKS = "block_emb"
 
 
 def load_hugging_face(
-    source: str | Path, architecture: str = "", pooling: Pooling = "cls", revision: str = "main"
+    source: str | Path,
+    architecture: str = "",
+    pooling: Pooling = "cls",
+    revision: str = "main",
+    generator_tokenizer: str = "",
 ) -> Model:
     """Loads a folder, or a model of the Hugging Face hub.
 
     What becomes of a class: RealmEmbedder and RealmScorer a `retriever` (untied where the scorer has a query embedder of
     its own), RealmKnowledgeAugEncoder a `knowledge_encoder`, RealmReader a `span_reader`, RealmForOpenQA a retriever, a
     span reader and `block_embeds`; BERT a retriever without projection and, with its masked-LM head, a
-    knowledge encoder; a sentence-transformers folder a retriever with the pooling and unit length that it says. DPR's encoders
-    become a tied retriever each, BART a `generator`, RAG both.
+    knowledge encoder; a sentence-transformers folder a retriever with the pooling and unit length that it says; Contriever
+    a retriever that pools by the mean. DPR's encoders
+    become a tied retriever each, BART a `generator`, RAG both; Llama a `language_model`.
 
     Args:
       source: folder with config.json and weights, or a hub id.
       architecture: the class; empty takes the one that config.json names.
       pooling: of BERT as a retriever.
       revision: of a hub id.
+      generator_tokenizer: of a language model, the folder of the tokenizer that it shall have in the place of its own.
 
     Raises:
       FileNotFoundError: there is no such folder, or no weights in it.
       ValueError: an unknown class or setting; missing, extra or misshapen tensors, all named in one message.
     """
-    folder = read_folder(find_folder(str(source), revision))
+    place = find_folder(str(source), revision)
+    if is_language_model(place, architecture):
+        return read_language_model(place, generator_tokenizer)
+    folder = read_folder(place)
     if not architecture and (folder.path / MODULES_FILE).is_file():
         architecture = SENTENCE_TRANSFORMER
     return make_model(folder, architecture or named_architecture(folder), pooling)
@@ -69,7 +80,10 @@ def make_model(folder: Folder, architecture: str, pooling: Pooling = "cls") -> M
     """The model of what was read; see `load_hugging_face`."""
     if architecture not in ARCHITECTURES:
         raise ValueError(f"{folder.path}: unknown class {architecture!r}, valid: {', '.join(ARCHITECTURES)}")
-    if architecture in BERT_CLASSES:
+    if architecture in (*BERT_CLASSES, CONTRIEVER):
+        pooling = (
+            "mean" if architecture == CONTRIEVER else pooling
+        )  # Izacard et al. 2021, arXiv:2112.09118, section 3.1
         model = _bert(
             folder, architecture, RetrieverConfig(settings.encoder_config(folder.settings), None, pooling=pooling)
         )
@@ -247,7 +261,9 @@ def _with_either_name(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray
     return {**shared, **own}
 
 
-def save_hugging_face(folder: str | Path, architecture: str, model: Model, side: Side = "query") -> list[str]:
+def save_hugging_face(
+    folder: str | Path, architecture: str, model: Model, side: Side = "query", dtype: WeightsDtype = "float32"
+) -> list[str]:
     """Writes a folder that `architecture.from_pretrained` loads.
 
     A tied retriever is one embedder. Of an untied one a RealmScorer gets both, each under its own name; a class with room for one
@@ -259,6 +275,7 @@ def save_hugging_face(folder: str | Path, architecture: str, model: Model, side:
       architecture: the class, one of `ARCHITECTURES`.
       model: with the learners of the class.
       side: which encoder of an untied retriever.
+      dtype: of a language model's weights; those of the others are float32.
 
     Returns:
       Names of tensors that the class has, and that were left out: nothing here computes with them, and the model was not loaded
@@ -271,8 +288,14 @@ def save_hugging_face(folder: str | Path, architecture: str, model: Model, side:
     path = Path(folder)
     if architecture not in ARCHITECTURES:
         raise ValueError(f"unknown class {architecture!r}, valid: {', '.join(ARCHITECTURES)}")
+    if architecture == LLAMA:
+        write_language_model(path, model, dtype)
+        return []
+    if dtype != "float32":
+        raise ValueError(f"dtype={dtype!r} is for {LLAMA}; a {architecture} is written in float32, leave it out")
     layout, said = _outgoing(architecture, model, _SIDES.get(architecture, side))
-    kept = model.unused if model.architecture == architecture else {}
+    untied_document = side == "document" and model.retriever is not None and not model.retriever.tied
+    kept = model.unused if model.architecture == architecture and not untied_document else {}  # they are the queries'
     tensors = spread(layout, model.params, kept)
     if architecture == "RealmForOpenQA":
         if model.block_embeds is None or model.retriever is None:
@@ -292,9 +315,8 @@ def save_hugging_face(folder: str | Path, architecture: str, model: Model, side:
         write_modules(path, model.retriever, model.max_seq_length)
     if model.generation and fresh["model_type"] in ("bart", "rag") and earlier:
         write_json_atomically(path / GENERATION_FILE, dict(model.generation))
-    if (
-        architecture == "BertForMaskedLM" or architecture in rag.CLASSES
-    ):  # the class has none of them, though files of it may
+    # the class has none of them, though files of it may
+    if architecture in ("BertForMaskedLM", CONTRIEVER, *rag.CLASSES):
         return []
     return [name for name in layout.unused if name not in tensors]
 
@@ -369,5 +391,7 @@ def _outgoing(architecture: str, model: Model, side: Side) -> tuple[Layout, dict
         )
     if architecture == SENTENCE_TRANSFORMER and retriever.pooling == "pooler":
         raise ValueError("the retriever has pooling='pooler'; sentence-transformers pools by 'cls' or 'mean'")
+    if architecture == CONTRIEVER:
+        settings.check_contriever(retriever)
     said = settings.encoder_settings(retriever.encoder, "retriever")
     return bert_retriever_layout(retriever, "", encoder), said

@@ -4,11 +4,8 @@ import dataclasses
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
-
-from realm_jax.answering.loading import served_version
 from realm_jax.convert.block_index import index_blocks
 from realm_jax.convert.block_records import (
     RECORDS_FILE,
@@ -17,8 +14,15 @@ from realm_jax.convert.block_records import (
     find_block_records,
     write_block_records,
 )
-from realm_jax.convert.hugging_face import ARCHITECTURES, Pooling, Side, load_hugging_face, save_hugging_face
-from realm_jax.convert.model import Model
+from realm_jax.convert.hugging_face import (
+    ARCHITECTURES,
+    CONTRIEVER,
+    Pooling,
+    Side,
+    load_hugging_face,
+    save_hugging_face,
+)
+from realm_jax.convert.model import Model, WeightsDtype
 from realm_jax.convert.rag import RAG_CLASSES
 from realm_jax.convert.run_files import (
     GENERATOR_TOKENIZER_FOLDER,
@@ -36,25 +40,21 @@ from realm_jax.convert.starting_point import (
     with_span_reader,
 )
 from realm_jax.convert.tensorflow import is_checkpoint, load_tensorflow
-from realm_jax.corpus.store import Corpus
-from realm_jax.models import EncoderDecoderConfig, RetrieverConfig, SpanReaderConfig, TransformerConfig
+from realm_jax.convert.trained import trained_model, with_blocks
 from realm_jax.retrieval.manifest import Backend
-from realm_jax.retrieval.shards import map_embeddings
-from realm_jax.retrieval.versions import list_versions, read_manifest, version_dir
 from realm_jax.run_dir import RunDir
-from realm_jax.storage import as_place, fetch, is_remote, require_local
-from realm_jax.tasks.open_qa import OpenQa
-from realm_jax.tasks.rag import Rag
+from realm_jax.storage import fetch, is_remote, require_local
 from realm_jax.text.byte_level import ByteLevelTokenizer
 from realm_jax.text.generator_tokenizer import as_generator_tokenizer
 from realm_jax.text.loading import load_any_tokenizer, load_tokenizer
 from realm_jax.text.word_piece import WordPieceTokenizer
-from realm_jax.training.checkpoint import load_params
 
 logger = logging.getLogger(__name__)
 
 # Their embedder embeds questions alone; another one made the embeddings of the documents.
 _OF_QUESTIONS = ("RealmForOpenQA", *RAG_CLASSES)
+# One of two encoders, where another one for the documents is named; by itself it embeds both.
+_OF_PAIRS = ("DPRQuestionEncoder", "BertModel", CONTRIEVER)
 
 
 def convert(
@@ -79,6 +79,7 @@ def convert(
     seed: int = 0,
     step: int | None = None,
     side: Literal["query", "document"] = "query",
+    dtype: WeightsDtype = "float32",
 ) -> None:
     """Brings weights in as a run that others start from, or takes a run's weights out as a Hugging Face folder.
 
@@ -96,14 +97,16 @@ def convert(
       architecture: the class, such as "RealmEmbedder"; empty takes the one that the source names.
       revision: of a hub id.
       tokenizer: a vocab.txt, or its folder, where the source has none.
-      generator_tokenizer: the folder of vocab.json and merges.txt, or of a vocab.txt, where the source's generator has none.
+      generator_tokenizer: the folder of vocab.json and merges.txt, or of a vocab.txt, where the source's generator has none; of a
+        language model the folder of tokenizer.json or tokenizer.model.
       block_records: JSON lines {"text": …}, the texts of RealmForOpenQA's documents; by default block_records.jsonl of the
         source, where there is one. They can be given with the index, too.
       document_embedder: of RealmForOpenQA, RAG or a DPRQuestionEncoder, the folder or hub id of what embeds the documents: the
         RealmEmbedder, the DPRContextEncoder that the index was made with. By default new documents are embedded as questions are.
+        Of a BertModel or a Contriever, the second encoder of a pair (DRAGON); by default it embeds both.
       corpus: of the index, a corpus directory with a document a record; by default RUN/corpus, made of the records.
       backend: of the index: "scann", "exact" or "ball_tree".
-      pooling: of BERT as a retriever: "cls", "mean", or "pooler" (BERT's own).
+      pooling: of BERT as a retriever: "cls", "mean", or "pooler" (BERT's own); a Contriever's is the mean, whatever this says.
       projection_size: adds a projection of this width, at random, to a retriever without: how ICT starts from BERT.
       score_scale: of the retriever; by default 1, and 20 for embeddings of unit length, whose scores are cosines.
       masked_lm: adds a masked-LM head, its inner layer at random, to the BERT of a retriever that has none (MiniLM): what REALM
@@ -112,6 +115,7 @@ def convert(
       seed: of what is added.
       step: which checkpoint goes out; the newest by default.
       side: which encoder of an untied retriever goes out, where a class has room for one.
+      dtype: in which a language model's weights go out; the others' are float32.
 
     Raises:
       ValueError: weights that do not fit their class, all tensors named; settings that make no sense together.
@@ -136,24 +140,25 @@ def convert(
     if direction == "out":
         if source:
             raise ValueError(f"direction='out' reads --run_dir and writes destination; leave out source={source!r}")
-        take_out(run, architecture, Path(destination) if destination else None, step, side)
+        take_out(run, architecture, Path(destination) if destination else None, step, side, dtype)
         return
     if not source or destination:
         raise ValueError(
             "direction='in' needs a source (a folder, a hub id or a TensorFlow checkpoint) and no destination"
         )
     check_unused(run)
-    model = load_source(source, architecture, pooling, revision)
+    model = load_source(source, architecture, pooling, revision, generator_tokenizer)
     model = with_generator_tokenizer(with_tokenizer(model, tokenizer, source), generator_tokenizer, source)
-    if model.architecture in _OF_QUESTIONS or (model.architecture == "DPRQuestionEncoder" and document_embedder):
-        if not document_embedder:
-            logger.info("no document_embedder: documents that are not in the index will be embedded as questions are")
-        model = with_document_encoder(model, load_source(document_embedder) if document_embedder else None)
-    elif document_embedder:
+    if document_embedder and model.architecture not in (*_OF_QUESTIONS, *_OF_PAIRS):
         raise ValueError(
-            f"document_embedder is for {', '.join((*_OF_QUESTIONS, 'DPRQuestionEncoder'))}, and the source is a "
-            f"{model.architecture}; leave it out"
+            f"document_embedder is for {', '.join((*_OF_QUESTIONS, *_OF_PAIRS))}, and the source is a {model.architecture}; "
+            "leave it out"
         )
+    if document_embedder:
+        model = with_document_encoder(model, load_source(document_embedder, _other_class(model, architecture), pooling))
+    elif model.architecture in _OF_QUESTIONS:
+        logger.info("no document_embedder: documents that are not in the index will be embedded as questions are")
+        model = with_document_encoder(model)
     records = find_block_records(block_records, source) if model.block_embeds is not None else None
     if records is not None and model.block_embeds is not None:
         check_block_records(records, len(model.block_embeds))
@@ -172,11 +177,18 @@ def convert(
     _say_how_to_go_on(run, model, has_texts=records is not None)
 
 
-def load_source(source: str, architecture: str = "", pooling: Pooling = "cls", revision: str = "main") -> Model:
+def _other_class(model: Model, architecture: str) -> str:
+    """The class that the documents' encoder is to be read as: the same, where the source's was named and both are of one."""
+    return architecture if model.architecture in _OF_PAIRS[1:] else ""
+
+
+def load_source(
+    source: str, architecture: str = "", pooling: Pooling = "cls", revision: str = "main", generator_tokenizer: str = ""
+) -> Model:
     """A Hugging Face folder or hub id, or a TensorFlow checkpoint; see `convert`."""
     if is_checkpoint(source):
         return load_tensorflow(source, architecture, pooling)
-    return load_hugging_face(source, architecture, pooling, revision)
+    return load_hugging_face(source, architecture, pooling, revision, generator_tokenizer)
 
 
 def with_tokenizer(model: Model, tokenizer: str, source: str) -> Model:
@@ -185,7 +197,7 @@ def with_tokenizer(model: Model, tokenizer: str, source: str) -> Model:
     Raises:
       ValueError: there is none, or it has more pieces than the model has rows.
     """
-    if set(model.params) == {"generator"}:
+    if set(model.params) <= {"generator", "language_model"}:
         if tokenizer:
             raise ValueError(
                 f"tokenizer={tokenizer!r} is a retriever's, and {source} is a generator; name generator_tokenizer, or neither"
@@ -213,6 +225,8 @@ def with_generator_tokenizer(model: Model, tokenizer: str, source: str) -> Model
     Raises:
       ValueError: there is none, it has more pieces than the generator has rows, or other ids for padding, begin or end.
     """
+    if model.language_model is not None:
+        return model  # was read with it
     if model.generator is None:
         if tokenizer:
             raise ValueError(
@@ -264,7 +278,12 @@ def _say_how_to_go_on(run: RunDir, model: Model, has_texts: bool) -> None:
 
 
 def take_out(
-    run: RunDir, architecture: str = "", destination: Path | None = None, step: int | None = None, side: Side = "query"
+    run: RunDir,
+    architecture: str = "",
+    destination: Path | None = None,
+    step: int | None = None,
+    side: Side = "query",
+    dtype: WeightsDtype = "float32",
 ) -> Path:
     """Writes a run's checkpoint as a Hugging Face folder.
 
@@ -286,106 +305,19 @@ def take_out(
         )
     texts: Iterator[str] | None = None
     if architecture == "RealmForOpenQA" and not converted:
-        model, texts = _with_blocks(run, model)
+        model, texts = with_blocks(run, model)
     elif architecture == "RealmForOpenQA" and (run.weights / RECORDS_FILE).exists() and model.block_embeds is not None:
         check_block_records(run.weights / RECORDS_FILE, len(model.block_embeds))
         texts = block_texts(run.weights / RECORDS_FILE)
     place = destination or run.path / "weights-out" / architecture
-    left_out = save_hugging_face(place, architecture, model, side)
+    left_out = save_hugging_face(place, architecture, model, side, dtype)
     if texts is not None:
         write_block_records(place / RECORDS_FILE, texts)
     logger.info("wrote %s as %s", place, architecture)
     if left_out:
         logger.info("left out, and never called by %s: %s", architecture, ", ".join(left_out))
-    if model.tokenizer is None and set(model.params) != {"generator"}:
+    if model.tokenizer is None and not set(model.params) <= {"generator", "language_model"}:
         logger.warning("no vocab.txt: the run's corpus has no WordPiece tokenizer, and the classes have no other")
-    if model.generator_tokenizer is None and model.generator is not None:
+    if model.generator_tokenizer is None and (model.generator or model.language_model):
         logger.warning("no generator's tokenizer: its own is SentencePiece, and the classes have none")
     return place
-
-
-def trained_model(run: RunDir, step: int | None = None) -> Model:
-    """A training run's checkpoint with the configurations that config-train.gin says.
-
-    Raises:
-      FileNotFoundError: the run has no checkpoint, or no configuration.
-    """
-    _, params = load_params(run, step)
-    task = _task_of(run)
-    configs: dict[str, Any] = {}
-    _collect(task, configs)
-    retriever = configs.get("retriever") if "retriever" in params else None
-    if retriever is not None:
-        retriever = dataclasses.replace(retriever, tied="shared_encoder" in params["retriever"])
-    tokenizer = load_tokenizer(as_place(task.corpus) / TOKENIZER_FOLDER) if as_place(task.corpus).is_dir() else None
-    named = getattr(task, "generator_tokenizer", "")
-    of_generator = load_any_tokenizer(named) if named else tokenizer
-    return Model(
-        params,
-        retriever=retriever,
-        knowledge_encoder=configs.get("knowledge_encoder") if "knowledge_encoder" in params else None,
-        span_reader=configs.get("span_reader") if "span_reader" in params else None,
-        generator=configs.get("generator") if "generator" in params else None,
-        settings=_rag_settings(task) if isinstance(task, Rag) else {},
-        tokenizer=tokenizer if isinstance(tokenizer, WordPieceTokenizer) else None,
-        generator_tokenizer=of_generator if isinstance(of_generator, ByteLevelTokenizer | WordPieceTokenizer) else None,
-    )
-
-
-def _rag_settings(task: Rag) -> dict[str, Any]:
-    """What RagConfig says of how many documents are read, and how long."""
-    return {"model_type": "rag", "n_docs": task.num_documents, "max_combined_length": task.source_len}
-
-
-def _task_of(run: RunDir) -> Any:
-    from realm_jax import config
-
-    place = run.config_file("train")
-    if not place.exists():
-        raise FileNotFoundError(f"{place} is not there; expected the directory of a run that was trained or converted")
-    return config.bind("train", [str(place)])["task"]
-
-
-def _collect(value: Any, configs: dict[str, Any]) -> None:
-    """The learners' configurations among a task's settings, by the names of the learners."""
-    kinds = {RetrieverConfig: "retriever", SpanReaderConfig: "span_reader", TransformerConfig: "knowledge_encoder",
-             EncoderDecoderConfig: "generator"}  # fmt: skip
-    if type(value) in kinds:
-        configs.setdefault(kinds[type(value)], value)
-    elif dataclasses.is_dataclass(value):
-        for field in dataclasses.fields(value):
-            _collect(getattr(value, field.name), configs)
-
-
-def _with_blocks(run: RunDir, model: Model) -> tuple[Model, Iterator[str]]:
-    """The embeddings of the index version that the run serves, its beams and lengths, and the texts of its documents."""
-    if not list_versions(run.index):
-        raise ValueError(
-            f"{run.index} has no version, and RealmForOpenQA holds its documents' embeddings; run the embed job"
-        )
-    task = _task_of(run)
-    if not isinstance(task, OpenQa):
-        raise ValueError(
-            f"{run.path} was trained with the task {type(task).__name__}, and RealmForOpenQA answers questions; name a run that "
-            "was fine-tuned on them (task OpenQa)"
-        )
-    place = version_dir(run.index, served_version(run))
-    manifest = read_manifest(place)
-    corpus = Corpus.open(task.corpus)
-    if corpus.fingerprint != manifest.corpus_fingerprint:
-        raise ValueError(
-            f"{place} was made of corpus {manifest.corpus_fingerprint[:12]}, the run reads {corpus.fingerprint[:12]}; build "
-            "the index again"
-        )
-    if not corpus.info.has_blocks:
-        raise ValueError(
-            f"{corpus.directory} was made without text, and RealmForOpenQA shows its documents; build it with the corpus job"
-        )
-    rows = np.concatenate([map_embeddings(place, shard, manifest.embed_dim) for shard in manifest.shards])
-    texts = (corpus.block(document).text for document in range(corpus.num_documents))
-    settings = {
-        "searcher_beam_size": task.num_retrieved,
-        "reader_beam_size": task.num_read,
-        "reader_seq_len": task.joint_len,
-    }
-    return dataclasses.replace(model, block_embeds=rows, settings=settings), texts

@@ -274,9 +274,11 @@ class LlamaFolder:
         if not wanted.stacked:
             return self._part(wanted.names[0], index, wanted.transposed).astype(dtype)
         layers = range(*index[0].indices(wanted.shape[0]))
-        return np.stack(
-            [self._part(wanted.names[layer], index[1:], wanted.transposed).astype(dtype) for layer in layers]
-        )
+        sizes = [len(range(*part.indices(size))) for part, size in zip(index[1:], wanted.shape[1:], strict=True)]
+        found = np.empty((len(layers), *sizes), dtype)  # filled layer by layer: a stack would hold all of it twice
+        for row, layer in enumerate(layers):
+            found[row] = self._part(wanted.names[layer], index[1:], wanted.transposed)
+        return found
 
     def _part(self, name: str, index: tuple[slice, ...], transposed: bool) -> np.ndarray:
         tensor = self._files[name].get_slice(name)
@@ -313,7 +315,11 @@ def _sharding_of(shardings: Any, path: str) -> Any:
 
 
 def save_llama(
-    path: Path, config: LanguageModelConfig, params: Mapping[str, Any], max_shard_bytes: int = MAX_SHARD_BYTES
+    path: Path,
+    config: LanguageModelConfig,
+    params: Mapping[str, Any],
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    dtype: Any = None,
 ) -> None:
     """Writes a folder as transformers' LlamaForCausalLM reads it: config.json, safetensors in shards, and their index.
 
@@ -324,6 +330,7 @@ def save_llama(
       config: of the model.
       params: of `LanguageModel(config)`, on any devices.
       max_shard_bytes: a shard is written before it exceeds this, unless a tensor alone does.
+      dtype: of the weights; None: that of the parameters.
 
     Raises:
       FileExistsError: the folder holds something.
@@ -331,14 +338,14 @@ def save_llama(
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} is there already and holds something; name another folder, or remove it")
     path.mkdir(parents=True, exist_ok=True)
-    shards = list(_plan(config, params, max_shard_bytes))
+    shards = list(_plan(config, params, max_shard_bytes, dtype))
     weight_map: dict[str, str] = {}
     total = 0
     for place, names in enumerate(shards, start=1):
         name = SAFETENSORS_FILE
         if len(shards) > 1:
             name = f"model-{place:05d}-of-{len(shards):05d}.safetensors"
-        content = {theirs: _tensor(params, *source) for theirs, source in names.items()}
+        content = {theirs: _tensor(params, dtype, *source) for theirs, source in names.items()}
         weight_map |= dict.fromkeys(content, name)
         total += sum(value.nbytes for value in content.values())
         safetensors.numpy.save_file(content, path / name, metadata={"format": "pt"})
@@ -351,12 +358,12 @@ def save_llama(
 _Place = tuple[str, int | None, bool]  # path, layer, whether it is transposed there
 
 
-def _plan(config: LanguageModelConfig, params: Mapping[str, Any], most: int) -> Iterator[dict[str, _Place]]:
+def _plan(config: LanguageModelConfig, params: Mapping[str, Any], most: int, dtype: Any) -> Iterator[dict[str, _Place]]:
     """What is in each shard: by their name, where it comes from."""
     shard: dict[str, _Place] = {}
     filled = 0
     for path, wanted in _wanted(config).items():
-        size = int(np.prod(wanted.of_each)) * _leaf(params, path).dtype.itemsize
+        size = int(np.prod(wanted.of_each)) * np.dtype(dtype or _leaf(params, path).dtype).itemsize
         for layer, name in enumerate(wanted.names):
             if shard and filled + size > most:
                 yield shard
@@ -373,7 +380,8 @@ def _leaf(params: Mapping[str, Any], path: str) -> Any:
     return found
 
 
-def _tensor(params: Mapping[str, Any], path: str, layer: int | None, transposed: bool) -> np.ndarray:
+def _tensor(params: Mapping[str, Any], dtype: Any, path: str, layer: int | None, transposed: bool) -> np.ndarray:
     leaf = _leaf(params, path)
     value = np.asarray(leaf if layer is None else leaf[layer])
+    value = value.astype(dtype or value.dtype, copy=False)
     return np.ascontiguousarray(value.T if transposed else value)

@@ -10,6 +10,7 @@ import safetensors.numpy
 
 from realm_jax.convert.folder import read_safetensors, read_settings
 from realm_jax.convert.generator_settings import rag_generation, rag_task
+from realm_jax.convert.language_models import language_model_of
 from realm_jax.convert.model import Model
 from realm_jax.convert.rag import RAG_CLASSES
 from realm_jax.corpus.store import Corpus
@@ -27,9 +28,9 @@ logger = logging.getLogger(__name__)
 MODEL_FILE, UNUSED_FILE, BLOCKS_FILE = "model.json", "unused.safetensors", "block_embeddings.npy"
 TOKENIZER_FOLDER, GENERATOR_TOKENIZER_FOLDER = "tokenizer", "generator_tokenizer"
 OPEN_QA_FILE = "open_qa.gin"
-LEARNERS = ("retriever", "knowledge_encoder", "span_reader", "generator")
-# How a machine computes is not the weights': the run file says it.
-_MACHINE_FIELDS = ("attention", "dtype", "remat", "remat_saves", "unroll_layers")
+LEARNERS = ("retriever", "knowledge_encoder", "span_reader", "generator", "language_model")
+# How a machine computes, and what of a language model is trained, is not the weights': the run file says it.
+_MACHINE_FIELDS = ("attention", "dtype", "remat", "remat_saves", "unroll_layers", "lora")
 
 
 def check_unused(run: RunDir) -> None:
@@ -97,7 +98,7 @@ def read_run(run: RunDir) -> Model:
     place = run.weights
     record = read_settings(place / MODEL_FILE)
     retriever, encoder, reader = (record[name] for name in ("retriever", "knowledge_encoder", "span_reader"))
-    generator = record.get("generator")  # not in what earlier versions wrote, as the last two below
+    generator, language_model = record.get("generator"), record.get("language_model")  # earlier versions wrote neither
     tokenizer, of_generator = (
         load_any_tokenizer(place / name) if (place / name).is_dir() else None
         for name in (TOKENIZER_FOLDER, GENERATOR_TOKENIZER_FOLDER)
@@ -111,6 +112,7 @@ def read_run(run: RunDir) -> Model:
         knowledge_encoder=None if encoder is None else TransformerConfig(**encoder),
         span_reader=None if reader is None else SpanReaderConfig(**_with_encoder(reader)),
         generator=None if generator is None else EncoderDecoderConfig(**generator),
+        language_model=None if language_model is None else language_model_of(language_model),
         architecture=record["architecture"],
         settings=record["settings"],
         unused=read_safetensors(place / UNUSED_FILE) if (place / UNUSED_FILE).exists() else {},
@@ -144,6 +146,14 @@ def gin_files(model: Model) -> dict[str, str]:
             _HEADER.format(learner="generator", where="as every run file has it")
             + "from realm_jax.models import encoder_decoder\n\n"
             + _block("encoder_decoder.EncoderDecoderConfig", model.generator)
+        )
+    if model.language_model is not None:
+        files["language_model.gin"] = (
+            _HEADER.format(learner="language model", where="as every run file has it")
+            + "from realm_jax.models import language_model\nfrom realm_jax.models import rotary\n\n"
+            + _block("language_model.LanguageModelConfig", model.language_model, "  rotary = @rotary.RotaryConfig()\n")
+            + "\n"
+            + _block("rotary.RotaryConfig", model.language_model.rotary)
         )
     if model.architecture in RAG_CLASSES and model.generator is not None:
         said = rag_task(model.architecture, model.settings, model.generator)
@@ -255,6 +265,6 @@ def _block(name: str, config: Any, first: str = "") -> str:
     values = {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(config)
-        if field.name != "encoder" and field.name not in _MACHINE_FIELDS
+        if field.name not in ("encoder", "rotary", *_MACHINE_FIELDS)
     }
     return f"{name}:\n{first}" + "".join(f"  {key} = {value!r}\n" for key, value in values.items())

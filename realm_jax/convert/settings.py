@@ -154,6 +154,21 @@ def retriever_settings(config: RetrieverConfig) -> dict[str, Any]:
     return {**encoder_settings(config.encoder, "retriever"), "retriever_proj_size": config.projection_size}
 
 
+def check_contriever(config: RetrieverConfig) -> None:
+    """Refuses a retriever that Contriever does not compute.
+
+    Raises:
+      ValueError: with what differs.
+    """
+    theirs = {"pooling": "mean", "normalize": False, "score_scale": 1.0}
+    others = [f"{name}={getattr(config, name)!r}" for name, value in theirs.items() if getattr(config, name) != value]
+    if others:
+        raise ValueError(
+            f"the retriever has {', '.join(others)}; Contriever's score is the inner product of means: only "
+            "RetrieverConfig(pooling='mean', normalize=False, score_scale=1.0) can be written as one; write a BertModel"
+        )
+
+
 def span_reader_settings(config: SpanReaderConfig) -> dict[str, Any]:
     """The inverse of `span_reader_config`."""
     return {

@@ -71,7 +71,7 @@ def with_span_reader(model: Model, seed: int = 0) -> Model:
 def with_document_encoder(model: Model, documents: Model | None = None) -> Model:
     """Unties the retriever of RealmForOpenQA or RAG, whose embedder embeds questions alone: fine-tuning moved it away from the one
     that made the documents' embeddings (REALM, arXiv:2002.08909, section 4.3: the document side stays as it was pre-trained; RAG,
-    arXiv:2005.11401, section 2.4: so does the document encoder and the index). DPR has two from the beginning.
+    arXiv:2005.11401, section 2.4: so does the document encoder and the index). DPR and DRAGON have two from the beginning.
 
     Args:
       model: with a tied retriever.
@@ -86,14 +86,14 @@ def with_document_encoder(model: Model, documents: Model | None = None) -> Model
     shared = model.params["retriever"]["shared_encoder"]
     encoder = shared
     if documents is not None:
-        _check_same_retriever(config, documents, "RealmEmbedder" if config.projection_size else "DPRContextEncoder")
+        expected = _expected_embedder(model)
+        _check_same_retriever(config, documents, expected)
         own = documents.params["retriever"]
         encoder = own["shared_encoder" if "shared_encoder" in own else "document_encoder"]
         pieces = [one.tokenizer.fingerprint for one in (model, documents) if one.tokenizer is not None]
         if len(set(pieces)) > 1:
             raise ValueError(
-                f"document_embedder has the vocabulary {pieces[1][:12]}, the source {pieces[0][:12]}; name the embedder that "
-                "the source was fine-tuned from"
+                f"document_embedder has the vocabulary {pieces[1][:12]}, the source {pieces[0][:12]}; name the {expected}"
             )
     untied = dataclasses.replace(config, tied=False)
     params = {**model.params, "retriever": {"query_encoder": shared, "document_encoder": encoder}}
@@ -104,12 +104,16 @@ def with_document_encoder(model: Model, documents: Model | None = None) -> Model
 _ONLY_IN_TRAINING = ("dropout_rate", "attention_dropout_rate", "activation_dropout_rate", "initializer_range")
 
 
+def _expected_embedder(model: Model) -> str:
+    if model.architecture in ("BertModel", "Contriever"):
+        return f"{model.architecture} that was trained beside the source, for the documents"
+    kind = "RealmEmbedder" if model.retriever and model.retriever.projection_size else "DPRContextEncoder"
+    return f"{kind} that the source was fine-tuned from"
+
+
 def _check_same_retriever(config: RetrieverConfig, documents: Model, expected: str) -> None:
     if documents.retriever is None:
-        raise ValueError(
-            f"document_embedder is a {documents.architecture} without a retriever; name a {expected}, the one that the "
-            "source was fine-tuned from"
-        )
+        raise ValueError(f"document_embedder is a {documents.architecture} without a retriever; name a {expected}")
     ours, theirs = (
         {**dataclasses.asdict(one), **dataclasses.asdict(one)["encoder"]} for one in (config, documents.retriever)
     )
@@ -119,9 +123,7 @@ def _check_same_retriever(config: RetrieverConfig, documents: Model, expected: s
         if ours[name] != theirs[name] and name not in ("encoder", "tied", *_ONLY_IN_TRAINING)
     ]
     if differing:
-        raise ValueError(
-            f"document_embedder has {', '.join(differing)}; name the {expected} that the source was fine-tuned from"
-        )
+        raise ValueError(f"document_embedder has {', '.join(differing)}; name the {expected}")
 
 
 def _initial(init: Callable[..., Any], seed: int) -> dict[str, np.ndarray]:
