@@ -19,6 +19,7 @@ from realm_jax.models.decoder import DecoderCache
 from realm_jax.models.lora import LORA, AdaptedDense, LoraConfig
 from realm_jax.models.products import dense_dot_general
 from realm_jax.models.rotary import RotaryConfig, angles_of, turn
+from realm_jax.models.rows import rows_apart
 from realm_jax.models.transformer import REMAT_POLICIES, KeysValues
 from realm_jax.typed import check_fields
 
@@ -379,7 +380,7 @@ class LanguageModel(nn.Module):
 
     def embed(self, ids: Int32[Array, "rows length"]) -> Float[Array, "rows length hidden"]:
         """What the first layer reads."""
-        return self.token_embedding(ids).astype(jnp.dtype(self.config.dtype))
+        return rows_apart(self.token_embedding(ids).astype(jnp.dtype(self.config.dtype)))
 
     def _over_rows(
         self, ids: jax.Array, segments: jax.Array, positions: jax.Array | None, keep: bool
@@ -393,7 +394,7 @@ class LanguageModel(nn.Module):
 
         def body(layer: LanguageModelLayer, hidden: jax.Array) -> tuple[jax.Array, KeysValues | None]:
             hidden, made = layer(hidden, angles, seen)
-            return hidden, made if keep else None
+            return rows_apart(hidden), made if keep else None
 
         hidden, made = self._over_layers(body)(self.embed(ids))
         return self.norm(hidden), made

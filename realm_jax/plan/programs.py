@@ -14,7 +14,7 @@ from realm_jax.retrieval.embedder import embed_inputs
 from realm_jax.tasks.realm import embed_queries
 from realm_jax.tasks.task import Program, Task, input_shapes
 from realm_jax.training.optimizer import OptimizerConfig
-from realm_jax.training.sharding import BATCH, state_shardings
+from realm_jax.training.sharding import BATCH, state_shardings, traced_for
 from realm_jax.training.state import TrainState, init_state, train_step
 
 
@@ -57,7 +57,7 @@ def train_program(
         dropout=dropout,
     )
     everywhere = NamedSharding(mesh, P())
-    jitted = jax.jit(step, out_shardings=(shardings, everywhere), donate_argnums=0)
+    jitted = jax.jit(traced_for(mesh, step), out_shardings=(shardings, everywhere), donate_argnums=0)
     return Lowerable(
         jitted, (jax.tree.map(_placed, state, shardings), _rows(mesh, batch), _placed(_abstract_key(), everywhere))
     )

@@ -32,7 +32,15 @@ from realm_jax.training.optimizer import OptimizerConfig, Schedule
 from realm_jax.training.profiler import Profiler
 from realm_jax.training.recorder import Recorder
 from realm_jax.training.refresh import RefreshConfig, Refresher
-from realm_jax.training.sharding import MeshConfig, batch_devices, local_rows, on_this_host, put_batch, state_shardings
+from realm_jax.training.sharding import (
+    MeshConfig,
+    batch_devices,
+    local_rows,
+    on_this_host,
+    put_batch,
+    state_shardings,
+    traced_for,
+)
 from realm_jax.training.state import TrainState, in_step_train_step, init_state, train_step
 from realm_jax.training.status import TrainerStatus
 from realm_jax.training.stop_requests import StopRequests
@@ -443,7 +451,8 @@ def _jit_step(
         dropout=dropout,
         num_parts=batch_devices(mesh),
     )
-    return jax.jit(step, out_shardings=(layout.shardings, NamedSharding(mesh, P())), donate_argnums=0)
+    out_shardings = (layout.shardings, NamedSharding(mesh, P()))
+    return jax.jit(traced_for(mesh, step), out_shardings=out_shardings, donate_argnums=0)
 
 
 class _Programs:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,9 +11,10 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from realm_jax.models.rows import BATCH_AXES
 from realm_jax.typed import check_fields
 
-BATCH = P(("data", "fsdp"))  # the leading axis of every batch array
+BATCH = P(BATCH_AXES)  # the leading axis of every batch array
 
 # The first rule whose pattern ends the parameter's path decides. Layers are stacked on a leading axis, never sharded.
 # Adam's moments have the same paths behind their own prefix, so they follow their parameters.
@@ -96,6 +97,16 @@ def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
         return NamedSharding(mesh, P(*axes) if len(leaf.shape) >= len(axes) else P())
 
     return jax.tree_util.tree_map_with_path(sharding, abstract_state)
+
+
+def traced_for(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, to be jitted, with a mesh that models can lay their activations over (`models.rows`)."""
+
+    def traced(*arguments: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*arguments)
+
+    return traced
 
 
 def batch_devices(mesh: Mesh) -> int:

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from realm_jax.models import LanguageModel, LanguageModelConfig, RotaryConfig, empty_continuation, language_model_flops
-from realm_jax.training.sharding import BATCH, MeshConfig, state_shardings
+from realm_jax.training.sharding import BATCH, MeshConfig, state_shardings, traced_for
 
 CONFIG = LanguageModelConfig(
     vocab_size=50, hidden_size=32, num_layers=3, num_heads=4, num_kv_heads=2, intermediate_size=48, max_length=64
@@ -215,6 +215,31 @@ def test_eight_devices_compute_what_one_does():
     rows = jax.sharding.NamedSharding(mesh, BATCH)
     found = program(CONFIG)(params, jax.device_put(ids, rows), jax.device_put(segments, rows))
     np.testing.assert_allclose(found, run(CONFIG, ids, segments), rtol=1e-5, atol=1e-5)
+
+
+def test_rows_lie_apart_where_the_program_is_traced_for_a_mesh():
+    """The same numbers, forward and backward, and every device has its rows of the last layer's output, whole."""
+    mesh = MeshConfig(data=2, fsdp=4).build()
+    ids, segments = inputs((9, 6, 1, 4, 9, 2, 7, 5))
+
+    def loss(params, ids, segments):
+        hidden = LanguageModel(CONFIG).apply({"params": params}, ids, segments, method="hidden_states")
+        return (hidden * segments[..., None]).std(), hidden
+
+    gradient = jax.grad(loss, has_aux=True)
+    wanted, expected = jax.jit(gradient)(init(CONFIG), ids, segments)
+    placed = jax.device_put(init(CONFIG), state_shardings(mesh, shapes_of(CONFIG)))
+    rows = jax.sharding.NamedSharding(mesh, BATCH)
+    arrays = jax.device_put((ids, segments), rows)
+    found, hidden = jax.jit(traced_for(mesh, gradient))(placed, *arrays)
+    assert hidden.sharding.shard_shape(hidden.shape) == (1, LENGTH, 32)
+    np.testing.assert_allclose(hidden, expected, rtol=1e-5, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), found, wanted)
+    # rows that do not divide over the devices lie as the compiler likes
+    traced = jax.jit(traced_for(mesh, LanguageModel(CONFIG).apply))
+    np.testing.assert_allclose(
+        traced({"params": init(CONFIG)}, ids[:3], segments[:3]), run(CONFIG, ids, segments)[:3], rtol=1e-5, atol=1e-5
+    )
 
 
 def test_flops_are_those_of_the_compiled_matrices():

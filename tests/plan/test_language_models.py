@@ -9,6 +9,7 @@ import pytest
 from realm_jax import config
 from realm_jax.models import LanguageModelConfig, LoraConfig
 from realm_jax.plan import arithmetic, run_of_the_file
+from realm_jax.plan.collectives import read_collectives
 from realm_jax.plan.figures import gather
 from realm_jax.plan.hardware import GIB, find_slice
 from realm_jax.plan.planned_run import MeshSizes, mesh_sizes
@@ -131,3 +132,18 @@ def test_a_step_with_an_adapter_computes_what_the_plan_counts():
         temporaries[lora is None] = compiled.memory_analysis().temp_size_in_bytes
     base = arithmetic.whole_bytes(jax.eval_shape(program.init, jax.random.key(0))["language_model"])
     assert temporaries[False] < temporaries[True] - base
+
+
+@pytest.mark.parametrize("axes", [(1, 8, 1), (1, 4, 2)], ids=["fsdp", "fsdp and tensor"])
+def test_devices_send_what_the_shapes_say(axes):
+    """Matrices are gathered, layer by layer; were activations cut by columns and summed, it would be forty and ten times as much."""
+    model = LanguageModelConfig(
+        vocab_size=1024, hidden_size=256, num_layers=4, num_heads=8, num_kv_heads=8, intermediate_size=704, remat=True
+    )
+    program, sizes = packed_program("packed", model, 512), MeshSizes(*axes)
+    mesh = mesh_over(jax.devices(), sizes)
+    step = train_program(without_data(program), program.batch_shapes(16), mesh, OptimizerConfig(), 10)
+    found = read_collectives(step.lower().compile().as_text(), 8)
+    gradients = arithmetic.device_bytes(jax.eval_shape(program.init, jax.random.key(0)), sizes)
+    expected = arithmetic.expected_sent_bytes(program, 16, sizes, 1, gradients)
+    assert expected < found.sent_bytes < 1.6 * expected  # gradients are summed whole here, on TPUs scattered
