@@ -17,7 +17,7 @@ from realm_jax.models import (
     SpanReaderConfig,
     TransformerConfig,
 )
-from realm_jax.models.lora import LORA, merge_lora
+from realm_jax.models.lora import merge_lora
 from realm_jax.retrieval.shards import map_embeddings
 from realm_jax.retrieval.versions import list_versions, read_manifest, version_dir
 from realm_jax.run_dir import RunDir
@@ -28,6 +28,8 @@ from realm_jax.text.loading import load_any_tokenizer, load_tokenizer
 from realm_jax.text.sentence_piece import SentencePieceTokenizer
 from realm_jax.text.word_piece import WordPieceTokenizer
 from realm_jax.training.checkpoint import load_params
+
+_ADAPTER = "adapter"  # the learner that a language model with LoRA has beside it
 
 
 def trained_model(run: RunDir, step: int | None = None) -> Model:
@@ -43,7 +45,10 @@ def trained_model(run: RunDir, step: int | None = None) -> Model:
     retriever = configs.get("retriever") if "retriever" in params else None
     if retriever is not None:
         retriever = dataclasses.replace(retriever, tied="shared_encoder" in params["retriever"])
-    corpus, named = (getattr(task, name, "") for name in ("corpus", "generator_tokenizer"))
+    corpus = getattr(task, "corpus", "")
+    named = getattr(task, "generator_tokenizer", "") or getattr(
+        task, "tokenizer", ""
+    )  # a generator's, a language model's
     tokenizer = load_tokenizer(as_place(corpus) / TOKENIZER_FOLDER) if corpus and as_place(corpus).is_dir() else None
     of_generator = load_any_tokenizer(named) if named else tokenizer
     language_model = configs.get("language_model") if "language_model" in params else None
@@ -66,13 +71,13 @@ def _with_adapter(
     run: RunDir, config: LanguageModelConfig, params: dict[str, Any]
 ) -> tuple[LanguageModelConfig, dict[str, Any]]:
     """A language model with its adapter added to its matrices: the classes have none."""
-    if LORA not in params or config.lora is None:
+    if _ADAPTER not in params or config.lora is None:
         raise ValueError(
-            f"{run.path} was trained with an adapter ({config.lora}), and its checkpoint holds {', '.join(params)}; expected {LORA} "
+            f"{run.path} was trained with an adapter ({config.lora}), and its checkpoint holds {', '.join(params)}; expected {_ADAPTER} "
             "among them, without which the language model is what it was before"
         )
-    merged = merge_lora(params["language_model"], params[LORA], config.lora)
-    others = {name: value for name, value in params.items() if name != LORA}
+    merged = merge_lora(params["language_model"], params[_ADAPTER], config.lora)
+    others = {name: value for name, value in params.items() if name != _ADAPTER}
     return dataclasses.replace(config, lora=None), others | {"language_model": merged}
 
 

@@ -366,7 +366,12 @@ def test_an_embedder_that_cannot_have_made_the_rows(tmp_path: Path):
         convert(run_dir=run, source=str(folder), document_embedder=str(tmp_path / "pieces"))
     with pytest.raises(
         ValueError,
-        match=r"document_embedder is for RealmForOpenQA, .*DPRQuestionEncoder, and the source is a BertModel",
+        match=r"has .*projection_size 6 \(the source None\).*; name the BertModel that was trained beside the source",
     ):
         convert(run_dir=run, source=str(bert), document_embedder=str(folder))
+    vocab = str(bert / "vocab.txt")
+    with pytest.raises(
+        ValueError, match=r"is for RealmForOpenQA, .*DPRQuestionEncoder, .*and the source is a RealmReader"
+    ):
+        convert(run_dir=run, source=str(reader), document_embedder=str(folder), tokenizer=vocab)
     assert not Path(run).exists()

@@ -15,12 +15,12 @@ from realm_jax.__main__ import main
 from realm_jax.convert import Model, load_hugging_face, save_hugging_face
 from realm_jax.convert.job import convert
 from realm_jax.convert.run_files import read_run
-from realm_jax.convert.trained import _with_adapter
 from realm_jax.models import LanguageModel, RotaryConfig
 from realm_jax.models.lora import LORA, LoraConfig
-from realm_jax.run_dir import RunDir
+from realm_jax.run_dir import RunDir, write_text_atomically
 from realm_jax.text.loading import load_generator_tokenizer
-from realm_jax.training.checkpoint import check_tokenizer, load_params
+from realm_jax.training.checkpoint import NO_VERSION, Checkpoints, ResumeUnit, check_tokenizer, load_params
+from realm_jax.training.state import TrainState
 from tests.convert.made_llama import SMALL, llama_folder, random_params, with_ids
 from tests.text.made_llama import write_llama2, write_llama3
 
@@ -147,19 +147,64 @@ def test_no_language_model_goes_out_of_a_retriever(tmp_path: Path):
         save_hugging_face(tmp_path / "out", "LlamaForCausalLM", Model({"retriever": {}}))
 
 
-def test_an_adapter_is_added_to_what_goes_out(tmp_path: Path):
-    adapted = dataclasses.replace(SMALL, lora=LoraConfig(rank=2, alpha=4.0, products=("query", "wo")))
-    ids = jnp.arange(6, dtype=jnp.int32)[None]
-    made = jax.jit(LanguageModel(adapted).init)(jax.random.key(0), ids, jnp.ones_like(ids))
-    adapter = jax.tree.map(lambda leaf: leaf + 0.1, made[LORA])
-    found, params = _with_adapter(RunDir.of(tmp_path), adapted, {"language_model": made["params"], LORA: adapter})
-    assert found == SMALL and set(params) == {"language_model"}
-    expected = LanguageModel(adapted).apply({"params": made["params"], LORA: adapter}, ids, jnp.ones_like(ids))
-    got = LanguageModel(found).apply({"params": params["language_model"]}, ids, jnp.ones_like(ids))
-    np.testing.assert_allclose(got, expected, atol=1e-5)
-    plain = LanguageModel(SMALL).apply({"params": made["params"]}, ids, jnp.ones_like(ids))
-    assert np.abs(np.asarray(plain) - np.asarray(got)).max() > 1e-3
-    with pytest.raises(
-        ValueError, match=r"was trained with an adapter .* its checkpoint holds language_model; expected lora"
-    ):
-        _with_adapter(RunDir.of(tmp_path), adapted, {"language_model": made["params"]})
+RUN_FILE = """from __gin__ import dynamic_registration
+from realm_jax.models import language_model
+from realm_jax.models import lora
+from realm_jax.tasks import language_modeling
+from realm_jax.training import loop
+from realm_jax.training import optimizer
+
+loop.train:
+  task = @language_modeling.LanguageModeling()
+  optimizer = @optimizer.OptimizerConfig()
+  num_steps = 3
+  batch_size = 8
+language_modeling.LanguageModeling:
+  corpus = 'nowhere'
+  language_model = @language_model.LanguageModelConfig()
+  tokenizer = '{tokenizer}'
+  length = 32
+language_model.LanguageModelConfig:
+  lora = @lora.LoraConfig()
+lora.LoraConfig:
+  rank = 2
+  alpha = 4.0
+  products = ('query', 'wo')
+"""
+
+
+def test_a_trained_run_goes_out_with_its_adapter_added(tmp_path: Path):
+    small = dataclasses.replace(with_ids("llama3"), num_layers=1)
+    adapted = dataclasses.replace(small, lora=LoraConfig(rank=2, alpha=4.0, products=("query", "wo")))
+    ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    shapes = jax.eval_shape(LanguageModel(adapted).init, jax.random.key(0), ids, ids)
+    rng = np.random.default_rng(1)
+    made = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), dict(shapes))
+    run, tokenizer = RunDir.of(tmp_path / "run"), write_llama3(tmp_path / "tokenizer")
+    run.path.mkdir()
+    fields = [field.name for field in dataclasses.fields(small) if field.name not in ("rotary", "lora")]
+    bound = "".join(f"language_model.LanguageModelConfig.{name} = {getattr(small, name)!r}\n" for name in fields)
+    write_text_atomically(run.config_file("train"), RUN_FILE.format(tokenizer=tokenizer) + bound)
+    zero = jnp.zeros((), jnp.int32)
+    for step, learners in ((3, {"adapter": made[LORA]}), (4, {})):
+        checkpoints = Checkpoints(run, identity={})
+        params = {"language_model": made["params"], **learners}
+        checkpoints.save(step, ResumeUnit(TrainState(zero, params, {}, zero), NO_VERSION, None))
+        checkpoints.close()
+
+    out = tmp_path / "out"
+    convert(run_dir=str(run.path), direction="out", architecture="LlamaForCausalLM", destination=str(out), step=3)
+    again = load_hugging_face(out)
+    assert again.language_model == small and again.generator_tokenizer.vocab_size == 324
+    got, before = again.params["language_model"], made["params"]
+    for part, name in (("attention", "query"), ("feed_forward", "wo")):
+        matrices = made[LORA]["layers"][part][name]
+        added = 2.0 * matrices["lora_a"] @ matrices["lora_b"]  # alpha / rank
+        expected = before["layers"][part][name]["kernel"] + added
+        np.testing.assert_allclose(got["layers"][part][name]["kernel"], expected, atol=1e-5)
+        assert np.abs(added).max() > 1
+    np.testing.assert_array_equal(
+        got["layers"]["attention"]["key"]["kernel"], before["layers"]["attention"]["key"]["kernel"]
+    )
+    with pytest.raises(ValueError, match=r"with an adapter .* its checkpoint holds language_model; expected adapter"):
+        convert(run_dir=str(run.path), direction="out", architecture="LlamaForCausalLM")

@@ -121,7 +121,7 @@ def write_llama3(place: Path, tokenizer: dict[str, Any] | None = None, **setting
     """Llama 3's folder."""
     place.mkdir(parents=True, exist_ok=True)
     write_json(place / "tokenizer.json", llama3_json() if tokenizer is None else tokenizer)
-    said = {"bos_token": SPECIAL_3[0], "eos_token": SPECIAL_3[1], "clean_up_tokenization_spaces": True,
+    said = {"bos_token": SPECIAL_3[0], "eos_token": SPECIAL_3[1], "clean_up_tokenization_spaces": True, "model_input_names": ["input_ids", "attention_mask"],
             "tokenizer_class": "PreTrainedTokenizerFast"}  # fmt: skip
     write_json(place / "tokenizer_config.json", said | settings)
     return place
