@@ -69,6 +69,11 @@ def kept_bytes(program: Program) -> float:
     return sum(one.kept_bytes for one in program.passes)
 
 
+def working_bytes(program: Program) -> float:
+    """Beside what is kept, at least: an example's logits or, when they are gone, one layer of one pass."""
+    return max(program.logits.working_bytes, *(one.working_bytes for one in program.passes))
+
+
 def device_bytes(tree: Any, sizes: MeshSizes) -> int:
     """Of the part of parameters, or of anything with their paths, that lies on one device."""
     axes = sizes._asdict()

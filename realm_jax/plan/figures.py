@@ -192,9 +192,13 @@ def _memory(
     train, query = compiled.get("train step"), compiled.get("query embedding")
     refused = {name: (one.needs_bytes, one.has_bytes) for name, one in compiled.items() if one.memory is None}
     if train is None or train.memory is None:
-        kept = run.batch_size // run.accumulation_steps * arithmetic.kept_bytes(program) / sizes.num_devices
+        examples = run.batch_size // run.accumulation_steps
+        kept = examples * arithmetic.kept_bytes(program) / sizes.num_devices
+        working = examples * arithmetic.working_bytes(program) / sizes.num_devices
         parts["gradients"] = arithmetic.device_bytes(_trained(state.params, program.frozen), sizes)
         parts["kept for the backward pass, at least"] = round(kept)
+        if working:
+            parts["logits, then one layer, at least"] = round(working)
     else:
         known = parts["parameters"] + parts["optimizer moments"] + parts["batch of the step"]
         parts["padding of these arrays"] = max(0, train.memory.arguments - known)

@@ -3,7 +3,7 @@
 A pass answers the same questions whatever its model is: `flops` and `recomputed_flops` of an example; `layer_bytes` of all layers'
 matrices; what one pass over a micro-batch reads and writes of them (`moved_weight_bytes`) and of an example's activations
 (`moved_activation_bytes`), every matrix product reading its two arrays and writing one, all else fused into them; `kept_bytes` of an
-example until the backward pass, at least; how often parameters cut over devices are gathered (`gathers`); and bytes of an example's
+example until the backward pass, at least, and beside them `working_bytes`, of the one layer that is made again; how often parameters cut over devices are gathered (`gathers`); and bytes of an example's
 hidden states that are summed where layers are cut over devices (`summed_bytes`).
 """
 
@@ -97,6 +97,10 @@ class EncoderPass(NamedTuple):
         return float(self.rows * config.num_layers * (self.length * of_token + self.source_len * of_source))
 
     @property
+    def working_bytes(self) -> float:
+        return 0.0  # little at an encoder's lengths: not counted
+
+    @property
     def gathers(self) -> int:
         return 1 + self.trained
 
@@ -173,16 +177,36 @@ class LanguageModelPass(NamedTuple):
     @property
     def kept_bytes(self) -> float:
         """Each layer's input, or also what its products give but for the last, which is only added to that input."""
+        config = self.model
         if not self.trained:
             return 0.0
-        config, size = self.model, jnp.dtype(self.model.dtype).itemsize
-        of_token = config.hidden_size * size
+        of_token = config.hidden_size * jnp.dtype(config.dtype).itemsize
         if not config.remat or config.remat_saves == "products":
-            of_token += sum(made for name, (_, made) in config.products.items() if name != "wo") * size
-            of_token += len(config.lora.products) * config.lora.rank * size if config.lora is not None else 0
+            of_token += self._product_bytes
         if not config.remat:
-            of_token += config.num_heads * self.length * FLOAT32
+            of_token += self._pair_bytes
         return float(self.rows * config.num_layers * self.length * of_token)
+
+    @property
+    def working_bytes(self) -> float:
+        config = self.model
+        if not self.trained or not config.remat:
+            return 0.0
+        of_token = self._pair_bytes + (self._product_bytes if config.remat_saves == "nothing" else 0)
+        return float(self.rows * self.length * of_token)
+
+    @property
+    def _product_bytes(self) -> int:
+        """Of a position, what the products of a layer give that the backward pass reads."""
+        config = self.model
+        numbers = sum(made for name, (_, made) in config.products.items() if name != "wo")
+        numbers += len(config.lora.products) * config.lora.rank if config.lora is not None else 0
+        return numbers * jnp.dtype(config.dtype).itemsize
+
+    @property
+    def _pair_bytes(self) -> int:
+        """Of a position, the weights with which every head attends."""
+        return self.model.num_heads * self.length * FLOAT32
 
     @property
     def gathers(self) -> int:
@@ -226,6 +250,11 @@ class Logits(NamedTuple):
     vocab_size: int
     trained: bool = True  # false: the table has no gradient, as a frozen language model's
     is_cut: bool = False  # whether the table is cut over the tensor axis by its vocabulary, as a language model's is
+
+    @property
+    def working_bytes(self) -> float:
+        """Of all rows at once, in float32; a masked LM's few are not counted."""
+        return float(FLOAT32 * self.rows * self.vocab_size) if self.is_cut else 0.0
 
     @property
     def forward_flops(self) -> float:

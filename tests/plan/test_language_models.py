@@ -78,7 +78,7 @@ def test_header_says_the_time(size):
     assert named.machines.name == said[4] and said[2] == f"{named.step.flops.model / 1e15:.3g}"
     for minutes, found in ((said[1], fastest), (said[3], named)):
         assert int(minutes) == round(500 * found.step.secs / 60)
-        assert found.memory.needed < 0.55 * found.memory.capacity
+        assert found.memory.needed < 0.7 * found.memory.capacity
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_lora_leaves_moments_and_gradients_of_the_adapter_alone():
     assert 0.68 < lora.step.flops.model / full.step.flops.model < 0.70  # two thirds of the matrices, all of attention
     assert lora.step.expected_sent_bytes < 0.7 * full.step.expected_sent_bytes
     assert arithmetic.kept_bytes(lora.program) == arithmetic.kept_bytes(full.program)
-    assert lora.memory.needed < 10 * GIB
+    assert lora.memory.needed < 14 * GIB
 
 
 def test_a_step_with_an_adapter_computes_what_the_plan_counts():

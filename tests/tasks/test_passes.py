@@ -109,6 +109,16 @@ def test_flops_are_those_of_the_compiled_gradient(lora):
     assert LanguageModelPass(config, 1, 256).flops == pytest.approx(compiled.cost_analysis()["flops"], rel=0.07)
 
 
+def test_bytes_of_the_layer_that_is_made_again():
+    # queries 4, keys 2, values 2, output 4, gate 8, inner 8 numbers, and weights of two heads over three positions
+    products, pairs = 28 * 4, 2 * 3 * 4
+    assert reading(rows=5, remat=True).working_bytes == 5 * 3 * (products + pairs)
+    assert reading(remat=True, lora=LORA).working_bytes == 3 * (products + 2 * 4 + pairs)
+    assert reading(remat=True, remat_saves="products").working_bytes == 3 * pairs
+    assert reading().working_bytes == reading(remat=True, trained=False).working_bytes == 0
+    assert Logits(3, 4, 10, is_cut=True).working_bytes == 120 and Logits(3, 4, 10).working_bytes == 0
+
+
 def test_what_layers_cut_over_devices_exchange():
     hidden = 3 * 4 * 4  # bytes of three positions
     assert reading(rows=5).summed_bytes == 5 * 2 * 4 * hidden  # two sums a layer, forward and backward
