@@ -5,7 +5,7 @@
 
     simple_evaluate(LmEvalAdapter(model), tasks=["arc_easy", "mmlu"], num_fewshot=5)
 
-Importing this module needs the package: pip install 'realm_jax[lm_eval]'.
+Importing this module needs the package: pip install 'realm_jax[lm-eval]'.
 """
 
 import math
@@ -27,7 +27,7 @@ try:
 except ImportError as error:
     raise ImportError(
         f"the tasks of lm-evaluation-harness need lm_eval, which cannot be imported ({error}): "
-        "pip install 'realm_jax[lm_eval]'"
+        "pip install 'realm_jax[lm-eval]'"
     ) from error
 
 CUT = "contexts cut at the beginning"
@@ -125,20 +125,18 @@ class LmEvalAdapter(LM):
         *,
         asks: bool = True,
     ) -> list[Any]:
-        """Answers requests of the same settings, with a query or without, together; in their order."""
+        """Answers requests of the same settings together; in their order."""
         groups: dict[Any, list[tuple[int, str]]] = {}
         for place, request in enumerate(requests):
             query = self._query(request.args[0]) if asks and self._query is not None else ""
-            groups.setdefault((settings(request.args), bool(query)), []).append((place, query))
+            groups.setdefault(settings(request.args), []).append((place, query))
         answers: list[Any] = [None] * len(requests)
         with tqdm(total=len(requests), desc=kind, unit=" requests", mininterval=1.0, disable=disable_tqdm) as bar:
-            for (_, has_query), members in groups.items():
+            for members in groups.values():
                 for first in range(0, len(members), self._batch_size):
                     part = members[first : first + self._batch_size]
-                    found = answer(
-                        [requests[place].args for place, _ in part],
-                        [query for _, query in part] if has_query else None,
-                    )
+                    queries = [query for _, query in part]
+                    found = answer([requests[place].args for place, _ in part], queries if any(queries) else None)
                     for (place, _), value in zip(part, found, strict=True):
                         answers[place] = value
                         self.cache_hook.add_partial(kind, requests[place].args, value)
@@ -214,7 +212,7 @@ def evaluate_lm_eval(
             f"expected names of tasks or groups that lm_eval has, got {missing or 'none'}; `lm_eval ls tasks` lists them, and "
             "include_path names a folder of one's own"
         )
-    adapter = LmEvalAdapter(model, query, batch_size)
+    adapter, before = LmEvalAdapter(model, query, batch_size), Counter(model.counts)
     found = simple_evaluate(
         model=adapter,
         tasks=list(tasks),
@@ -227,7 +225,8 @@ def evaluate_lm_eval(
         fewshot_random_seed=seed,
     )
     table = make_table(found)  # before the figures are taken: it adds to them
-    figures = {"name": name, "seed": seed, "retrieve": query is not None, "cut": dict(adapter.counts)}
+    cut = adapter.counts + (Counter(model.counts) - before)
+    figures = {"name": name, "seed": seed, "retrieve": query is not None, "cut": dict(cut)}
     figures |= {key: _written(found[key]) for key in ("results", "n-shot", "n-samples", "versions")}
     if run_dir is not None:
         write_json_atomically(RunDir.of(run_dir).evaluation(f"{name}-lm_eval"), figures)

@@ -18,7 +18,7 @@ from realm_jax.evaluation.few_shot.table import few_shot_table
 from realm_jax.evaluation.few_shot.templates import Template, template
 from realm_jax.run_dir import RunDir, write_json_atomically
 
-_QUESTIONS_AT_ONCE = 16
+_QUESTIONS_AT_ONCE = 64  # enough for a model to put prompts of like length together
 FEWER, NOT_ASKED = "prompts with fewer demonstrations", "questions too long to ask, counted as wrong"
 LEFT_OUT = "demonstrations left out"
 
@@ -111,9 +111,11 @@ def evaluate_few_shot(
         for number in shots:
             row = f"{task.template.name} {number}-shot"
             prompts = _prompts(model, task, demonstrations, number)
+            before = Counter(model.counts)
             found = _ask(model, task, prompts, retrieve, row)
+            cut_by_model = dict(Counter(model.counts) - before)
             values = {metric: _values(metric, task, found) for metric in task.template.metrics}
-            rows[row] = _figures(task, number, prompts, values)
+            rows[row] = _figures(task, number, prompts, values, cut_by_model)
             predictions[row] = [
                 _record(example, prompt, prediction, {metric: part[place] for metric, part in values.items()})
                 for place, (example, prompt, prediction) in enumerate(
@@ -229,7 +231,11 @@ def _values(metric: str, task: FewShotTask, found: Sequence[Prediction | None]) 
 
 
 def _figures(
-    task: FewShotTask, number: int, prompts: Sequence[Prompt | None], values: Mapping[str, Sequence[float]]
+    task: FewShotTask,
+    number: int,
+    prompts: Sequence[Prompt | None],
+    values: Mapping[str, Sequence[float]],
+    cut_by_model: Mapping[str, int],
 ) -> dict[str, Any]:
     subjects = [example.subject for example in task.examples.examples]
     row: dict[str, Any] = {
@@ -247,7 +253,7 @@ def _figures(
         }
     left_out = [prompt.left_out for prompt in prompts if prompt is not None]
     counts = {FEWER: sum(map(bool, left_out)), LEFT_OUT: sum(left_out), NOT_ASKED: prompts.count(None)}
-    row["cut"] = {cause: count for cause, count in counts.items() if count}
+    row["cut"] = {cause: count for cause, count in counts.items() if count} | dict(cut_by_model)
     row["dropped"] = dict(Counter(task.examples.dropped))
     row["noted"] = dict(task.examples.noted)
     return row

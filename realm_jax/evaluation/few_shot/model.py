@@ -1,6 +1,6 @@
 """What the evaluation asks of a language model that retrieves; the class of the project is in `realm_jax.answering.ensemble`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from realm_jax.text.generator_tokenizer import GeneratorTokenizer
@@ -39,6 +39,11 @@ class AugmentedModel(Protocol):
     @property
     def tokenizer(self) -> GeneratorTokenizer: ...
 
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How often something had to be cut since the model was made, by cause."""
+        ...
+
     def log_likelihoods(
         self, prompts: Sequence[str], continuations: Sequence[str], queries: Sequence[str] | None = None
     ) -> Sequence[ScoredContinuation]:
@@ -47,7 +52,7 @@ class AugmentedModel(Protocol):
         Args:
           prompts: each with a continuation.
           continuations: as many.
-          queries: as many, what the retriever is asked; None for no documents.
+          queries: as many, what the retriever is asked; "" of one, and None of all, for no documents.
         """
         ...
 

@@ -1,6 +1,7 @@
 """A model that answers what it is told to, and remembers what it was asked."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,12 +17,16 @@ class Scored(NamedTuple):
 
 @dataclasses.dataclass
 class FakeModel:
-    """Each word is a token; `likes` scores (prompt, continuation, query), `writes` answers (prompt, query)."""
+    """Each word is a token; `likes` scores (prompt, continuation, query), `writes` answers (prompt, query).
+
+    It cuts a background whenever the query is "long".
+    """
 
     likes: Callable[[str, str, str | None], float] = lambda prompt, continuation, query: -1.0
     writes: Callable[[str, str | None], str] = lambda prompt, query: ""
     max_length: int = 2048
     asked: list[Any] = dataclasses.field(default_factory=list)  # (prompt, continuation or settings, query)
+    counts: Counter[str] = dataclasses.field(default_factory=Counter)
 
     def __post_init__(self):
         self.tokenizer = as_generator_tokenizer(tiny.tokenizer())
@@ -31,6 +36,7 @@ class FakeModel:
     ) -> list[Scored]:
         rows = list(zip(prompts, continuations, queries or [None] * len(prompts), strict=True))
         self.asked += rows
+        self.counts.update("backgrounds cut" for _, _, query in rows if query == "long")
         return [Scored(score, score == 0.0, 1) for score in (self.likes(*row) for row in rows)]
 
     def generate(

@@ -114,6 +114,16 @@ def test_what_does_not_fit_is_counted(nq, capsys):
     assert row["cut"] == {NOT_ASKED: 20} and model.asked == [] and row["mean"]["f1"]["mean"] == 0.0
 
 
+def test_what_the_model_cuts_is_counted_row_by_row(tmp_path):
+    rows = [{"claim": claim, "label": "SUPPORTS"} for claim in ("long", "short", "also short")]
+    (tmp_path / "claims.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task = few_shot_task("fever", str(tmp_path / "claims.jsonl"), str(tmp_path / "claims.jsonl"))
+    model = FakeModel()
+    model.counts["backgrounds cut"] = 7  # of what it was asked before
+    rows = evaluate_few_shot(model, [task], [0, 1])["rows"]
+    assert [row["cut"] for row in rows.values()] == [{"backgrounds cut": 2}] * 2  # once an option
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -31,7 +31,7 @@ class WithoutDocuments:
         ids = jnp.zeros((1, 8), jnp.int32)
         self.params = jax.jit(LanguageModel(self.config).init)(jax.random.key(1), ids, jnp.ones_like(ids))["params"]
         self.apply = jax.jit(LanguageModel(self.config).apply)
-        self.max_length = self.config.max_length
+        self.max_length, self.counts = self.config.max_length, {}
 
     def ids(self, text):
         return np.concatenate([[self.tokenizer.bos_id], self.tokenizer.encode(text).ids]).astype(np.int32)

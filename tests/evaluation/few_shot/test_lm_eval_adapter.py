@@ -5,6 +5,7 @@
 
 import importlib
 import json
+import os
 import sys
 
 import pytest
@@ -18,14 +19,15 @@ def test_the_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.delitem(sys.modules, NAME, raising=False)
     with pytest.raises(
-        ImportError, match=r"need lm_eval, which cannot be imported .*: pip install 'realm_jax\[lm_eval\]'"
+        ImportError, match=r"need lm_eval, which cannot be imported .*: pip install 'realm_jax\[lm-eval\]'"
     ):
         importlib.import_module(NAME)
 
 
 @pytest.fixture(scope="module")
 def adapter():
-    pytest.importorskip("lm_eval")
+    if not os.environ.get("REALM_JAX_LM_EVAL"):  # make lm-eval sets it: there lm_eval was to be there
+        pytest.importorskip("lm_eval")
     return importlib.import_module(NAME)
 
 
@@ -163,7 +165,7 @@ def test_requests_without_a_query_are_asked_without_documents(adapter, instances
     requests = instances(("", " ann"), ("bob ", "cem"), ("dan", " eva"), ("", " fay"), ("gus", " hal"))
     # in their order; the space of the second goes to the continuation
     assert lm.loglikelihood(requests) == [(-4.0, False), (-7.0, False), (-7.0, False), (-4.0, False), (-7.0, False)]
-    assert ("bob", " cem", "bob") in model.asked and ("", " fay", None) in model.asked
+    assert ("bob", " cem", "bob") in model.asked and ("", " fay", "") in model.asked
     assert adapter.LmEvalAdapter(FakeModel()).loglikelihood(instances(("ann", " bob"))) == [(-1.0, False)]
     certain = FakeModel(likes=lambda *_: 0.0)
     assert adapter.LmEvalAdapter(certain).loglikelihood(instances(("ann", " bob"))) == [(0.0, True)]
