@@ -24,6 +24,7 @@ from realm_jax.run_dir import write_json_atomically
 
 ARCHITECTURE = "LlamaForCausalLM"
 _SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+_MAX_SIZE = 10**8  # of what is there to be refused by its shapes, and no number that nothing can hold
 _FIXED = {"hidden_act": "silu", "mlp_bias": False}
 _LAYER = "layers/"
 # Our path of a parameter, theirs, and whether theirs is the transposed matrix. In layers `{}` is the layer's number.
@@ -54,6 +55,9 @@ def language_model_config(settings: Settings) -> LanguageModelConfig:
       ValueError: a size that is not there, something that is not computed here.
     """
     check_sizes(settings, _SIZES, "a Llama", ("num_hidden_layers",))
+    for name in (*_SIZES, "num_key_value_heads", "head_dim", "max_position_embeddings"):
+        if (_size(settings, name) or 1) > _MAX_SIZE:
+            raise ValueError(f"config.json has {name}={str(settings[name])[:80]}, expected at most {_MAX_SIZE}")
     check_fixed(settings, _FIXED)
     return LanguageModelConfig(
         vocab_size=settings["vocab_size"],
@@ -106,8 +110,11 @@ def _rotary(settings: Settings) -> RotaryConfig:
         return RotaryConfig(theta=theta, scaling="linear", factor=number(said, "factor", 1.0))
     if kind == "llama3":
         original = said.get("original_max_position_embeddings", 8192)
-        if type(original) is not int:
-            raise ValueError(f"config.json has original_max_position_embeddings={original!r}, expected a whole number")
+        if type(original) is not int or not 0 < original <= _MAX_SIZE:
+            raise ValueError(
+                f"config.json has original_max_position_embeddings={str(original)[:80]}, expected a whole number above 0, at most "
+                f"{_MAX_SIZE}"
+            )
         return RotaryConfig(
             theta=theta,
             scaling="llama3",

@@ -74,12 +74,8 @@ class ByteLevelTokenizer:
         self.bos_id, self.pad_id, self.eos_id, self.unk_id, self.mask_id = (
             self._vocab[piece] for piece in SPECIAL_PIECES
         )
-        try:
-            model = tokenizers.models.BPE(self._vocab, self._merges)
-        except Exception as error:  # the library raises nothing more special
-            raise ValueError(
-                f"the merges do not belong to the vocabulary ({error}); take both from one folder"
-            ) from error
+        check_merges(self._vocab, self._merges)
+        model = tokenizers.models.BPE(self._vocab, self._merges)
         self._tokenizer = tokenizers.Tokenizer(model)
         self._tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
         self._bytes = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
@@ -145,6 +141,21 @@ class ByteLevelTokenizer:
 
     def __reduce__(self) -> tuple:
         return ByteLevelTokenizer, (self._vocab, self._merges, self.add_prefix_space, self.clean_up)
+
+
+def check_merges(vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> None:
+    """Refuses merges of pieces, or to pieces, that a vocabulary does not have: the library ends the process at some of them.
+
+    Raises:
+      ValueError: naming the first.
+    """
+    for one, other in merges:
+        lacking = next((piece for piece in (one, other, one + other) if piece not in vocab), None)
+        if lacking is not None:
+            raise ValueError(
+                f"the merges do not belong to the vocabulary ({one[:80]!r} and {other[:80]!r} need {lacking[:80]!r}, which it has "
+                "not); take both from one folder"
+            )
 
 
 def _check_vocabulary(vocab: Mapping[str, int], pieces: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ import sentencepiece
 import tokenizers
 from tokenizers import decoders, normalizers, pre_tokenizers
 
-from realm_jax.text.byte_level import byte_symbols
+from realm_jax.text.byte_level import byte_symbols, check_merges
 from realm_jax.text.sentence_piece import SPACE_MARK
 from realm_jax.text.tokenizer import Encoding
 from realm_jax.text.word_piece import encoding_of
@@ -110,9 +110,10 @@ class JsonPieces:
         cut = {piece: number for piece, number in self.ids.items() if piece not in self.special}
         ignore_merges = model.get("ignore_merges") is True
         try:
-            of_model = tokenizers.models.BPE(cut, merges, byte_fallback=not over_bytes, ignore_merges=ignore_merges)
-        except Exception as error:  # the library raises nothing more special
-            raise ValueError(f"{what}: the merges do not belong to the vocabulary ({error}); fetch it again") from error
+            check_merges(cut, merges)
+        except ValueError as error:
+            raise ValueError(f"{what}: {error}") from error
+        of_model = tokenizers.models.BPE(cut, merges, byte_fallback=not over_bytes, ignore_merges=ignore_merges)
         decoder = decoders.ByteLevel() if over_bytes else _character_decoder(strip=begin != go_on)
         self._begin = _pipeline(of_model, begin, decoder, plain)
         self._go_on = self._begin if begin == go_on else _pipeline(of_model, go_on, decoder, plain)

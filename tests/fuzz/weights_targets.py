@@ -18,9 +18,12 @@ from realm_jax.convert.hugging_face import load_hugging_face, save_hugging_face
 from realm_jax.convert.rag import BART_CLASSES, RAG_CLASSES
 from realm_jax.convert.run_files import gin_files
 from realm_jax.convert.tensorflow import load_tensorflow
+from realm_jax.text.llama_tokenizer import LlamaTokenizer
 from tests.convert.made import golden_folder, sentence_transformer
+from tests.convert.made_llama import llama_folder
 from tests.convert.made_rag import made
 from tests.fuzz.target import Target
+from tests.text.made_llama import write_llama2, write_llama3
 
 _JSON_WORDS = (
     b'"hidden_size": 0', b'"num_attention_heads": 0', b"1000000000", b'"hidden_act": []', b'"@os.system(\'true\')"',
@@ -50,7 +53,18 @@ class _Runs:
 
 
 _LEARNERS = {"retriever.gin": "retriever", "span_reader.gin": "span_reader", "reader.gin": "knowledge_encoder",
-             "generator.gin": "generator", "rag.gin": "generator"}  # fmt: skip
+             "generator.gin": "generator", "rag.gin": "generator", "language_model.gin": "language_model"}  # fmt: skip
+_LLAMA_WORDS = (
+    b'"num_key_value_heads": 3', b'"head_dim": 1', b'"rope_scaling": {"type": "linear", "factor": -1}', b'"rope_theta": 1e400',
+    b'"tie_word_embeddings": true', b'"eos_token_id": [[]]', b'"vocab_size": 1000000000000', b'"num_hidden_layers": 1000',
+    b'"max_position_embeddings": 0',
+)  # fmt: skip
+_PIECES_WORDS = (
+    b'"Unigram"', b'"WordLevel"', b'"ignore_merges": true', b'"byte_fallback": false', b'"dropout": 0.5', b'"<0x00>"',
+    b'"prepend_scheme": "never"', b'"use_regex": true', b'{"Regex": "(a+)+$"}', b'{"Regex": "(?<x>("}', b'"individual_digits": true',
+    b'"pair_template": null', b'"id": 4294967296', b'"content": ""', b'"normalized": true', b'"single_word": true', b'"lstrip": true',
+    b"\xe2\x96\x81", b'"bos_token": "a"', b'"pad_token": []', b'"added_tokens_decoder": {"-1": {}}',
+)  # fmt: skip
 
 
 def _load(folder: Path) -> None:
@@ -88,6 +102,47 @@ def _read(name: str) -> Callable[[bytes, Path], None]:
     def run(data: bytes, folder: Path) -> None:
         (folder / "model" / name).write_bytes(data)
         _load(folder / "model")
+
+    return run
+
+
+def _llama(name: str, kind: str = "llama2", drop: Sequence[str] = ()) -> Callable[[Path], Sequence[bytes]]:
+    def make(folder: Path) -> Sequence[bytes]:
+        place = llama_folder(folder / "model", kind)
+        for other in drop:
+            (place / other).unlink()
+        return [(place / name).read_bytes()]
+
+    return make
+
+
+def _pieces_seeds(name: str, kinds: Sequence[str]) -> Callable[[Path], Sequence[bytes]]:
+    """Of each kind of tokenizer; the folder is then the last one's."""
+
+    def make(folder: Path) -> Sequence[bytes]:
+        seeds = []
+        for kind in kinds:
+            shutil.rmtree(folder / "tokenizer", ignore_errors=True)
+            place = write_llama3(folder / "tokenizer") if kind == "llama3" else write_llama2(folder / "tokenizer", kind)
+            seeds.append((place / name).read_bytes())
+        return seeds
+
+    return make
+
+
+def _read_pieces(name: str) -> Callable[[bytes, Path], None]:
+    """What is loaded cuts texts, gives back what it cut where nothing is normalised, and makes no special id of them."""
+
+    def run(data: bytes, folder: Path) -> None:
+        (folder / "tokenizer" / name).write_bytes(data)
+        tokenizer = LlamaTokenizer.from_folder(folder / "tokenizer")
+        for text in ("", "The lower river, 1967", " <s> goes on</s>\n<|eot_id|>", "Zo\u00eb \u65e5\x00"):
+            encoding = tokenizer.encode(text)
+            assert {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id}.isdisjoint(encoding.ids.tolist())
+            assert encoding.offsets.shape == (len(encoding.ids), 2) and encoding.offsets.max(initial=0) <= len(text)
+            assert encoding.ids.max(initial=0) < tokenizer.vocab_size
+            tokenizer.decode(encoding.ids)
+        tokenizer.decode(range(0, tokenizer.vocab_size, 1 + tokenizer.vocab_size // 1000))
 
     return run
 
@@ -176,6 +231,12 @@ TARGETS = [
     Target("weights_tokenizer", _made("tokenizer_config.json", "SentenceTransformer"), _read("tokenizer_config.json"), words=_JSON_WORDS),
     Target("weights_modules", _made("modules.json", "SentenceTransformer"), _read("modules.json"), words=_JSON_WORDS),
     Target("weights_pooling", _made("1_Pooling/config.json", "SentenceTransformer"), _read("1_Pooling/config.json"), words=_JSON_WORDS),
+    Target("weights_config_llama", _llama("config.json"), _read("config.json"), words=(*_JSON_WORDS, *_LLAMA_WORDS), mib=512),
+    Target("weights_index_llama", _llama("model.safetensors.index.json"), _read("model.safetensors.index.json"), words=_JSON_WORDS, mib=512),
+    Target("weights_shard_llama", _llama("model-00001-of-00005.safetensors"), _read("model-00001-of-00005.safetensors"), words=_TENSOR_WORDS, mib=512),
+    Target("pieces_json", _pieces_seeds("tokenizer.json", ("json", "newer", "llama3")), _read_pieces("tokenizer.json"), words=_PIECES_WORDS, mib=512),
+    Target("pieces_model", _pieces_seeds("tokenizer.model", ("model",)), _read_pieces("tokenizer.model"), mib=512),
+    Target("pieces_config", _pieces_seeds("tokenizer_config.json", ("llama3", "model")), _read_pieces("tokenizer_config.json"), words=_PIECES_WORDS, mib=512),
 ]  # fmt: skip
 if _has("torch"):
     TARGETS.append(Target("weights_torch", _torch_seeds, _read_torch, mib=4096))
