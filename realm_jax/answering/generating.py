@@ -17,7 +17,7 @@ from realm_jax.corpus.ragged import Ragged
 from realm_jax.data.rag import SourceFormat, sources
 from realm_jax.generation import GenerationConfig
 from realm_jax.generation.generator import fusion_in_decoder, generate, rag_sequence, rag_token
-from realm_jax.generation.readers import check_lengths
+from realm_jax.generation.readers import GeneratorConfig, check_lengths
 from realm_jax.models import EncoderDecoder, EncoderDecoderConfig, RetrieverConfig
 from realm_jax.retrieval.index import Index
 from realm_jax.tasks.rag import Marginal
@@ -29,6 +29,11 @@ _STEP = 32
 
 # What word pieces leave apart and texts write together: within names and numbers.
 _APART = re.compile(r"(?<=\w) ([-'’–/]) (?=\w)|(?<=\d) ([.,:]) (?=\d)")
+
+
+def rounded_up(length: int) -> int:
+    """To a length of which there is a program."""
+    return -(-length // _STEP) * _STEP
 
 
 class Written(NamedTuple):
@@ -64,13 +69,26 @@ class Generator:
         Raises:
           ValueError: parameters of other shapes, lengths beyond the position table.
         """
-        check_lengths(config, generation)
         ids = jax.ShapeDtypeStruct((1, 8), np.int32)
         mask = jax.ShapeDtypeStruct((1, 8), np.bool_)
         abstract = jax.eval_shape(EncoderDecoder(config).init, jax.random.key(0), ids, mask, ids)["params"]
-        check_shapes(
-            abstract, params, "generator", "give the job the EncoderDecoderConfig that the run was trained with"
-        )
+        self._open(config, params, abstract, "EncoderDecoderConfig", tokenizer, generation, source_len, marginal)
+        self._source_form = SourceFormat.of(tokenizer)
+
+    def _open(
+        self,
+        config: GeneratorConfig,
+        params: Mapping[str, Any],
+        abstract: Any,
+        kind: str,
+        tokenizer: GeneratorTokenizer,
+        generation: GenerationConfig,
+        source_len: int,
+        marginal: Marginal,
+    ) -> None:
+        """What every generator keeps; `abstract` are parameters of its configuration's shapes."""
+        check_lengths(config, generation, source_len)
+        check_shapes(abstract, params, "generator", f"give the job the {kind} that the run was trained with")
         if source_len > config.max_length:
             raise ValueError(
                 f"source_len must be at most the generator's max_length {config.max_length}, got {source_len}"
@@ -78,7 +96,7 @@ class Generator:
         self.tokenizer, self.config, self.generation, self.marginal = tokenizer, config, generation, marginal
         self._params, self._source_len = jax.device_put(params), source_len
         self._draws = itertools.count()
-        self._form = SourceFormat.of(tokenizer)
+        self._filler = config.pad_id  # stands in `sources` where nothing does
 
     def sources(
         self, questions: Sequence[str], ids: Int64[np.ndarray, "batch num_documents"], documents: Mapping[int, Text]
@@ -97,9 +115,9 @@ class Generator:
             self._ragged([f" {documents[document].text}" for document in known]),
         )
         asked = [encoding.ids for encoding in self.tokenizer.encode_batch([f" {question}" for question in questions])]
-        whole = sources(pieces, np.where(ids >= 0, places, -1), asked, self._source_len, self._form)
+        whole = sources(pieces, np.where(ids >= 0, places, -1), asked, self._source_len, self._source_form)
         used = int((whole != self.config.pad_id).sum(axis=-1).max(initial=1))
-        return whole[:, :, : min(-(-used // _STEP) * _STEP, self._source_len)]
+        return whole[:, :, : min(rounded_up(used), self._source_len)]
 
     def _ragged(self, texts: list[str]) -> Ragged:
         rows = [encoding.ids for encoding in self.tokenizer.encode_batch(texts)] if texts else []
@@ -133,17 +151,18 @@ class Generator:
         scores = np.where(there, np.where(np.isfinite(scores), scores, 0.0), -np.inf).astype(np.float32)
         rows = power_of_two(count)
         scores = np.pad(scores, ((0, rows - count), (0, 0)))
-        ids = np.pad(source_ids, ((0, rows - count), (0, 0), (0, 0)), constant_values=self.config.pad_id)
-        mask = (ids != self.config.pad_id) & np.pad(there, ((0, rows - count), (0, 0)))[:, :, None]
+        ids = np.pad(source_ids, ((0, rows - count), (0, 0), (0, 0)), constant_values=self._filler)
+        mask = (ids != self._filler) & np.pad(there, ((0, rows - count), (0, 0)))[:, :, None]
+        ids = np.where(ids != self._filler, ids, self.config.pad_id)
         rng = None
         if self.generation.sample:
             rng = jax.random.fold_in(jax.random.key(self.generation.seed), next(self._draws))
         settings: Any = {"config": self.config, "generation": self.generation}
         answers: Any = None
-        if self.marginal == "joint":
-            hypotheses = fusion_in_decoder(self._params, ids, mask, rng, **settings)
-        elif alone:
+        if alone:
             hypotheses = generate(self._params, ids[:, 0], mask[:, 0], rng, **settings)
+        elif self.marginal == "joint":
+            hypotheses = fusion_in_decoder(self._params, ids, mask, rng, **settings)
         else:
             decode = rag_token if self.marginal == "token" else rag_sequence
             answers = decode(self._params, ids, mask, scores, rng, **settings)

@@ -29,6 +29,13 @@ def load_language_model(
         around.
     """
     run = RunDir.of(run_dir)
+    check_language_model(run, config, tokenizer, step)
+    found, params = load_params(run, step)
+    return found, dataclasses.replace(config, lora=None), merged(params, config)
+
+
+def check_language_model(run: RunDir, config: LanguageModelConfig, tokenizer: str, step: int | None = None) -> None:
+    """Refuses what `load_language_model` does, before anything large is read."""
     trained = learners(run, step)
     wanted = ("language_model",) if config.lora is None else ("language_model", "adapter")
     if not set(wanted) <= set(trained):
@@ -41,8 +48,6 @@ def load_language_model(
             f"{run.path} has trained an adapter, which LanguageModelConfig.lora=None would leave out; set it as it was trained"
         )
     check_tokenizer(run, tokenizer, step, kind="generator_tokenizer")
-    found, params = load_params(run, step)
-    return found, dataclasses.replace(config, lora=None), merged(params, config)
 
 
 def merged(params: Mapping[str, Any], config: LanguageModelConfig) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class LikelihoodJudge:
         check_shapes(abstract, params, "language model", remedy)
         self.config, self._tokens_at_once = config, tokens_at_once
         self._mesh = mesh.build(jax.local_devices())
-        self.params = jax.device_put(params, state_shardings(self._mesh, params))
+        self.params = jax.device_put(params, state_shardings(self._mesh, abstract))
         self._rows = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
 
     def judge(

@@ -7,16 +7,24 @@ from typing import Any
 from realm_jax.answering.answerer import Answerer
 from realm_jax.answering.documents import CorpusDocuments, Documents
 from realm_jax.answering.generating import ClosedBookAnswerer, GeneratingAnswerer, Generator
+from realm_jax.answering.language_models import check_language_model, load_language_model, merged
+from realm_jax.answering.prompted import PromptedGenerator
 from realm_jax.answering.retrieving import RetrievingAnswerer
 from realm_jax.corpus.store import Corpus
+from realm_jax.models import LanguageModelConfig
 from realm_jax.retrieval.index import Index
 from realm_jax.retrieval.manifest import Backend, Manifest
 from realm_jax.retrieval.versions import list_versions, load_version, verify, version_dir
 from realm_jax.run_dir import RunDir, read_json
 from realm_jax.tasks.ict import check_vocabulary
 from realm_jax.tasks.open_qa import OpenQa
+from realm_jax.tasks.ra_dit import RaDit
 from realm_jax.tasks.rag import Rag
+from realm_jax.text.generator_tokenizer import GeneratorTokenizer
 from realm_jax.training.checkpoint import check_tokenizer, learners, load_params
+
+Answering = OpenQa | Rag | RaDit
+"""The settings that questions are answered with."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,13 +49,13 @@ class Loaded:
 
 def load_answerer(
     run: RunDir,
-    task: OpenQa | Rag,
+    task: Answering,
     *,
     step: int | None = None,
     index_version: int | None = None,
     backend: Backend | None = None,
 ) -> Loaded:
-    """Loads a run of open QA or RAG; what does not fit is refused before anything large is read.
+    """Loads a run of open QA or RAG, or RA-DIT's pair; what does not fit is refused before anything large is read.
 
     Args:
       run: fine-tuned with `task`.
@@ -66,7 +74,7 @@ def load_answerer(
     check_vocabulary(corpus, task.retriever.encoder.vocab_size, "retriever")
     if isinstance(task, OpenQa):
         check_vocabulary(corpus, task.reader.encoder.vocab_size, "reader")
-    elif not task.num_documents:
+    elif isinstance(task, Rag) and not task.num_documents:
         raise ValueError(
             "Rag.num_documents=0: a generator without retrieval has no index to answer from; measure it with the evaluate job"
         )
@@ -84,7 +92,7 @@ def load_answerer(
     return Loaded(answerer_of(task, params, documents, index), corpus, index, manifest, step)
 
 
-def check_learners(run: RunDir, task: OpenQa | Rag, step: int | None = None) -> None:
+def check_learners(run: RunDir, task: Answering, step: int | None = None) -> None:
     """Refuses a checkpoint without what the task answers with.
 
     Raises:
@@ -97,14 +105,15 @@ def check_learners(run: RunDir, task: OpenQa | Rag, step: int | None = None) -> 
             f"{run.path} has trained {', '.join(trained)}, expected a {' and a '.join(task.learners)}; "
             f"name a run that was fine-tuned on questions (task {task.name})"
         )
-    if isinstance(task, Rag):
+    if isinstance(task, Rag | RaDit):
         tokenizer = task.open_generator_tokenizer(Corpus.open(task.corpus))
-        check_tokenizer(run, tokenizer.fingerprint, step, kind="generator_tokenizer")
+        if isinstance(task, Rag) or not task.language_model_run:
+            check_tokenizer(run, tokenizer.fingerprint, step, kind="generator_tokenizer")
+        else:
+            check_language_model(RunDir.of(task.language_model_run), task.language_model, tokenizer.fingerprint)
 
 
-def answerer_of(
-    task: OpenQa | Rag, params: Mapping[str, Any], documents: Documents, index: Index
-) -> RetrievingAnswerer:
+def answerer_of(task: Answering, params: Mapping[str, Any], documents: Documents, index: Index) -> RetrievingAnswerer:
     """An answerer with the settings of a task.
 
     Raises:
@@ -126,7 +135,7 @@ def answerer_of(
         documents,
         index,
         task.retriever,
-        _generator(task, params),
+        generator_of(task, params),
         params["retriever"],
         query_len=task.query_len,
         document_len=task.document_len,
@@ -134,20 +143,37 @@ def answerer_of(
     )
 
 
-def closed_book_answerer(task: OpenQa | Rag, params: Mapping[str, Any]) -> ClosedBookAnswerer | None:
+def closed_book_answerer(task: Answering, params: Mapping[str, Any]) -> ClosedBookAnswerer | None:
     """A task's generator without its documents, None of a reader that extracts; errors as `answerer_of`."""
-    return ClosedBookAnswerer(_generator(task, params)) if isinstance(task, Rag) else None
+    return None if isinstance(task, OpenQa) else ClosedBookAnswerer(generator_of(task, params))
 
 
-def _generator(task: Rag, params: Mapping[str, Any]) -> Generator:
-    return Generator(
-        task.generator,
-        params["generator"],
-        task.open_generator_tokenizer(Corpus.open(task.corpus)),
-        task.generation,
-        source_len=task.source_len,
-        marginal=task.marginal,
+def generator_of(task: Rag | RaDit, params: Mapping[str, Any]) -> Generator:
+    """What writes a task's answers; the language model of a run of its own is read from there. Errors as `answerer_of`."""
+    tokenizer = task.open_generator_tokenizer(Corpus.open(task.corpus))
+    if isinstance(task, Rag):
+        return Generator(
+            task.generator,
+            params["generator"],
+            tokenizer,
+            task.generation,
+            source_len=task.source_len,
+            marginal=task.marginal,
+        )
+    config, own = language_model_of(task, params, tokenizer)
+    return PromptedGenerator(
+        config, own, tokenizer, task.generation, task.asked, source_len=task.source_len, marginal=task.marginal
     )
+
+
+def language_model_of(
+    task: RaDit, params: Mapping[str, Any], tokenizer: GeneratorTokenizer
+) -> tuple[LanguageModelConfig, Mapping[str, Any]]:
+    """The shape of a task's language model without its adapter, and its parameters, from its own run or from among `params`."""
+    if task.language_model_run:
+        _, config, own = load_language_model(task.language_model_run, task.language_model, tokenizer.fingerprint)
+        return config, own
+    return dataclasses.replace(task.language_model, lora=None), merged(params, task.language_model)
 
 
 def served_version(run: RunDir, index_version: int | None = None) -> int:

@@ -11,14 +11,12 @@ from typing import Any, Literal
 from realm_jax.answering.answer import Answer
 from realm_jax.answering.asked import STANDARD_INPUT, Asked, asked
 from realm_jax.answering.explaining import explained
-from realm_jax.answering.loading import Loaded, load_answerer
+from realm_jax.answering.loading import Answering, Loaded, load_answerer
 from realm_jax.data.question_formats.question import shortened
 from realm_jax.data.questions import Question
 from realm_jax.retrieval.manifest import Backend
 from realm_jax.run_dir import RunDir, check_can_write, write_text_atomically
 from realm_jax.storage import Place, as_place
-from realm_jax.tasks.open_qa import OpenQa
-from realm_jax.tasks.rag import Rag
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +28,7 @@ Form = Literal["jsonl", "squad"]
 def predict(
     *,
     run_dir: str,
-    task: OpenQa | Rag,
+    task: Answering,
     questions: str | tuple[str, ...],
     output: str | None = None,
     form: Form = "jsonl",

@@ -10,6 +10,7 @@ import safetensors
 import safetensors.numpy
 
 from realm_jax.convert.settings import parse_settings
+from realm_jax.convert.torch_pickles import check_texts
 from realm_jax.run_dir import write_json_atomically
 
 CONFIG_FILE, GENERATION_FILE = "config.json", "generation_config.json"
@@ -127,6 +128,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             "(save_pretrained(folder, safe_serialization=True))"
         ) from error
     try:
+        check_texts(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a pickle that would run something, or no torch file: the kinds differ by version
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]

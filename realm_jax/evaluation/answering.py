@@ -9,7 +9,7 @@ from tqdm import tqdm
 from realm_jax.answering import Answer
 from realm_jax.answering.documents import CorpusDocuments
 from realm_jax.answering.generating import ClosedBookAnswerer
-from realm_jax.answering.loading import answerer_of, check_learners, closed_book_answerer
+from realm_jax.answering.loading import Answering, answerer_of, check_learners, closed_book_answerer
 from realm_jax.answering.retrieving import RetrievingAnswerer
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.questions import Question
@@ -20,8 +20,6 @@ from realm_jax.evaluation.text_scores import check_packages, text_scores
 from realm_jax.models import RetrieverConfig
 from realm_jax.retrieval.index import Index
 from realm_jax.run_dir import RunDir, write_json_atomically
-from realm_jax.tasks.open_qa import OpenQa
-from realm_jax.tasks.rag import Rag
 from realm_jax.training.checkpoint import load_params
 
 _QUESTIONS_AT_ONCE = 16
@@ -73,7 +71,7 @@ def answer_all(
 
 
 def evaluate_answering(
-    task: OpenQa | Rag,
+    task: Answering,
     params: Mapping[str, Any],
     corpus: Corpus,
     index: Index | None,
@@ -149,7 +147,7 @@ def nearest_question(answerer: RetrievingAnswerer, known: Sequence[Asked], asked
 def check_answering(
     run: RunDir,
     retriever: RetrieverConfig | None,
-    task: OpenQa | Rag,
+    task: Answering,
     questions: str | tuple[str, ...] | None,
     texts: bool = False,
 ) -> None:
@@ -178,7 +176,7 @@ def check_answering(
 def answer_queries(
     run: RunDir,
     name: str,
-    task: OpenQa | Rag,
+    task: Answering,
     corpus: Corpus,
     index: Index | None,
     queries: Sequence[RetrievalQuery],
@@ -241,7 +239,7 @@ def answering_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     for name, row in rows.items():
         texts = "".join(_percent(row.get(figure), 7) for figure in more)
         recalls = "".join(_percent(row.get(figure), 7) for figure in _RECALLS)
-        version = str(row["version"]) if "version" in row else ("none" if name in ("open_qa", "rag") else "")
+        version = str(row["version"]) if "version" in row else ("none" if name in ("open_qa", "rag", "ra_dit") else "")
         lines.append(
             f"{name:{label}} | {_percent(row['exact_match'], 6)} {_percent(row['f1'], 6)}{texts} |{recalls} | {version:>5} "
             f"{_percent(row.get('search_recall'), 13)}".rstrip()

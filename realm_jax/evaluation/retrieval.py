@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from realm_jax.answering.loading import served_version
+from realm_jax.answering.loading import Answering, served_version
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.inputs import SpecialIds
 from realm_jax.evaluation.answering import answer_queries, check_answering
@@ -27,8 +27,6 @@ from realm_jax.retrieval.recall import embed_sentences
 from realm_jax.retrieval.versions import list_versions, load_version, verify, version_dir
 from realm_jax.run_dir import RunDir, write_json_atomically
 from realm_jax.tasks.ict import check_vocabulary
-from realm_jax.tasks.open_qa import OpenQa
-from realm_jax.tasks.rag import Rag
 from realm_jax.tasks.realm import Realm
 from realm_jax.training.checkpoint import check_tokenizer, load_params
 from realm_jax.training.snapshots import list_snapshots, load_snapshot
@@ -61,7 +59,7 @@ def evaluate(
     bm25: bool = True,
     reading: Realm | None = None,
     num_masked_sentences: int = 1000,
-    answering: OpenQa | Rag | None = None,
+    answering: Answering | None = None,
     answer_texts: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:

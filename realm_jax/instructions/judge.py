@@ -19,7 +19,9 @@ from realm_jax.instructions.prompts import PromptFormat
 from realm_jax.instructions.retrieved import Preferences, now, save_preferences
 from realm_jax.instructions.texts import encoded
 from realm_jax.models import LanguageModelConfig
+from realm_jax.run_dir import RunDir
 from realm_jax.text.generator_tokenizer import GeneratorTokenizer
+from realm_jax.training.checkpoint import newest_step
 from realm_jax.training.sharding import MeshConfig
 from realm_jax.typed import check_fields
 
@@ -93,7 +95,7 @@ def judge_identity(judge: LanguageModelJudge, tokenizer: GeneratorTokenizer) -> 
     """What must be the same for scores to be the same."""
     return {
         "language_model_run": judge.run,
-        "language_model_step": judge.step,
+        "language_model_step": newest_step(RunDir.of(judge.run), judge.step),
         "length": judge.length,
         "tokenizer": tokenizer.fingerprint,
     }
@@ -114,7 +116,8 @@ def prefer(
       FileNotFoundError: the judge's run has no such checkpoint.
       ValueError: a run of another kind; an example that has no room even without a document.
     """
-    found_step, config, params = load_language_model(judge.run, judge.language_model, tokenizer.fingerprint, judge.step)
+    found_step = identity["language_model_step"]
+    _, config, params = load_language_model(judge.run, judge.language_model, tokenizer.fingerprint, found_step)
     model = LikelihoodJudge(config, params, mesh=judge.mesh, tokens_at_once=judge.tokens_at_once)
     pieces = open_pieces(corpus, tokenizer)
     parts = directory / f"judging-{found_step}-{judge.length}"
@@ -137,7 +140,7 @@ def prefer(
             np.save(temporary, log_likelihoods[rows])
             temporary.replace(file)
     num_tokens = encoded(examples, tokenizer)[1].lengths().astype(np.int32)
-    provenance = {"identity": identity, "language_model_step": found_step, "made_at": now()}
+    provenance = {"identity": identity, "made_at": now()}
     preferences = Preferences(log_likelihoods, num_tokens, provenance)
     save_preferences(directory, preferences)
     shutil.rmtree(parts)

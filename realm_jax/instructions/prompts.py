@@ -40,7 +40,7 @@ class PromptFormat(NamedTuple):
         return cls(tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, *pieces)
 
     def lengths(
-        self, titles: Int64[np.ndarray, "*rows"], bodies: Int64[np.ndarray, "*rows"], room: Int64[np.ndarray, "*rows"]
+        self, titles: Int64[np.ndarray, "*rows"], bodies: Int64[np.ndarray, "*rows"], room: Int64[np.ndarray, "*#rows"]
     ) -> BackgroundLengths:
         """What is read of documents of these lengths where all of the background has `room` pieces.
 

@@ -41,7 +41,7 @@ from realm_jax.tasks.ict import check_vocabulary
 from realm_jax.tasks.rag import open_generator_tokenizer
 from realm_jax.text.generator_tokenizer import GeneratorTokenizer, as_generator_tokenizer
 from realm_jax.text.loading import load_generator_tokenizer
-from realm_jax.training.checkpoint import check_tokenizer, load_params
+from realm_jax.training.checkpoint import check_tokenizer, load_params, newest_step
 
 logger = logging.getLogger(__name__)
 
@@ -116,10 +116,10 @@ def retrieve(
         open_pieces(the_corpus, lm_tokenizer)
     files = (sources,) if isinstance(sources, str) else sources
     version = served_version(run, index_version)
-    identity = {
+    identity: dict[str, Any] = {
         "corpus": the_corpus.fingerprint,
         "retriever_run": str(run.path),
-        "retriever_step": step,
+        "retriever_step": newest_step(run, step),
         "index_version": version,
         "sources": list(files),
         "templates": templates,
@@ -152,7 +152,7 @@ def retrieve(
             embed_dim=retriever.embed_dim,
             num_documents=the_corpus.num_documents,
         )
-        found_step, params = load_params(run, step)
+        _, params = load_params(run, identity["retriever_step"])
         index = load_version(place, backend=backend, manifest=manifest)
         finder = RetrievingAnswerer(
             CorpusDocuments(the_corpus), index, retriever, params["retriever"],
@@ -162,7 +162,6 @@ def retrieve(
         provenance = {
             "identity": identity,
             "corpus": the_corpus.fingerprint,
-            "retriever_step": found_step,
             "search_recall": manifest.search_recall,
             "dropped": dropped,
             "groups": dict(Counter(example.group for example in examples)),
@@ -173,7 +172,7 @@ def retrieve(
     said: dict[str, Any] = {
         "examples": len(found.examples),
         "directory": str(directory),
-        "mean_score_first": float(np.mean(found.scores[:, 0][np.isfinite(found.scores[:, 0])])),
+        "mean_score_first": round(float(np.mean(found.scores[:, 0][np.isfinite(found.scores[:, 0])])), 3),
     }
     if judge is not None:
         preferences = found.preferences
@@ -182,7 +181,7 @@ def retrieve(
             preferences = prefer(judge, judged_by, directory, found.examples, found.documents, the_corpus, lm_tokenizer)
         assert preferences is not None
         known = np.where(np.isnan(preferences.log_likelihoods), -np.inf, preferences.log_likelihoods)
-        said["preferred_first"] = float(np.mean(known.argmax(axis=1) == 0))
+        said["preferred_first"] = round(float(np.mean(known.argmax(axis=1) == 0)), 4)
     logger.info("%s", ", ".join(f"{key} {value}" for key, value in said.items()))
     return said
 

@@ -7,11 +7,9 @@ import logging
 import socket
 
 from realm_jax.answering.collection import Collection
-from realm_jax.answering.loading import load_answerer
+from realm_jax.answering.loading import Answering, load_answerer
 from realm_jax.retrieval.manifest import Backend
 from realm_jax.run_dir import RunDir
-from realm_jax.tasks.open_qa import OpenQa
-from realm_jax.tasks.rag import Rag
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +19,7 @@ _NEEDED = ("starlette", "uvicorn")
 def serve(
     *,
     run_dir: str,
-    task: OpenQa | Rag,
+    task: Answering,
     host: str = "127.0.0.1",
     port: int = 8000,
     editable: bool = True,

@@ -399,6 +399,15 @@ def list_checkpoints(run: RunDir) -> list[int]:
         return sorted(manager.all_steps())
 
 
+def newest_step(run: RunDir, step: int | None = None) -> int:
+    """The step of the newest checkpoint, or the one that is named, if it is there.
+
+    Raises:
+      FileNotFoundError: when the run has no such checkpoint.
+    """
+    return _find_state(run, step)[0]
+
+
 def load_params(run: RunDir, step: int | None = None) -> tuple[int, dict[str, Any]]:
     """Parameters of a run's checkpoint, as host arrays: for warm starts and evaluation.
 

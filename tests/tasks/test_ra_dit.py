@@ -1,0 +1,313 @@
+"""RA-DIT from one job to the next: documents are found and judged, both sides are fine-tuned, and the pair answers."""
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from realm_jax import losses
+from realm_jax.answering.likelihoods import LikelihoodJudge
+from realm_jax.answering.loading import load_answerer
+from realm_jax.corpus.generator_pieces import open_pieces
+from realm_jax.corpus.writer import make_corpus
+from realm_jax.generation import GenerationConfig
+from realm_jax.instructions.judge import LanguageModelJudge, continuations_of
+from realm_jax.instructions.prompts import PromptFormat
+from realm_jax.instructions.retrieve import retrieve
+from realm_jax.instructions.retrieved import open_retrieved
+from realm_jax.models import LanguageModel, Retriever
+from realm_jax.retrieval.build_version import BatchSettings, IndexSettings
+from realm_jax.run_dir import RunDir
+from realm_jax.tasks.instruction_tuning import InstructionTuning
+from realm_jax.tasks.language_modeling import LanguageModeling
+from realm_jax.tasks.ra_dit import RaDit
+from realm_jax.tasks.retriever_tuning import RetrieverTuning, init_params, preference_losses, retriever_tuning_loss
+from realm_jax.text.generator_tokenizer import as_generator_tokenizer
+from realm_jax.training.checkpoint import load_params
+from realm_jax.training.loop import train
+from realm_jax.training.metrics import read_metrics
+from realm_jax.training.optimizer import OptimizerConfig
+from realm_jax.training.refresh import RefreshConfig
+from realm_jax.training.snapshots import save_snapshot
+from tests import tiny
+
+LENGTH = 56
+OPTIMIZER = OptimizerConfig(learning_rate=5e-3, warmup_steps=2)
+OBJECTIVES = ["ra_dit", "reversed_kl", "emdr2", "perplexity_distillation"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A corpus, a language model, a retriever with an index, and what the retrieve job has made of them."""
+    place = tmp_path_factory.mktemp("runs")
+    corpus = make_corpus(place / "corpus", tiny.blocks(), tiny.tokenizer())
+    special = corpus.tokenizer
+    ids = {"bos_id": special.cls_id, "eos_id": special.sep_id, "pad_id": special.pad_id}
+    language_model = tiny.language_model(vocab_size=special.vocab_size, num_layers=1, **ids)
+    common = {"optimizer": OPTIMIZER, "batch_size": 8, "checkpoint_every_steps": 10}
+    train(
+        run_dir=str(place / "lm"),
+        task=LanguageModeling(str(corpus.directory), language_model, length=LENGTH),
+        num_steps=4,
+        **common,
+    )
+    train(run_dir=str(place / "ict"), task=tiny.ict(corpus.directory), num_steps=2, **common)
+    retriever = tiny.ict(corpus.directory).retriever
+    run = RunDir.of(place / "ict")
+    save_snapshot(run, 2, load_params(run)[1]["retriever"])
+    tiny.build_index(run, 2, retriever, corpus)
+    found = SimpleNamespace(
+        place=place,
+        corpus=corpus,
+        language_model=language_model,
+        retriever=retriever,
+        tokenizer=as_generator_tokenizer(corpus.tokenizer),
+        questions=str(tiny.questions_file(place / "questions.jsonl")),
+        judge=LanguageModelJudge(str(place / "lm"), language_model, length=LENGTH),
+    )
+    found.said = run_retrieve(found)
+    found.retrieved = str(place / "ict" / "retrieved" / "train")
+    return found
+
+
+def run_retrieve(runs, **changes):
+    settings = {
+        "run_dir": str(runs.place / "ict"),
+        "corpus": str(runs.corpus.directory),
+        "retriever": runs.retriever,
+        "sources": runs.questions,
+        "corpus_examples": 6,
+        "prompt_tokens": 4,
+        "answer_tokens": 4,
+        "num_documents": 3,
+        "query_len": 12,
+        "judge": runs.judge,
+    }
+    return retrieve(**{**settings, **changes})
+
+
+def tuning(runs, **changes):
+    settings = {"num_documents": 2, "length": LENGTH, "shares": (("plain_text", 0.1),)}
+    return InstructionTuning(str(runs.corpus.directory), runs.retrieved, runs.language_model, **{**settings, **changes})
+
+
+def retriever_tuning(runs, **changes):
+    settings = {"num_documents": 3, "query_len": 12, "document_len": 24, "shares": ()}
+    untied = dataclasses.replace(runs.retriever, tied=False)
+    return RetrieverTuning(str(runs.corpus.directory), runs.retrieved, untied, **{**settings, **changes})
+
+
+def test_what_is_retrieved_and_judged(runs):
+    found = open_retrieved(runs.retrieved, runs.corpus)
+    groups = [example.group for example in found.examples]
+    assert groups.count("plain_text") == 6 and groups.count("open_qa") == len(groups) - 6 > 0
+    assert found.documents.shape == (len(groups), 3) and (found.documents >= 0).all()
+    assert (np.diff(found.scores, axis=1) <= 0).all()
+    for example, documents in zip(found.examples, found.documents, strict=True):
+        if example.group == "plain_text":
+            assert int(example.id) not in documents.tolist()  # it holds the answer word for word
+    # each likelihood against the model read whole
+    _, params = load_params(RunDir.of(runs.place / "lm"))
+    pieces, tokenizer = open_pieces(runs.corpus, runs.tokenizer), runs.tokenizer
+    form = PromptFormat.of(tokenizer)
+    for row in (0, len(groups) - 1):
+        example = found.examples[row]
+        prompt, answer = tokenizer.encode(example.prompt).ids, tokenizer.encode(f" {example.answer}").ids
+        assert found.preferences.num_tokens[row] == len(answer)
+        for column, document in enumerate(found.documents[row].tolist()):
+            background = form.background(pieces.titles[document], pieces.bodies[document])
+            room = LENGTH - 1 - len(prompt) - len(answer)
+            if len(background) > room:
+                continue
+            text = jnp.asarray(np.concatenate([[form.bos], background, prompt, answer]), jnp.int32)[None]
+            logits = LanguageModel(runs.language_model).apply({"params": params["language_model"]}, text, text * 0 + 1)
+            log_probs = jax.nn.log_softmax(logits[0], axis=-1)
+            first = text.shape[1] - len(answer)
+            expected = sum(float(log_probs[first + at - 1, token]) for at, token in enumerate(answer.tolist()))
+            assert found.preferences.log_likelihoods[row, column] == pytest.approx(expected, abs=1e-3)
+
+
+def test_what_is_there_is_used_again_and_never_mixed_with_other_settings(runs, caplog):
+    before = (runs.place / "ict/retrieved/train/documents.npy").stat().st_mtime_ns
+    with caplog.at_level("INFO"):
+        assert run_retrieve(runs) == runs.said
+    assert caplog.text.count("is there already, and used again") == 2
+    assert (runs.place / "ict/retrieved/train/documents.npy").stat().st_mtime_ns == before
+    with pytest.raises(
+        ValueError, match=r"made with other settings \(query_len: 12, now 11\); give another retrieve.name"
+    ):
+        run_retrieve(runs, query_len=11)
+    with pytest.raises(ValueError, match=r"made with other settings \(length: 56, now 40\)"):
+        run_retrieve(runs, judge=dataclasses.replace(runs.judge, length=40))
+
+
+def test_a_judge_that_was_stopped_goes_on_where_it_was(runs, monkeypatch):
+    monkeypatch.setattr("realm_jax.instructions.judge._EXAMPLES_A_PART", 4)
+    judged, calls = LikelihoodJudge.judge, []
+
+    def stopped(self, continuations, *rest):
+        calls.append(len(continuations))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return judged(self, continuations, *rest)
+
+    monkeypatch.setattr(LikelihoodJudge, "judge", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_retrieve(runs, name="stopped")
+    with pytest.raises(ValueError, match="has not been judged"):
+        retriever_tuning(with_changes(runs, retrieved=str(runs.place / "ict/retrieved/stopped"))).build(0)
+    run_retrieve(runs, name="stopped")
+    whole, again = (
+        open_retrieved(str(runs.place / "ict/retrieved" / name), runs.corpus) for name in ("train", "stopped")
+    )
+    np.testing.assert_allclose(
+        whole.preferences.log_likelihoods, again.preferences.log_likelihoods, atol=1e-4
+    )  # in other batches
+    assert sum(calls) == whole.documents.size + 12  # the part that was lost was judged twice
+
+
+def with_changes(runs, **changes):
+    return SimpleNamespace(**{**vars(runs), **changes})
+
+
+def test_examples_without_a_document_or_with_one_teach_the_retriever_nothing(runs):
+    task = retriever_tuning(runs)
+    built = task.build(0)
+    examples = built.examples(0, 8, slice(None))
+    batch = built.retrieval.join_embedded(examples, examples.documents, np.ones((8, 3, 16), np.float32))
+    params = init_params(jax.random.key(0), retriever=task.retriever)
+    settings = {"retriever": task.retriever, "objective": "ra_dit", "temperature": 0.01, "train_documents": False}
+    batch = jax.tree.map(jnp.asarray, batch)
+    nothing = batch._replace(document_mask=batch.document_mask.at[3].set(False))
+    loss, metrics = retriever_tuning_loss(params, nothing, None, **settings)
+    assert float(loss.weight) == 7.0 and np.isfinite(float(loss.total))
+    assert 0 <= float(metrics["preferred_first"].total) <= 7
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_each_objective_is_its_equation_of_the_batch(runs, objective):
+    task = retriever_tuning(runs, objective=objective, temperature=0.5)
+    built = task.build(0)
+    examples = built.examples(0, 4, slice(None))
+    embeds = np.random.default_rng(0).standard_normal((4, 3, task.retriever.embed_dim)).astype(np.float32)
+    batch = jax.tree.map(jnp.asarray, built.retrieval.join_embedded(examples, examples.documents, embeds))
+    params = init_params(jax.random.key(0), retriever=task.retriever)
+    query = Retriever(task.retriever).apply(
+        {"params": params["retriever"]}, batch.query.ids, batch.query.segment_ids, batch.query.ids != 0, True,
+        method="embed_queries",
+    )  # fmt: skip
+    scores = np.einsum("be,bke->bk", np.asarray(query, np.float64), embeds)
+    log_r = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
+    likelihoods = np.asarray(batch.log_likelihoods, np.float64)
+    normal = np.exp(likelihoods / np.asarray(batch.num_tokens)[:, None]) / 0.5
+    log_lsr = normal - np.logaddexp.reduce(normal, axis=1, keepdims=True)
+    tempered = likelihoods / 0.5
+    log_atlas = tempered - np.logaddexp.reduce(tempered, axis=1, keepdims=True)
+    expected = {
+        "ra_dit": (np.exp(log_r) * (log_r - log_lsr)).sum(1),
+        "reversed_kl": (np.exp(log_lsr) * (log_lsr - log_r)).sum(1),
+        "emdr2": -np.logaddexp.reduce(log_r + likelihoods, axis=1),
+        "perplexity_distillation": (np.exp(log_atlas) * (log_atlas - log_r)).sum(1),
+    }[objective]
+    loss, _ = built.loss(params, batch, None)
+    np.testing.assert_allclose(loss.total, expected.sum(), rtol=1e-3, atol=1e-4)
+    log_probs = losses.candidate_log_probs(jnp.asarray(scores, jnp.float32), batch.document_mask)
+    np.testing.assert_allclose(preference_losses(objective, log_probs, batch, 0.5), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("train_documents", [False, True])
+def test_the_retriever_learns_what_the_language_model_prefers(runs, tmp_path, train_documents):
+    refresh = RefreshConfig(
+        mode="synchronous" if train_documents else "frozen",
+        embedder="in_trainer",
+        snapshot_every_steps=6,
+        index=IndexSettings(backend="exact"),
+        batches=BatchSettings(document_len=24, query_len=12, batch_size=16),
+    )
+    train(
+        run_dir=str(tmp_path / "tuned"),
+        task=retriever_tuning(runs, temperature=0.001, train_documents=train_documents),
+        optimizer=OPTIMIZER,
+        refresh=refresh,
+        warm_start=(str(runs.place / "ict"),),
+        num_steps=12,
+        batch_size=16,
+        checkpoint_every_steps=12,
+    )
+    records = read_metrics(str(tmp_path / "tuned"))
+    first, last = (np.mean([record["loss"] for record in some]) for some in (records[:3], records[-3:]))
+    assert last < 0.98 * first
+    assert {"preferred_first", "answer_nll", "retrieval_entropy", "index_version"} <= records[-1].keys()
+    before = load_params(RunDir.of(runs.place / "ict"))[1]["retriever"]["shared_encoder"]
+    after = load_params(RunDir.of(tmp_path / "tuned"))[1]["retriever"]
+    same = {side: all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), before, after[side]))) for side in after}  # fmt: skip
+    assert same == {"query_encoder": False, "document_encoder": not train_documents}
+    assert records[-1]["index_version"] == (6 if train_documents else 0)
+
+
+def test_the_pair_answers_with_documents(runs, tmp_path):
+    train(
+        run_dir=str(tmp_path / "lm_ft"),
+        task=tuning(runs),
+        optimizer=OPTIMIZER,
+        warm_start=(str(runs.place / "lm"),),
+        num_steps=6,
+        batch_size=8,
+        checkpoint_every_steps=6,
+    )
+    task = RaDit(
+        str(runs.corpus.directory),
+        runs.retriever,
+        runs.language_model,
+        language_model_run=str(tmp_path / "lm_ft"),
+        num_documents=3,
+        query_len=12,
+        source_len=48,
+        document_len=24,
+        generation=GenerationConfig(num_beams=2, max_length=6),
+    )
+    question = json.loads((runs.place / "questions.jsonl").read_text().splitlines()[0])["question"]
+    for marginal in ("sequence", "token", "joint"):
+        loaded = load_answerer(RunDir.of(runs.place / "ict"), dataclasses.replace(task, marginal=marginal))
+        (answer,) = loaded.answerer.answer([question])
+        assert len(answer.documents) == 3 and 0 <= answer.prob <= 1
+        posteriors = [found.posterior for found in answer.documents]
+        assert marginal == "joint" or sum(posteriors) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_what_does_not_fit_is_refused(runs, tmp_path):
+    with pytest.raises(ValueError, match=r"num_documents=4, but 3 documents were retrieved"):
+        tuning(runs, num_documents=4).build(0)
+    with pytest.raises(
+        ValueError, match=r"shares names dialogue, of which there is no example; .* plain_text, open_qa"
+    ):
+        tuning(runs, shares=(("dialogue", 0.05),)).build(0)
+    with pytest.raises(ValueError, match="holds no retrieved examples"):
+        tuning(with_changes(runs, retrieved=str(tmp_path))).build(0)
+    with pytest.raises(ValueError, match=r"temperature must be above 0, got 0.0"):
+        retriever_tuning(runs, temperature=0.0)
+    with pytest.raises(ValueError, match="at least 2, since one document has nothing to compare with"):
+        retriever_tuning(runs, num_documents=1)
+    with pytest.raises(ValueError, match="has trained retriever, expected a language_model"):
+        run_retrieve(runs, name="other", judge=dataclasses.replace(runs.judge, run=str(runs.place / "ict")))
+    with pytest.raises(ValueError, match="nothing to retrieve for"):
+        run_retrieve(runs, name="none", sources=(), corpus_examples=0)
+    with pytest.raises(ValueError, match=r"an example of .* has .* tokens, and the judge reads 8"):
+        found = open_retrieved(runs.retrieved, runs.corpus)
+        continuations_of(found.examples, found.documents, open_pieces(runs.corpus, runs.tokenizer), runs.tokenizer, 8)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "file", ["examples.jsonl", "documents.npy", "scores.npy", "log_likelihoods.npy", "num_tokens.npy"]
+)
+def test_damaged_results_are_refused(runs, tmp_path, file):
+    for part in (runs.place / "ict/retrieved/train").iterdir():
+        (tmp_path / part.name).write_bytes(part.read_bytes())
+    content = (tmp_path / file).read_bytes()
+    (tmp_path / file).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"is damaged .* run the retrieve job again"):
+        open_retrieved(str(tmp_path), runs.corpus)
