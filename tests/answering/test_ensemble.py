@@ -1,0 +1,237 @@
+"""A language model that retrieves, asked for likelihoods and for text: against the model read whole, prompt by prompt."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from realm_jax.answering.documents import CorpusDocuments
+from realm_jax.answering.ensemble import CUT, RetrievalAugmentedLm
+from realm_jax.answering.likelihoods import Continuation, LikelihoodJudge
+from realm_jax.answering.prompted import padded_prompts, prompt_with
+from realm_jax.answering.retrieving import RetrievingAnswerer
+from realm_jax.corpus.generator_pieces import open_pieces
+from realm_jax.corpus.writer import make_corpus
+from realm_jax.evaluation.few_shot.model import AugmentedModel
+from realm_jax.instructions.prompts import PromptFormat
+from realm_jax.models import LanguageModel, Retriever
+from realm_jax.retrieval.exact import ExactIndex
+from realm_jax.text.generator_tokenizer import as_generator_tokenizer
+from realm_jax.training.sharding import MeshConfig
+from tests import tiny
+
+TOLERANCE = 2e-4  # of sums of log-probabilities about 20, added in other orders
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """A corpus with a random retriever's index, its pieces, and a random language model."""
+    corpus = make_corpus(tmp_path_factory.mktemp("z") / "corpus", tiny.blocks(), tiny.tokenizer())
+    tokenizer = as_generator_tokenizer(corpus.tokenizer)
+    config = tiny.language_model(
+        vocab_size=tokenizer.vocab_size, num_layers=1, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, pad_id=0
+    )
+    ids = jnp.ones((1, 8), jnp.int32)
+    params = LanguageModel(config).init(jax.random.key(0), ids, ids)["params"]
+    retriever = tiny.retriever()
+    of_retriever = Retriever(retriever).init(jax.random.key(1), ids, ids * 0, ids > 0)["params"]
+    rng = np.random.default_rng(0)
+    embeds = rng.standard_normal((corpus.num_documents, retriever.embed_dim)).astype(np.float32)
+    finder = RetrievingAnswerer(
+        CorpusDocuments(corpus), ExactIndex(embeds), retriever, of_retriever, query_len=12, document_len=24, num_read=3
+    )
+    return corpus, tokenizer, config, params, finder
+
+
+def model(parts, **changes):
+    corpus, tokenizer, config, params, finder = parts
+    judge = LikelihoodJudge(config, params, mesh=MeshConfig(), tokens_at_once=1024)
+    return RetrievalAugmentedLm(
+        judge, tokenizer, finder, open_pieces(corpus, tokenizer), **{"num_documents": 3, **changes}
+    )
+
+
+@functools.lru_cache
+def reader(config):
+    return jax.jit(lambda params, ids, segments: LanguageModel(config).apply({"params": params}, ids, segments))
+
+
+def log_probs_after(parts, context, continuation):
+    """log p of every token at each place of the continuation, the whole text being read at once: [len + 1, vocab]."""
+    _, _, config, params, _ = parts
+    ids = np.zeros((1, config.max_length), np.int32)
+    whole = [*context, *continuation]
+    ids[0, : len(whole)] = whole
+    segments = (np.arange(config.max_length) < len(whole)).astype(np.int32)[None]
+    logits = np.asarray(reader(config)(params, jnp.asarray(ids), jnp.asarray(segments)))[0].astype(np.float64)
+    at = logits[len(context) - 1 : len(whole)]
+    return at - np.logaddexp.reduce(at, axis=-1, keepdims=True)
+
+
+def log_prob(parts, context, continuation):
+    steps = log_probs_after(parts, context, continuation)
+    return sum(steps[place, token] for place, token in enumerate(continuation))
+
+
+def contexts(parts, prompt, query, room):
+    """Of each document, and log p_R, made by hand."""
+    corpus, tokenizer, _, _, finder = parts
+    found = finder.retrieve([query], None, lambda stage: None)
+    form, pieces = PromptFormat.of(tokenizer), open_pieces(corpus, tokenizer)
+    scores = found.scores[0].astype(np.float64)
+    asked = tokenizer.encode(prompt).ids
+    read = [prompt_with(form, pieces, [int(document)], asked, room).tolist() for document in found.ids[0]]
+    return read, scores - np.logaddexp.reduce(scores)
+
+
+def test_is_what_evaluations_ask_for(parts):
+    assert isinstance(model(parts), AugmentedModel)
+
+
+def test_likelihoods_are_ensembled_by_the_retrievers_probabilities(parts):
+    tokenizer, config = parts[1], parts[2]
+    prompts, continuations = ["w1 w2 lived in", "w3", "w1 w2 lived in"], [" w5 w6", " w7", " w8"]
+    found = model(parts).log_likelihoods(prompts, continuations, prompts)
+    for prompt, continuation, scored in zip(prompts, continuations, found, strict=True):
+        ids = tokenizer.encode(continuation).ids.tolist()
+        read, log_priors = contexts(parts, prompt, prompt, config.max_length - len(ids))
+        joint = [prior + log_prob(parts, context, ids) for context, prior in zip(read, log_priors, strict=True)]
+        assert scored.log_prob == pytest.approx(np.logaddexp.reduce(joint), abs=TOLERANCE)
+        assert scored.num_tokens == len(ids)
+
+
+def test_without_a_query_the_prompt_stands_alone(parts):
+    tokenizer = parts[1]
+    context = [tokenizer.bos_id, *tokenizer.encode("w1 w2").ids.tolist()]
+    ids = tokenizer.encode(" w5").ids.tolist()
+    expected = pytest.approx(log_prob(parts, context, ids), abs=TOLERANCE)
+    assert model(parts).log_likelihoods(["w1 w2"], [" w5"])[0].log_prob == expected
+    assert model(parts).log_likelihoods(["w1 w2"], [" w5"], [" "])[0].log_prob == expected
+    alone = RetrievalAugmentedLm(LikelihoodJudge(*parts[2:4]), tokenizer)
+    assert alone.log_likelihoods(["w1 w2"], [" w5"], ["w1 w2"])[0].log_prob == expected
+
+
+def test_greedy_is_said_of_what_is_written(parts):
+    asked = model(parts, num_documents=1)
+    (written,) = asked.generate(["w1 w2"], ["w1 w2"], max_tokens=3)
+    assert written
+    scored = asked.log_likelihoods(["w1 w2"] * 2, [f" {written}", " w5 w6 w7"], ["w1 w2"] * 2)
+    assert [one.is_greedy for one in scored] == [True, False]
+
+
+def test_text_is_written_token_by_token_of_the_ensemble(parts):
+    tokenizer = parts[1]
+    (written,) = model(parts, marginal="token").generate(["w1 w2"], ["w1 w2"], max_tokens=4)
+    read, log_priors = contexts(parts, "w1 w2", "w1 w2", parts[2].max_length - 4)
+    expected: list[int] = []
+    while len(expected) < 4 and (not expected or expected[-1] != tokenizer.eos_id):
+        steps = np.stack([log_probs_after(parts, context, expected)[-1] for context in read])
+        expected.append(int(np.logaddexp.reduce(log_priors[:, None] + steps, axis=0).argmax()))
+    assert written == tokenizer.decode(expected)
+
+
+def test_stop_texts_end_what_is_written(parts):
+    asked = model(parts)
+    (whole,) = asked.generate(["w1"], ["w1"], max_tokens=6)
+    words = whole.split()
+    (cut,) = asked.generate(["w1"], ["w1"], max_tokens=6, stop=[words[-1], "nowhere"])
+    assert cut == whole[: whole.find(words[-1])]
+
+
+def test_all_documents_in_one_prompt_the_best_last(parts):
+    corpus, tokenizer, config, _, finder = parts
+    form, pieces = PromptFormat.of(tokenizer), open_pieces(corpus, tokenizer)
+    ids = finder.retrieve(["w1"], None, lambda stage: None).ids[0].tolist()
+    asked = tokenizer.encode("w1").ids
+    backgrounds = [form.background(pieces.titles[document], pieces.bodies[document]) for document in ids]
+    enough = 2 + sum(map(len, backgrounds))
+    whole = prompt_with(form, pieces, ids, asked, enough)
+    assert whole.tolist() == np.concatenate([[form.bos], *reversed(backgrounds), asked]).tolist()
+    room = enough - len(backgrounds[2]) - 1  # the third has no room, and the second is cut
+    part = prompt_with(form, pieces, ids, asked, room)
+    assert len(part) <= room and part[-1 - len(backgrounds[0]) : -1].tolist() == backgrounds[0].tolist()
+    context = prompt_with(form, pieces, ids, asked, config.max_length - 1).tolist()
+    (scored,) = model(parts, marginal="joint").log_likelihoods(["w1"], [" w5"], ["w1"])
+    assert scored.log_prob == pytest.approx(
+        log_prob(parts, context, tokenizer.encode(" w5").ids.tolist()), abs=TOLERANCE
+    )
+
+
+def test_a_prompt_that_is_too_long_loses_its_beginning_and_is_counted(parts):
+    asked, tokenizer = model(parts), parts[1]
+    words = " ".join(["w1 w2 w3 w4"] * 40)
+    (scored,) = asked.log_likelihoods([words], [" w5"], ["w1"])
+    assert asked.counts == {CUT: 1}
+    room = parts[2].max_length - 1
+    context = [tokenizer.bos_id, *tokenizer.encode(words).ids.tolist()[-(room - 1) :]]
+    assert scored.log_prob == pytest.approx(
+        log_prob(parts, context, tokenizer.encode(" w5").ids.tolist()), abs=TOLERANCE
+    )
+
+
+def test_a_long_text_is_judged_token_by_token_once(parts):
+    tokenizer, config = parts[1], parts[2]
+    words = " ".join(f"w{number % 9}" for number in range(100))
+    ids = tokenizer.encode(words).ids.tolist()
+    width = config.max_length - 1
+    assert len(ids) > width
+    first = log_prob(parts, [tokenizer.bos_id], ids[:width])
+    rest = ids[width:]
+    before = ids[len(ids) - width : width]
+    second = log_prob(parts, [tokenizer.bos_id, *before], rest)
+    found = model(parts).rolling_log_likelihoods([words, "w1", ""])
+    assert found[0] == pytest.approx(first + second, abs=1e-3)
+    assert found[1] == pytest.approx(
+        log_prob(parts, [tokenizer.bos_id], tokenizer.encode("w1").ids.tolist()), abs=TOLERANCE
+    )
+    assert found[2] == 0.0
+
+
+def test_judging_does_not_depend_on_batches_or_devices(parts):
+    _, _, config, params, _ = parts
+    rng = np.random.default_rng(0)
+    rows = [
+        Continuation(
+            rng.integers(3, 40, rng.integers(1, 30)).astype(np.int32), rng.integers(3, 40, size).astype(np.int32)
+        )
+        for size in [1, 4, 0, 9, 2, 3, 7, 1, 5, 2, 6]
+    ]
+    told: list[int] = []
+    whole = LikelihoodJudge(config, params, mesh=MeshConfig(data=4, fsdp=2)).judge(rows, told.append)
+    assert sum(told) == len(rows)
+    spread = LikelihoodJudge(config, params, mesh=MeshConfig(data=2, tensor=4), tokens_at_once=64).judge(rows)
+    np.testing.assert_allclose(whole.log_probs, spread.log_probs, atol=TOLERANCE)
+    expected = [log_prob(parts, row.context.tolist(), row.continuation.tolist()) for row in rows]
+    np.testing.assert_allclose(whole.log_probs, expected, atol=TOLERANCE)
+    np.testing.assert_array_equal(whole.is_greedy, spread.is_greedy)
+    assert whole.log_probs[2] == 0.0 and whole.is_greedy[2]
+
+
+def test_what_is_refused(parts):
+    _, tokenizer, config, params, finder = parts
+    judge = LikelihoodJudge(config, params)
+    with pytest.raises(ValueError, match="together up to 65 tokens; cut the contexts"):
+        judge.judge([Continuation(np.full(60, 5, np.int32), np.full(5, 5, np.int32))])
+    with pytest.raises(ValueError, match="contexts from 0"):
+        judge.judge([Continuation(np.zeros(0, np.int32), np.full(5, 5, np.int32))])
+    with pytest.raises(ValueError, match="a finder and the pieces of its documents, or neither"):
+        RetrievalAugmentedLm(judge, tokenizer, finder)
+    asked = model(parts)
+    with pytest.raises(ValueError, match="a query for each of 1 prompts, got 2"):
+        asked.log_likelihoods(["w1"], [" w2"], ["w1", "w2"])
+    with pytest.raises(
+        ValueError, match="max_tokens: expected between 1 and 62, since the model has 64 positions, got 63"
+    ):
+        asked.generate(["w1"], max_tokens=63)
+    with pytest.raises(ValueError, match="a continuation of 70 tokens, and the model reads 64"):
+        asked.log_likelihoods(["w1"], [" w2" * 70])
+    with pytest.raises(ValueError, match="give the job the LanguageModelConfig that the run was trained with"):
+        LikelihoodJudge(dataclasses.replace(config, num_layers=2), params)
+
+
+def test_padding_may_be_a_token_that_prompts_have(parts):
+    padded = padded_prompts([[np.array([2, 0, 5], np.int32)], [np.array([2], np.int32)]], 40)
+    assert padded[:, 0, :4].tolist() == [[2, 0, 5, -1], [2, -1, -1, -1]]
