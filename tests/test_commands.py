@@ -47,12 +47,12 @@ def test_commands_are_found_in_every_form():
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory):
-    """A place where runs/bert, runs/minilm and runs/nq were converted and runs/qa trained, as far as gin files go."""
+    """A place where runs/bert, runs/minilm, runs/dragon and runs/nq were converted and runs/qa trained, as far as gin files go."""
     place = tmp_path_factory.mktemp("converted")
     model = Model(
         {}, retriever=RetrieverConfig(TransformerConfig(), projection_size=None), knowledge_encoder=TransformerConfig()
     )
-    for run in ("bert", "minilm"):
+    for run in ("bert", "minilm", "dragon"):
         folder = RunDir(place / "runs" / run).weights
         folder.mkdir(parents=True)
         for name, text in gin_files(model).items():
