@@ -70,6 +70,12 @@ JOBS: Mapping[str, Job] = MappingProxyType(
             "measure retrieval with a checkpoint and an index",
             f"{_OWN_DOCUMENTS} --gin.evaluate.max_queries=200",
         ),
+        "few_shot": Job(
+            "realm_jax.evaluation.few_shot.job:few_shot",
+            "ask a language model that retrieves MMLU, NQ and others, with demonstrations (RA-DIT)",
+            "--run_dir=runs/ra_dit --gin_file=runs/ra_dit_tiny.gin --gin.CORPUS=runs/mine/corpus --gin.LANGUAGE_MODEL=runs/ra_dit_lm "
+            "--gin.few_shot.questions=nq=dev.jsonl",
+        ),
         "tagger": Job(
             "realm_jax.evaluation.tagging:tagger",
             "measure a trained salient-span tagger, write it for the corpus job",

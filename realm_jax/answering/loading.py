@@ -6,10 +6,13 @@ from typing import Any
 
 from realm_jax.answering.answerer import Answerer
 from realm_jax.answering.documents import CorpusDocuments, Documents
+from realm_jax.answering.ensemble import RetrievalAugmentedLm
 from realm_jax.answering.generating import ClosedBookAnswerer, GeneratingAnswerer, Generator
 from realm_jax.answering.language_models import check_language_model, load_language_model, merged
+from realm_jax.answering.likelihoods import LikelihoodJudge
 from realm_jax.answering.prompted import PromptedGenerator
 from realm_jax.answering.retrieving import RetrievingAnswerer
+from realm_jax.corpus.generator_pieces import open_pieces
 from realm_jax.corpus.store import Corpus
 from realm_jax.models import LanguageModelConfig
 from realm_jax.retrieval.index import Index
@@ -22,6 +25,7 @@ from realm_jax.tasks.ra_dit import RaDit
 from realm_jax.tasks.rag import Rag
 from realm_jax.text.generator_tokenizer import GeneratorTokenizer
 from realm_jax.training.checkpoint import check_tokenizer, learners, load_params
+from realm_jax.training.sharding import MeshConfig
 
 Answering = OpenQa | Rag | RaDit
 """The settings that questions are answered with."""
@@ -68,6 +72,72 @@ def load_answerer(
       FileNotFoundError: no such checkpoint.
       ValueError: a run of another kind, no index, or parts that do not fit each other.
     """
+    parts = _load_parts(run, task, step, index_version, backend)
+    answerer = answerer_of(task, parts.params, parts.documents, parts.index)
+    return Loaded(answerer, parts.corpus, parts.index, parts.manifest, parts.step)
+
+
+def load_augmented(
+    run: RunDir,
+    task: RaDit,
+    *,
+    step: int | None = None,
+    index_version: int | None = None,
+    backend: Backend | None = None,
+    mesh: MeshConfig = MeshConfig(),
+    tokens_at_once: int = 16384,
+) -> RetrievalAugmentedLm:
+    """Loads RA-DIT's pair to be asked as language models are, by an evaluation harness say.
+
+    Args:
+      run: of the retriever, with an index.
+      task: what belongs together; `prompt`, `source_len` and `generation.max_length` are not read.
+      step, index_version, backend: see `load_answerer`.
+      mesh: of the language model, over the devices of this process.
+      tokens_at_once: of one program.
+
+    Raises: as `load_answerer`.
+    """
+    parts = _load_parts(run, task, step, index_version, backend)
+    tokenizer = task.open_generator_tokenizer(parts.corpus)
+    pieces = open_pieces(parts.corpus, tokenizer)
+    config, own = language_model_of(task, parts.params, tokenizer)
+    finder = RetrievingAnswerer(
+        parts.documents,
+        parts.index,
+        task.retriever,
+        parts.params["retriever"],
+        query_len=task.query_len,
+        document_len=task.document_len,
+        num_read=task.num_documents,
+    )
+    judge = LikelihoodJudge(config, own, mesh=mesh, tokens_at_once=tokens_at_once)
+    return RetrievalAugmentedLm(
+        judge,
+        tokenizer,
+        finder,
+        pieces,
+        num_documents=task.num_documents,
+        marginal=task.marginal,
+        num_beams=task.generation.num_beams,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+    """Of a run."""
+
+    corpus: Corpus
+    documents: CorpusDocuments
+    index: Index
+    manifest: Manifest
+    step: int
+    params: dict[str, Any]
+
+
+def _load_parts(
+    run: RunDir, task: Answering, step: int | None, index_version: int | None, backend: Backend | None
+) -> _Parts:
     corpus = Corpus.open(task.corpus)
     documents = CorpusDocuments(corpus)
     documents.text(0)  # opened now: what cannot be read is told before the models are loaded
@@ -89,7 +159,7 @@ def load_answerer(
     )
     step, params = load_params(run, step)
     index = load_version(directory, backend=backend, manifest=manifest)
-    return Loaded(answerer_of(task, params, documents, index), corpus, index, manifest, step)
+    return _Parts(corpus, documents, index, manifest, step, params)
 
 
 def check_learners(run: RunDir, task: Answering, step: int | None = None) -> None:

@@ -1,0 +1,86 @@
+"""The few_shot job: asks RA-DIT's pair, or its language model alone, questions with demonstrations before them."""
+
+from typing import Any
+
+from realm_jax.answering.loading import load_augmented
+from realm_jax.evaluation.few_shot.evaluation import evaluate_few_shot, few_shot_task
+from realm_jax.retrieval.manifest import Backend
+from realm_jax.run_dir import RunDir
+from realm_jax.tasks.ra_dit import RaDit
+from realm_jax.training.sharding import MeshConfig
+
+
+def few_shot(
+    *,
+    run_dir: str,
+    task: RaDit,
+    questions: str | tuple[str, ...],
+    demonstrations: str | tuple[str, ...] = (),
+    shots: tuple[int, ...] = (0,),
+    name: str = "model",
+    retrieve: bool = True,
+    templates: str | None = None,
+    max_questions: int | None = None,
+    seed: int = 0,
+    step: int | None = None,
+    index_version: int | None = None,
+    backend: Backend | None = None,
+    mesh: MeshConfig = MeshConfig(),
+    tokens_at_once: int = 16384,
+) -> dict[str, Any]:
+    """Asks the questions of several data sets with several numbers of demonstrations, and prints a table.
+
+    The figures go to RUN/evaluation/NAME-few_shot.json, every prediction among them.
+
+    Args:
+      run_dir: the retriever's run, with an index.
+      task: which language model belongs to it, and how many documents it reads.
+      questions: TEMPLATE=PLACE of each data set, such as "mmlu=mmlu/test"; templates and what they read: docs/evaluation.md.
+      demonstrations: TEMPLATE=PLACE of what demonstrations are drawn from, for shots above 0.
+      shots: numbers of demonstrations, a row each.
+      name: of the evaluation.
+      retrieve: whether documents are read; False for the language model alone.
+      templates: a file of templates instead of the package's.
+      max_questions: of each data set, drawn by the seed; None for all.
+      seed: of the draws.
+      step: of the retriever's checkpoint; None for the newest.
+      index_version: which version; None for the one that the run serves, or its newest.
+      backend: None for the one that the index was built for; "exact" searches all documents.
+      mesh: of the language model, over the devices of this process.
+      tokens_at_once: of one program.
+
+    Returns:
+      The figures.
+
+    Raises:
+      FileNotFoundError: no such file or checkpoint.
+      ValueError: parts that do not fit each other, or questions that are not what their template reads.
+    """
+    asked = _places("questions", questions)
+    shown = _places("demonstrations", demonstrations)
+    unknown = sorted(set(shown) - set(asked))
+    if unknown or not asked:
+        raise ValueError(
+            f"few_shot.demonstrations are of {', '.join(unknown)}, of which there are no questions; name those, too"
+            if unknown
+            else "few_shot.questions names nothing; expected TEMPLATE=PLACE, such as nq=dev.jsonl"
+        )
+    tasks = [few_shot_task(known, place, shown.get(known), templates) for known, place in asked.items()]
+    run = RunDir.of(run_dir)
+    model = load_augmented(
+        run, task, step=step, index_version=index_version, backend=backend, mesh=mesh, tokens_at_once=tokens_at_once
+    )
+    return evaluate_few_shot(
+        model, tasks, shots, run_dir=run, name=name, retrieve=retrieve, max_questions=max_questions, seed=seed
+    )
+
+
+def _places(setting: str, said: str | tuple[str, ...]) -> dict[str, str]:
+    """The place of each template's data."""
+    found: dict[str, str] = {}
+    for entry in (said,) if isinstance(said, str) else said:
+        name, equals, place = entry.partition("=")
+        if not equals or not name or not place or name in found:
+            raise ValueError(f"few_shot.{setting}: expected TEMPLATE=PLACE, each template once, got {entry!r}")
+        found[name] = place
+    return found
