@@ -46,7 +46,7 @@ def read_language_model(path: Path, tokenizer: str = "") -> Model:
     with LlamaFolder(path) as folder:
         config = with_ids_of(chosen, folder.config, folder.settings)  # before anything large is read
         mesh = MeshConfig(data=1, fsdp=-1).build()
-        params = folder.params(state_shardings(mesh, shapes_of(config)))
+        params = folder.params(state_shardings(mesh, shapes_of(folder.config)))
     return Model(
         {"language_model": params},
         language_model=config,

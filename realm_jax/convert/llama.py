@@ -176,6 +176,7 @@ class _Wanted(NamedTuple):
     stacked: bool
 
 
+@functools.lru_cache(maxsize=4)  # a folder that is read asks twice
 def shapes_of(config: LanguageModelConfig) -> Any:
     """The parameters of a model as jax.ShapeDtypeStruct, which is what `training.sharding.state_shardings` asks for."""
     ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)

@@ -13,7 +13,8 @@ from tests.fuzz.targets import TARGETS
 
 _EXAMPLES = 30  # of one to six inputs: the changes one after the other
 # What takes milliseconds each, or is compiled first, gets fewer.
-_FEWER = {"cutting": 10, "page": 8, "corpus_arrays": 6, "weights_torch": 10, "weights_tensorflow": 6}
+_FEWER = {"cutting": 10, "page": 8, "corpus_arrays": 6, "weights_torch": 10, "weights_tensorflow": 6,
+          "weights_config_llama": 8, "weights_index_llama": 8, "weights_shard_llama": 8}  # fmt: skip
 _CHANGES = st.lists(
     st.builds(Change, st.sampled_from(KINDS), st.integers(0, 2**32 - 1), st.integers(0, 2**16 - 1)),
     min_size=1,
