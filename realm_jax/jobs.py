@@ -63,7 +63,7 @@ JOBS: Mapping[str, Job] = MappingProxyType(
         "retrieve": Job(
             "realm_jax.instructions.retrieve:retrieve",
             "find documents for instruction examples, let a language model judge them (RA-DIT)",
-            "--run_dir=runs/mine --gin_file=runs/ra_dit_tiny.gin --gin.CORPUS=runs/mine/corpus --gin.SOURCES=questions.jsonl",
+            "--run_dir=runs/mine --gin_file=runs/ra_dit_lm_tiny.gin --gin.CORPUS=runs/mine/corpus --gin.SOURCES=questions.jsonl",
         ),
         "evaluate": Job(
             "realm_jax.evaluation.retrieval:evaluate",

@@ -79,12 +79,14 @@ def evaluate_answering(
     *,
     bm25: Bm25Index | None = None,
     texts: bool = False,
+    random_seed: int | None = None,
 ) -> tuple[dict[str, dict[str, Any]], list[Answer]]:
     """Exact match and F1 of a fine-tuned run, with its retriever and with BM25, and closed book.
 
     The rows:
       open_qa, or rag: the run's retriever, index and reader or generator.
       bm25: the same reader over the documents that BM25 finds, weighed by the run's retriever.
+      random: over documents that are drawn at random: what harm those do that do not help.
       closed_book: the question alone. A reader that extracts has nothing to extract from, so that this is 0 by
         construction; `nearest_question` is what it can have without documents. A generator writes what it remembers.
       nearest_question: the first answer of the training question that the question encoder finds nearest (Lewis et al.
@@ -98,6 +100,7 @@ def evaluate_answering(
       questions: with references.
       bm25: an index of the corpus's words; None leaves that row out.
       texts: score ROUGE-L and BLEU, too.
+      random_seed: of documents drawn at random; None leaves that row out.
 
     Returns:
       (figures by row, the answers of the first row).
@@ -117,6 +120,9 @@ def evaluate_answering(
     answers = measure(task.name, answerer)
     if bm25 is not None:
         measure("bm25", answerer, lambda texts, num_read: bm25.search(list(texts), num_read).ids)
+    if random_seed is not None:
+        rng, size = np.random.default_rng(random_seed), corpus.num_documents
+        measure("random", answerer, lambda texts, num_read: rng.integers(0, size, (len(texts), num_read)))
     if alone is not None:
         measure("closed_book", alone)
     else:
@@ -185,6 +191,7 @@ def answer_queries(
     retrieval: Mapping[str, Mapping[str, Any]],
     bm25: Bm25Index | None,
     texts: bool = False,
+    random_seed: int | None = None,
 ) -> dict[str, Any]:
     """`evaluate_answering` with a run's checkpoint, over the queries that have answers, written down and printed.
 
@@ -200,6 +207,7 @@ def answer_queries(
         the index and its search recall.
       bm25: index of the corpus's words, or None.
       texts: score ROUGE-L and BLEU, too.
+      random_seed: of documents drawn at random, which get a row; None: they get none.
 
     Raises:
       ValueError: when no question has an answer.
@@ -208,7 +216,9 @@ def answer_queries(
     if not asked:
         raise ValueError(f"no question of {name} has an answer to compare with; set evaluate.answering to None")
     found, params = load_params(run, step)
-    rows, answers = evaluate_answering(task, params, corpus, index, asked, bm25=bm25, texts=texts)
+    rows, answers = evaluate_answering(
+        task, params, corpus, index, asked, bm25=bm25, texts=texts, random_seed=random_seed
+    )
     predictions = [
         {"question": q.as_written, "prediction": a.text, "answer": list(q.answers)}
         for q, a in zip(asked, answers, strict=True)

@@ -61,6 +61,7 @@ def evaluate(
     num_masked_sentences: int = 1000,
     answering: Answering | None = None,
     answer_texts: bool = False,
+    random_documents: bool = False,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Measures retrieval: recall@1/5/20/100, MRR and nDCG@10 by gold document and by contained answer.
@@ -94,10 +95,11 @@ def evaluate(
       reading: the settings of a `realm` run; given them, how well masked spans of `x_corpus` are filled is measured too,
         and written to RUN/evaluation/reading.json and RUN/examples.json.
       num_masked_sentences: how many for that.
-      answering: the settings of an `open_qa` or `rag` run; given them, its answers to the questions are scored too, with the served
+      answering: the settings of an `open_qa` or `rag` run, or of RA-DIT's pair; given them, its answers to the questions are scored too, with the served
         index, and written to RUN/evaluation/NAME-answers.json.
       answer_texts: score the answers by ROUGE-L and BLEU, too: for answers of more than a name (realm_jax[text_scores]).
-      seed: of the draw.
+      random_documents: answer from documents drawn at random, too: what harm those do that do not help.
+      seed: of the draws.
 
     Returns:
       What was written: "rows" holds one object a row. Of several files of questions: that of each by its name.
@@ -182,6 +184,7 @@ def evaluate(
                 },
                 bm25=words,
                 texts=answer_texts,
+                random_seed=seed if random_documents else None,
             )
     if reading is not None:
         # the reader is measured with the newest checkpoint: the indexes of another step are of no use to it

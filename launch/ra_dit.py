@@ -1,0 +1,192 @@
+"""RA-DIT's ablation in small (Lin et al. 2023, arXiv:2310.01352, table 4): what each fine-tuning is worth on the embedded corpus.
+
+    python launch/ra_dit.py --run_dir=runs/ra_dit_ablation --retriever=runs/pretrain --seeds=0,1
+
+For every seed a language model is trained on the corpus's documents, fine-tuned with retrieved documents (LM-ft), asked what it makes of the
+documents found for each question, and the retriever is fine-tuned by that (R-ft). Then the language model alone, and each language model
+with each retriever, answers questions about entities that no training question was about; from documents drawn at random, too. Runs that are
+done are not done again. Writes RUN/table.md and RUN/table.json.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from processes import Child, Display, Stopped, StopSignals
+
+from realm_jax.run_dir import RunDir, read_json, write_json_atomically, write_text_atomically
+
+LANGUAGE_MODELS = {"before": "lm", "after": "lm_ft"}
+"""The runs of the language model, before and after its fine-tuning."""
+
+ROWS = {
+    "language model alone": ("before", None),
+    "LM-ft alone": ("after", None),
+    "retrieval, nothing fine-tuned": ("before", "before"),
+    "LM-ft": ("after", "before"),
+    "R-ft": ("before", "after"),
+    "both": ("after", "after"),
+}
+"""The table: which language model, which retriever."""
+
+RECALLS = ("answer_recall_at_1", "answer_recall_at_5", "answer_recall_at_20")
+
+
+class RaDitAblation:
+    """The runs of all seeds, one after the other."""
+
+    def __init__(self, run: RunDir, retriever: RunDir, corpus: Path, seeds: Sequence[int], others: Sequence[str]):
+        self.run, self.retriever, self.corpus = run, retriever, corpus
+        self.seeds, self.others = list(seeds), list(others)
+        self.display = Display()
+        self.check_signals: Callable[[], None] = lambda: None  # asked at each look at a job; raises Stopped
+
+    def of_seed(self, seed: int, name: str) -> RunDir:
+        return RunDir.of(self.run.path / f"seed{seed}" / name)
+
+    def go(self) -> None:
+        """Does what is missing.
+
+        Raises:
+          SystemExit: a job failed; its log is named.
+          Stopped: by a signal.
+        """
+        questions = f"--gin.SOURCES={self.corpus / 'questions_train.jsonl'}"
+        for seed in self.seeds:
+            lm, lm_ft, tuned = (self.of_seed(seed, name) for name in ("lm", "lm_ft", "retriever"))
+            seeded = f"--gin.train.seed={seed}"
+            self.job("train", lm, "language_model_tiny", seed, seeded)
+            found = f"{self.run.path.name}-{seed}"
+            named = f"--gin.retrieve.name={found}"
+            self.job(
+                "retrieve", self.retriever, "ra_dit_lm_tiny", seed, questions, named, f"--gin.retrieve.seed={seed}"
+            )
+            self.job(
+                "train", lm_ft, "ra_dit_lm_tiny", seed, seeded, f"--gin.WARM_START=('{lm.path}',)",
+                f"--gin.RETRIEVED={self.retriever.retrieved(found)}",
+            )  # fmt: skip
+            self.job(
+                "retrieve", self.retriever, "ra_dit_retriever_tiny", seed, questions, f"--gin.retrieve.name={found}-judged",
+                f"--gin.retrieve.seed={seed}", f"--gin.JUDGE={lm_ft.path}",
+            )  # fmt: skip
+            self.job(
+                "train", tuned, "ra_dit_retriever_tiny", seed, seeded, f"--gin.WARM_START=('{self.retriever.path}',)",
+                f"--gin.RETRIEVED={self.retriever.retrieved(f'{found}-judged')}",
+            )  # fmt: skip
+            for model, name in LANGUAGE_MODELS.items():
+                for retriever, place in (("before", self.retriever), ("after", tuned)):
+                    if self.figures_file(seed, model, retriever).exists():
+                        continue
+                    self.job(
+                        "evaluate", place, "ra_dit_tiny", seed, f"--gin.TIED={retriever == 'before'}",
+                        f"--gin.LANGUAGE_MODEL={self.of_seed(seed, name).path}",
+                        f"--gin.evaluate.questions={self.corpus / 'questions_heldout.jsonl'}",
+                        f"--gin.evaluate.name={self.evaluation(seed, model)}", "--gin.evaluate.afresh=False",
+                        "--gin.evaluate.bm25=False", "--gin.evaluate.random_documents=True",
+                    )  # fmt: skip
+
+    def evaluation(self, seed: int, model: str) -> str:
+        """What an evaluation is called in the retriever's run."""
+        return f"{self.run.path.name}-{seed}-{LANGUAGE_MODELS[model]}"
+
+    def figures_file(self, seed: int, model: str, retriever: str) -> Any:
+        place = self.retriever if retriever == "before" else self.of_seed(seed, "retriever")
+        return place.evaluation(f"{self.evaluation(seed, model)}-answers")
+
+    def job(self, name: str, run: RunDir, gin_file: str, seed: int, *bindings: str) -> None:
+        """Runs a job to its end; one that has nothing to do ends at once.
+
+        Raises:
+          SystemExit: it failed; its log is named.
+          Stopped: by a signal.
+        """
+        command = [
+            sys.executable, "-m", "realm_jax", name, f"--run_dir={run.path}", f"--gin_file=runs/{gin_file}.gin",
+            f"--gin.CORPUS={self.corpus}", *bindings, *(self.others if name == "train" else ()),
+        ]  # fmt: skip
+        title = f"seed {seed}: {name} {run.path.name}"
+        self.display.begin(title)
+        log = self.run.path / "logs" / f"seed{seed}-{name}-{run.path.name}-{gin_file}.log"
+        child = Child(title, command, log, (), {})
+        try:
+            while child.running():
+                self.display.show(child.last_words(1))
+                self.check_signals()
+                time.sleep(0.5)
+        finally:
+            child.stop()
+        if child.process.returncode:
+            raise SystemExit(f"{title} failed; the end of {child.log}:\n{child.last_words()}")
+        self.display.done()
+
+    def figures(self) -> dict[str, dict[str, list[float]]]:
+        """By row and figure, one number a seed."""
+        found: dict[str, dict[str, list[float]]] = {}
+        for row, (model, retriever) in ROWS.items():
+            figures = found.setdefault(row, {})
+            for seed in self.seeds:
+                rows = read_json(self.figures_file(seed, model, retriever or "before"))["rows"]
+                own = rows["closed_book" if retriever is None else "ra_dit"]
+                figures.setdefault("exact_match", []).append(own["exact_match"])
+                figures.setdefault("f1", []).append(own["f1"])
+                if retriever is not None:
+                    figures.setdefault("exact_match_random", []).append(rows["random"]["exact_match"])
+                    for recall in RECALLS:
+                        figures.setdefault(recall, []).append(own[recall])
+        return found
+
+
+def table(figures: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """Markdown: in per cent, mean ± standard deviation over the seeds."""
+    columns = ("exact_match", "f1", "exact_match_random", *RECALLS)
+    heads = ("EM", "F1", "EM, random documents", "R@1", "R@5", "R@20")
+    lines = [f"| | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
+    for row, of_row in figures.items():
+        cells = [_cell(of_row[column]) if column in of_row else "" for column in columns]
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(values: Sequence[float]) -> str:
+    mean = f"{100 * statistics.mean(values):.1f}"
+    return f"{mean} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run_dir", required=True, help="where the runs lie")
+    parser.add_argument("--retriever", required=True, help="a run of `make pretrain`: corpus, retriever and index")
+    parser.add_argument("--corpus", type=Path, help="its corpus, where that is not in the run")
+    parser.add_argument("--seeds", default="0", help="comma-separated")
+    settings, others = parser.parse_known_args(arguments)
+    if bad := [other for other in others if not other.startswith("--gin.")]:
+        parser.error(f"unknown arguments: {' '.join(bad)}")
+    try:
+        seeds = [int(seed) for seed in settings.seeds.split(",")]
+    except ValueError:
+        parser.error(f"--seeds: expected numbers with commas between, got {settings.seeds!r}")
+    retriever = RunDir.of(settings.retriever)
+    corpus = settings.corpus or Path(str(retriever.corpus))
+    work = RaDitAblation(RunDir.of(settings.run_dir), retriever, corpus, seeds, others)
+    work.check_signals = StopSignals().check
+    try:
+        work.go()
+    except Stopped as stopped:
+        work.display.note(str(stopped))
+        return stopped.exit_status
+    figures = work.figures()
+    write_json_atomically(work.run.path / "table.json", figures)
+    text = table(figures)
+    write_text_atomically(work.run.path / "table.md", text)
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

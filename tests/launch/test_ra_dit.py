@@ -1,0 +1,74 @@
+"""RA-DIT's ablation: which jobs it starts, what it does not do again, and its table; the jobs made up."""
+
+import pytest
+
+from realm_jax.run_dir import RunDir, write_json_atomically
+from tests.launch.stub_stages import load_launcher
+
+
+@pytest.fixture(scope="module")
+def launcher():
+    return load_launcher("ra_dit")
+
+
+@pytest.fixture
+def work(launcher, tmp_path, monkeypatch):
+    """An ablation whose jobs are noted; an evaluation leaves made-up figures."""
+    made = launcher.RaDitAblation(
+        RunDir.of(tmp_path / "ablation"), RunDir.of(tmp_path / "pretrain"), tmp_path / "corpus", (0, 1), ()
+    )
+    made.jobs = []
+
+    def job(name, run, gin_file, seed, *bindings):
+        made.jobs.append((name, run.path.name, gin_file, seed, bindings))
+        if name == "evaluate":
+            model = "after" if f"--gin.LANGUAGE_MODEL={made.of_seed(seed, 'lm_ft').path}" in bindings else "before"
+            tuned = run.path.name == "retriever"
+            share = (0.1 + 0.3 * (model == "after") + 0.2 * tuned) + 0.02 * seed
+            own = {"exact_match": share, "f1": share} | dict.fromkeys(launcher.RECALLS, 0.5 + 0.25 * tuned)
+            rows = {"ra_dit": own, "closed_book": {"exact_match": 0.01, "f1": 0.02}, "random": {"exact_match": 0.03}}
+            write_json_atomically(made.figures_file(seed, model, "after" if tuned else "before"), {"rows": rows})
+
+    monkeypatch.setattr(made, "job", job)
+    return made
+
+
+def test_each_seed_has_its_models_and_four_evaluations(launcher, work):
+    work.go()
+    names = [(name, run, gin_file) for name, run, gin_file, seed, _ in work.jobs if seed == 1]
+    assert names == [
+        ("train", "lm", "language_model_tiny"),
+        ("retrieve", "pretrain", "ra_dit_lm_tiny"),
+        ("train", "lm_ft", "ra_dit_lm_tiny"),
+        ("retrieve", "pretrain", "ra_dit_retriever_tiny"),
+        ("train", "retriever", "ra_dit_retriever_tiny"),
+        *[("evaluate", run, "ra_dit_tiny") for run in ("pretrain", "retriever", "pretrain", "retriever")],
+    ]
+    bindings = {(name, run): said for name, run, _, seed, said in work.jobs if seed == 1}
+    judged = str(work.retriever.retrieved("ablation-1-judged"))
+    assert f"--gin.RETRIEVED={judged}" in bindings["train", "retriever"]
+    assert f"--gin.JUDGE={work.of_seed(1, 'lm_ft').path}" in next(
+        said
+        for name, _, gin_file, seed, said in work.jobs
+        if (name, gin_file, seed) == ("retrieve", "ra_dit_retriever_tiny", 1)
+    )
+    assert "--gin.train.seed=1" in bindings["train", "lm"]
+    work.jobs.clear()
+    work.go()
+    assert [job for job in work.jobs if job[0] == "evaluate"] == []
+
+
+def test_the_table_has_means_and_spreads(launcher, work):
+    work.go()
+    lines = launcher.table(work.figures()).splitlines()
+    assert lines[0] == "| | EM | F1 | EM, random documents | R@1 | R@5 | R@20 |"
+    assert lines[2] == "| language model alone | 1.0 ± 0.0 | 2.0 ± 0.0 |  |  |  |  |"
+    assert lines[-1] == "| both | 61.0 ± 1.4 | 61.0 ± 1.4 | 3.0 ± 0.0 | 75.0 ± 0.0 | 75.0 ± 0.0 | 75.0 ± 0.0 |"
+
+
+def test_what_the_command_line_refuses(launcher, capsys):
+    for arguments in (["--seeds=a"], ["--what"]):
+        with pytest.raises(SystemExit, match="2"):
+            launcher.main(["--run_dir=x", "--retriever=y", *arguments])
+    told = capsys.readouterr().err
+    assert "--seeds: expected numbers with commas between, got 'a'" in told and "unknown arguments: --what" in told
