@@ -11,6 +11,7 @@ RUN/retrieved/NAME/judged.json          written last: which language model says 
 
 import datetime
 import json
+import tokenize
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,8 @@ from realm_jax.run_dir import read_json, write_json_atomically, write_text_atomi
 from realm_jax.storage import fetch
 
 RETRIEVED, JUDGED = "retrieved.json", "judged.json"
+_DAMAGED = (OSError, EOFError, ValueError, TypeError, KeyError, RecursionError, tokenize.TokenError)
+"""What reading a torn or changed file ends in; the last of an array's header."""
 
 
 class Preferences(NamedTuple):
@@ -79,7 +82,10 @@ def open_retrieved(place: str, corpus: Corpus) -> RetrievedExamples:
       ValueError: it is not there, not whole, or of another corpus.
     """
     directory = fetch(place)
-    said = provenance_of(directory, RETRIEVED)
+    try:
+        said = provenance_of(directory, RETRIEVED)
+    except _DAMAGED as error:
+        raise ValueError(f"{place} is damaged ({error}); remove it and run the retrieve job again") from error
     if said is None:
         raise ValueError(
             f"{place} holds no retrieved examples ({RETRIEVED}); name a folder RUN/retrieved/NAME of the retrieve job"
@@ -97,7 +103,7 @@ def open_retrieved(place: str, corpus: Corpus) -> RetrievedExamples:
         if judged is not None:
             log_likelihoods = _array(directory, "log_likelihoods", np.float32)
             preferences = Preferences(log_likelihoods, _array(directory, "num_tokens", np.int32), judged)
-    except (OSError, EOFError, ValueError, TypeError) as error:
+    except _DAMAGED as error:
         raise ValueError(f"{place} is damaged ({error}); remove it and run the retrieve job again") from error
     shape = documents.shape
     wrong = documents.ndim != 2 or scores.shape != shape or len(examples) != len(documents)
