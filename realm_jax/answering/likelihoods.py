@@ -7,13 +7,13 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float32, Int32
 
-from realm_jax.generation.likelihood import continuation_likelihood
+from realm_jax.generation.likelihood import CONTEXT, continuation_likelihoods
 from realm_jax.models import LanguageModel, LanguageModelConfig
 from realm_jax.training.sharding import MeshConfig, put_batch, state_shardings
 from realm_jax.training.snapshots import check_shapes
 
 _STEP = 32
-"""Lengths are rounded up to multiples of this: few programs, little padding."""
+"""Lengths are rounded up to multiples of this, long ones to eighths of a power of two: few programs, little padding."""
 
 
 class Continuation(NamedTuple):
@@ -31,7 +31,7 @@ class Judged(NamedTuple):
 
 
 class LikelihoodJudge:
-    """A language model's parameters over the devices; rows of like length are judged together."""
+    """A language model's parameters over the devices. A context is read once for its continuations; rows of like length are judged together."""
 
     def __init__(
         self,
@@ -54,10 +54,14 @@ class LikelihoodJudge:
         abstract = jax.eval_shape(LanguageModel(config).init, jax.random.key(0), ids, ids)["params"]
         remedy = "give the job the LanguageModelConfig that the run was trained with"
         check_shapes(abstract, params, "language model", remedy)
-        self.config, self._tokens_at_once = config, tokens_at_once
-        self._mesh = mesh.build(jax.local_devices())
-        self.params = jax.device_put(params, state_shardings(self._mesh, abstract))
-        self._rows = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
+        self.config, self.tokens_at_once = config, tokens_at_once
+        self.mesh = mesh.build(jax.local_devices())
+        self.params = jax.device_put(params, state_shardings(self.mesh, abstract))
+        self._rows = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+    def rounded(self, count: int) -> int:
+        """How many rows a batch of so many gets, so that they can be cut over the devices."""
+        return -(-count // self._rows) * self._rows
 
     def judge(
         self, continuations: Sequence[Continuation], on_judged: Callable[[int], Any] = lambda count: None
@@ -79,29 +83,85 @@ class LikelihoodJudge:
                 f"expected contexts of at least one token, with their continuations of at most max_length={self.config.max_length}, got "
                 f"contexts from {sizes[:, 0].min()} and together up to {totals.max()} tokens; cut the contexts"
             )
-        log_probs, is_greedy = np.zeros(len(totals), np.float32), np.zeros(len(totals), bool)
-        order = np.argsort(-totals, kind="stable")
+        log_probs, is_greedy = np.zeros(len(totals), np.float32), np.ones(len(totals), bool)
+        rows = sorted(_rows(continuations, self.config.max_length), key=lambda row: -row.length)
         done = 0
-        while done < len(order):
-            length = min(-(-int(totals[order[done]]) // _STEP) * _STEP, self.config.max_length)
-            at_once = max(self._rows, self._tokens_at_once // length // self._rows * self._rows)
-            now = order[done : done + at_once]
-            width = -(-max(1, int(sizes[now, 1].max())) // 8) * 8
+        while done < len(rows):
+            length = _rounded_length(rows[done].length)
+            at_once = max(self._rows, self.tokens_at_once // length // self._rows * self._rows)
+            now = rows[done : done + at_once]
+            width = max(8, _power_of_two(max(row.num_judged for row in now)))
             # the last rows of all: no more than they need, in steps of a few shapes
-            rows = at_once if len(now) == at_once else min(at_once, -(-_power_of_two(len(now)) // self._rows) * self._rows)  # fmt: skip
-            ids = np.zeros((rows, length), np.int32)
-            starts, counts = np.ones(rows, np.int32), np.zeros(rows, np.int32)
-            for row, number in enumerate(now.tolist()):
-                context, continuation = continuations[number]
-                ids[row, : totals[number]] = np.concatenate([context, continuation])
-                starts[row], counts[row] = len(context), len(continuation)
-            arrays = put_batch(self._mesh, (ids, starts, counts))
-            found = continuation_likelihood(self.params, *arrays, config=self.config, width=width)
-            log_probs[now] = np.asarray(found.log_probs)[: len(now)]
-            is_greedy[now] = np.asarray(found.is_greedy)[: len(now)]
+            count = at_once if len(now) == at_once else min(at_once, self.rounded(_rounded_up(len(now))))
+            arrays = put_batch(self.mesh, _arrays(continuations, now, count, length))
+            found = continuation_likelihoods(self.params, *arrays, config=self.config, width=width)
+            of_tokens, greedy = np.asarray(found.log_probs), np.asarray(found.is_greedy)
+            for place, row in enumerate(now):
+                first = 0
+                for number in row.members:
+                    own = slice(first, first + int(sizes[number, 1]))
+                    log_probs[number] = of_tokens[place, own].sum()
+                    is_greedy[number] = greedy[place, own].all()
+                    first = own.stop
             done += len(now)
-            on_judged(len(now))
+            on_judged(sum(len(row.members) for row in now))
         return Judged(log_probs, is_greedy)
+
+
+class _Row(NamedTuple):
+    """Which continuations follow one context, and the tokens of all of them, and with it."""
+
+    members: list[int]
+    num_judged: int
+    length: int
+
+
+def _rows(continuations: Sequence[Continuation], longest: int) -> list[_Row]:
+    """Continuations of equal contexts in one row, together no longer than the context: all of a row attend over its whole length, and
+    with many of them behind few tokens that would cost more than to read the context again. Positions do not bound a row, but memory
+    does, which attention takes by the square of its length: a quarter longer than the model reads, for contexts that fill it.
+    """
+    most = longest + longest // 4
+    rows: list[_Row] = []
+    open_row: dict[bytes, int] = {}  # by context, where the row is that has room
+    for number, (context, continuation) in enumerate(continuations):
+        key, size = context.tobytes(), len(continuation)
+        place = open_row.get(key)
+        if place is None or rows[place].length + size > min(2 * len(context), most):
+            open_row[key] = len(rows)
+            rows.append(_Row([number], size, len(context) + size))
+        else:
+            members, num_judged, length = rows[place]
+            rows[place] = _Row([*members, number], num_judged + size, length + size)
+    return rows
+
+
+def _arrays(
+    continuations: Sequence[Continuation], rows: Sequence[_Row], count: int, length: int
+) -> tuple[Int32[np.ndarray, "rows length"], Int32[np.ndarray, "rows length"], Int32[np.ndarray, "rows length"]]:
+    """Ids, segments and positions as `continuation_likelihoods` reads them, in so many rows."""
+    ids, segments, positions = np.zeros((3, count, length), np.int32)
+    segments[:, 0] = CONTEXT  # of the rows that fill the batch, too
+    for place, row in enumerate(rows):
+        parts = [continuations[row.members[0]].context, *(continuations[number].continuation for number in row.members)]
+        end = 0
+        for segment, part in enumerate(parts, start=CONTEXT):
+            own = slice(end, end + len(part))
+            ids[place, own], segments[place, own] = part, segment
+            positions[place, own] = np.arange(len(part)) + (0 if segment == CONTEXT else len(parts[0]))
+            end = own.stop
+    return ids, segments, positions
+
+
+def _rounded_length(length: int) -> int:
+    step = max(_STEP, _power_of_two(length) // 8)
+    return -(-length // step) * step
+
+
+def _rounded_up(count: int) -> int:
+    """To one of four sizes between a power of two and the next."""
+    step = max(1, _power_of_two(count) // 8)
+    return -(-count // step) * step
 
 
 def _power_of_two(count: int) -> int:

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from realm_jax.answering.likelihoods import Continuation, LikelihoodJudge
 from realm_jax.evaluation.few_shot import evaluate_few_shot, few_shot_task
-from realm_jax.generation.likelihood import continuation_likelihood
 from realm_jax.models import LanguageModel
 from realm_jax.text.generator_tokenizer import as_generator_tokenizer
 from tests import tiny
@@ -45,15 +45,11 @@ class WithoutDocuments:
         return np.asarray(found)[0, : len(ids)]
 
     def log_likelihoods(self, prompts, continuations, queries=None):
-        starts = [len(self.ids(prompt)) for prompt in prompts]
-        rows = [np.append(self.ids(p), self.ids(c)[1:]) for p, c in zip(prompts, continuations, strict=True)]
-        counts = [len(row) - start for row, start in zip(rows, starts, strict=True)]
-        ids = np.stack([np.pad(row, (0, self.max_length - len(row))) for row in rows])
-        arrays = (jnp.asarray(part, jnp.int32) for part in (ids, starts, counts))
-        found = continuation_likelihood(self.params, *arrays, config=self.config, width=8)
+        rows = [Continuation(self.ids(p), self.ids(c)[1:]) for p, c in zip(prompts, continuations, strict=True)]
+        judged = LikelihoodJudge(self.config, self.params).judge(rows)
         return [
-            Scored(float(score), bool(greedy), count)
-            for score, greedy, count in zip(found.log_probs, found.is_greedy, counts, strict=True)
+            Scored(float(score), bool(greedy), len(row.continuation))
+            for score, greedy, row in zip(judged.log_probs, judged.is_greedy, rows, strict=True)
         ]
 
     def generate(self, prompts, queries=None, *, max_tokens, stop=()):
