@@ -24,7 +24,7 @@ BIN = $(VENV)/bin
 CHROMIUM = $(or $(REALM_JAX_CHROMIUM),$(shell command -v chromium || command -v chromium-browser || command -v google-chrome))
 
 .DEFAULT_GOAL := help
-.PHONY: help install check-corpus check-browser pretrain test slow browser tpu-compile parity convert-extras beam faults fuzz check format format-check lint types bench bench-torch bench-index constraints clean
+.PHONY: help install check-corpus check-browser pretrain test slow browser tpu-compile parity convert-extras beam lm-eval faults fuzz check format format-check lint types bench bench-torch bench-index constraints clean
 
 help: ## list the targets
 	@echo "usage: make TARGET [PYTHON=python3.12] [VENV=.venv] [RUN_DIR=runs/pretrain] [CORPUS=documents/] [GIN='--gin.NAME.PARAM=VALUE ...']"
@@ -176,6 +176,14 @@ $(VENV)-beam/.installed: setup.py $(wildcard constraints/*.txt)
 beam: $(VENV)-beam/.installed ## the corpus job as an Apache Beam pipeline, compared with the job without one
 	$(VENV)-beam/bin/python -m pytest -q tests/corpus/test_beam_pipeline.py $(PYTEST_ARGS)
 
+# lm_eval's tables want an older one of these.
+OLDER_FOR_LM_EVAL = python-dateutil
+$(VENV)-lm-eval/.installed: setup.py $(wildcard constraints/*.txt)
+	$(call make_environment,$(VENV)-lm-eval,dev$(comma)lm-eval,$(OLDER_FOR_LM_EVAL))
+
+lm-eval: $(VENV)-lm-eval/.installed ## tasks of lm-evaluation-harness on a model that retrieves, none of them skipped
+	REALM_JAX_LM_EVAL=1 $(VENV)-lm-eval/bin/python -m pytest -q tests/evaluation/few_shot/test_lm_eval_adapter.py $(PYTEST_ARGS)
+
 CONVERT_EXTRAS = $(addprefix tests/convert/,test_extras.py test_folder.py test_tensorflow.py test_minilm.py)
 convert-extras: $(VENV)-extras/.with_extras ## torch files, TensorFlow checkpoints and MiniLM, none of them skipped
 	REALM_JAX_CONVERT_EXTRAS=1 $(VENV)-extras/bin/python -m pytest -q $(CONVERT_EXTRAS) $(PYTEST_ARGS)
@@ -206,7 +214,7 @@ bench: install ## the benchmarks, a table each; TEXT=path/to/text for the corpus
 		echo "== $$script"; $(BIN)/python benchmarks/$$script || exit 1; done
 
 bench-torch: install .venv-parity/.installed ## a REALM step, embedding and generation against the Hugging Face classes on torch
-	@for script in realm_step.py realm_embed.py generation.py; do echo "== $$script"; $(BIN)/python benchmarks/$$script || exit 1; done
+	@for script in realm_step.py realm_embed.py generation.py parallel_prompts.py; do echo "== $$script"; $(BIN)/python benchmarks/$$script || exit 1; done
 
 $(VENV)-index/.installed: setup.py $(wildcard constraints/*.txt)
 	$(call make_environment,$(VENV)-index,bench)
@@ -222,5 +230,5 @@ constraints: ## resolve the newest allowed versions for PYTHON and write its fil
 	@rm -rf .venv-constraints
 
 clean: ## remove environments, caches and builds; runs are kept
-	rm -rf $(VENV) $(VENV)-tpu $(VENV)-extras $(VENV)-beam $(VENV)-index .venv-parity build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-tpu $(VENV)-extras $(VENV)-beam $(VENV)-lm-eval $(VENV)-index .venv-parity build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

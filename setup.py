@@ -30,6 +30,7 @@ REQUIREMENTS = [
     "array_record>=0.8.6,<0.9; sys_platform != 'win32'",
     "tensorflow-datasets>=4.9.10,<5",
     "importlib_resources>=6",
+    "pyarrow>=18",  # data sets in parquet
     "etils[epath]>=1.12,<2",
     "fsspec>=2026.9",
     # search: ScaNN is published for Linux alone; elsewhere the exact index serves
@@ -50,7 +51,9 @@ EXTRAS = {
     "beir": BEIR,
     "serve": SERVE,
     # ROUGE and BLEU of generated answers
-    "text_scores": TEXT_SCORES,
+    "text-scores": TEXT_SCORES,
+    # lm-evaluation-harness; its pytablewriter wants python-dateutil 2: an environment of its own
+    "lm-eval": ["lm_eval>=0.4.10,<0.5"],
     # wants older versions of beartype, numpy, pillow, protobuf and pyarrow than the others get: an environment of its own
     "beam": ["apache-beam>=2.77,<3"],
     # run directories and corpora on object stores

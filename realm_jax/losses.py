@@ -362,7 +362,7 @@ def language_model_preference(
     temperature: float,
 ) -> Float[Array, "batch num_documents"]:
     """log p_LSR(c|x,y), softmax over documents of p_LM(y|c∘x)^(1/|y|) / τ: a *probability* is divided by τ, not its logarithm
-    (RA-DIT, arXiv:2310.01352, section 2.4; REPLUG, arXiv:2301.12652, eq. 4).
+    (RA-DIT, arXiv:2310.01352, section 2.4; REPLUG, arXiv:2301.12652).
 
     >>> import jax.numpy as jnp
     >>> of_two_tokens = jnp.log(jnp.array([[0.25, 0.16]]))
@@ -397,7 +397,7 @@ def expected_likelihood_loss(
     document_mask: Bool[Array, "batch num_documents"],
 ) -> Float[Array, "batch"]:
     """−log Σ_c p_R(c|x) p_LM(y|c∘x), the language model's part a constant: the retriever's objective in EMDR² (Singh et al. 2021,
-    arXiv:2106.05346, eq. 6); 0 where there is no document."""
+    arXiv:2106.05346); 0 where there is no document."""
     constant = jax.lax.stop_gradient(log_likelihoods.astype(jnp.float32))
     joint = jnp.where(document_mask, log_retrieval_probs + constant, MASKED_SCORE)
     return jnp.where(document_mask.any(axis=-1), -jax.nn.logsumexp(joint, axis=-1), 0.0)

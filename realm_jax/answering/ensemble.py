@@ -1,9 +1,10 @@
 """A language model that retrieves, asked as language models are: how likely is this after that, go on from here.
 
 What evaluation harnesses rely on. For each prompt the best documents of its query are read in prompts of their own, and probabilities are
-added up by the retriever's (RA-DIT, Lin et al. 2023, arXiv:2310.01352, eq. 1; REPLUG, arXiv:2301.12652); or all documents in one prompt.
+added up by the retriever's (RA-DIT, Lin et al. 2023, arXiv:2310.01352, section 2.1; REPLUG, arXiv:2301.12652); or all documents in one prompt.
 """
 
+import dataclasses
 import functools
 import logging
 from collections import Counter
@@ -12,11 +13,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float64, Int32, Int64
+from jaxtyping import Float32, Float64, Int32, Int64
 from tqdm import tqdm
 
 from realm_jax.answering.likelihoods import Continuation, LikelihoodJudge
-from realm_jax.answering.prompted import NOTHING, padded_prompts, prompt_alone, prompt_with
+from realm_jax.answering.prompted import NOTHING, PROMPT_CUT, padded_prompts, prompt_alone, prompt_with
 from realm_jax.answering.retrieving import RetrievingAnswerer, power_of_two
 from realm_jax.corpus.generator_pieces import DocumentPieces
 from realm_jax.generation import GenerationConfig
@@ -24,11 +25,11 @@ from realm_jax.generation.generator import generate, rag_sequence, rag_token
 from realm_jax.instructions.prompts import PromptFormat
 from realm_jax.tasks.rag import Marginal
 from realm_jax.text.generator_tokenizer import GeneratorTokenizer
+from realm_jax.training.sharding import put_batch
 
 logger = logging.getLogger(__name__)
 
-_PROMPTS_AT_ONCE = 16
-CUT = "prompts that were longer than the model reads, their beginning cut"
+_QUERIES_AT_ONCE = 16
 
 
 class Scored(NamedTuple):
@@ -45,7 +46,7 @@ class RetrievalAugmentedLm:
     Attributes:
       max_length: positions of prompt and continuation together.
       tokenizer: the language model's.
-      counts: how often a prompt had to be cut.
+      counts: how often prompts and documents had to be cut or left out.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class RetrievalAugmentedLm:
         *,
         num_documents: int = 10,
         marginal: Marginal = "sequence",
-        num_beams: int = 1,
+        generation: GenerationConfig = GenerationConfig(num_beams=1),
     ):
         """Args:
         model: the language model.
@@ -66,15 +67,19 @@ class RetrievalAugmentedLm:
         pieces: the finder's documents in the tokenizer's pieces.
         num_documents: read for a query.
         marginal: see `tasks.ra_dit.RaDit`.
-        num_beams: of what is written; 1: greedy.
+        generation: how is searched for what is written; its max_length is not read.
 
         Raises:
-          ValueError: a finder without pieces, or the other way around.
+          ValueError: a finder without pieces, or the other way around; sampling.
         """
         if (finder is None) != (pieces is None):
             raise ValueError("expected a finder and the pieces of its documents, or neither, got one of them")
         self._model, self._finder, self._pieces = model, finder, pieces
-        self._num_documents, self._marginal, self._num_beams = num_documents, marginal, num_beams
+        if generation.sample:
+            raise ValueError(
+                "a language model that is evaluated writes what is likeliest, got GenerationConfig.sample=True; set it to False"
+            )
+        self._num_documents, self._marginal, self._generation = num_documents, marginal, generation
         self._form = PromptFormat.of(tokenizer)
         self.tokenizer, self.max_length = tokenizer, model.config.max_length
         self.counts: Counter[str] = Counter()
@@ -155,11 +160,13 @@ class RetrievalAugmentedLm:
             raise ValueError(
                 f"max_tokens: expected between 1 and {self.max_length - 2}, since the model has {self.max_length} positions, got {max_tokens}"
             )
-        generation = GenerationConfig(num_beams=self._num_beams, max_length=max_tokens + 1)
+        generation = dataclasses.replace(self._generation, max_length=max_tokens + 1, min_length=0)
+        # a model reads as many tokens at once as when it judges
+        at_once = max(1, self._model.tokens_at_once // (self.max_length * self._num_documents))
         written: list[str] = []
         with tqdm(total=len(prompts), desc="write", unit=" prompts", mininterval=1.0, disable=len(prompts) < 64) as bar:
-            for first in range(0, len(prompts), _PROMPTS_AT_ONCE):
-                rows = slice(first, first + _PROMPTS_AT_ONCE)
+            for first in range(0, len(prompts), at_once):
+                rows = slice(first, first + at_once)
                 written += self._write(prompts[rows], None if queries is None else queries[rows], generation, stop)
                 bar.update(len(prompts[rows]))
         return written
@@ -177,27 +184,66 @@ class RetrievalAugmentedLm:
             for row, prompt in enumerate(prompts)
         ]
         most = max(map(len, read))
+        if most > 1 and self._marginal == "sequence" and any(stop):
+            return self._write_stopped(read, generation, stop)
         contexts = [[context for context, _ in row] + [row[0][0]] * (most - len(row)) for row in read]
-        scores = np.full((power_of_two(len(prompts)), most), -np.inf, np.float32)
+        scores = np.full((len(prompts), most), -np.inf, np.float32)
         for row, of_row in enumerate(read):
             scores[row, : len(of_row)] = [log_prob for _, log_prob in of_row]
+        return [_stopped(texts[0], stop) for texts in self._hypotheses(contexts, scores, generation)]
+
+    def _write_stopped(
+        self,
+        read: Sequence[Sequence[tuple[Int32[np.ndarray, "_"], float]]],
+        generation: GenerationConfig,
+        stop: Sequence[str],
+    ) -> list[str]:
+        """The likeliest of what is written after each document, up to a stop text and with it: what a model that does not end by itself
+        goes on to write is no part of its answer, and must not weigh."""
+        flat = [[context] for row in read for context, _ in row]
+        found = iter(self._hypotheses(flat, np.zeros((len(flat), 1), np.float32), generation))
+        rows: list[Continuation] = []
+        priors: list[float] = []
+        asked: list[tuple[int, str]] = []
+        for number, row in enumerate(read):
+            texts = dict.fromkeys(_with_stop(text, stop) for _ in row for text in next(found))
+            for text in texts:
+                ids = self._encode(text)[: generation.target_len]
+                rows += [Continuation(context, ids) for context, _ in row]
+                priors += [log_prob for _, log_prob in row]
+                asked += [(number, text)] * len(row)
+        joint = np.asarray(priors) + self._model.judge(rows).log_probs
+        totals: dict[tuple[int, str], float] = {}
+        for key, value in zip(asked, joint.tolist(), strict=True):
+            totals[key] = float(np.logaddexp(totals.get(key, -np.inf), value))
+        best = [max((key for key in totals if key[0] == number), key=totals.__getitem__) for number in range(len(read))]
+        return [_stopped(text, stop) for _, text in best]
+
+    def _hypotheses(
+        self,
+        contexts: Sequence[Sequence[Int32[np.ndarray, "_"]]],
+        scores: Float32[np.ndarray, "batch num_prompts"],
+        generation: GenerationConfig,
+    ) -> list[list[str]]:
+        """What is written after the prompts of each row, best first."""
+        count, most = scores.shape
+        rows = self._model.rounded(power_of_two(count))
         padded = padded_prompts(contexts, self.max_length - generation.target_len)
-        padded = np.pad(padded, ((0, len(scores) - len(prompts)), (0, 0), (0, 0)), constant_values=NOTHING)
+        padded = np.pad(padded, ((0, rows - count), (0, 0), (0, 0)), constant_values=NOTHING)
+        scores = np.pad(scores, ((0, rows - count), (0, 0)), constant_values=-np.inf)
         mask = (padded != NOTHING) & (scores > -np.inf)[:, :, None]
-        ids = np.where(padded != NOTHING, padded, self._form.pad)
+        ids, mask, scores = put_batch(self._model.mesh, (np.where(mask, padded, self._form.pad), mask, scores))
         settings: Any = {"config": self._model.config, "generation": generation}
         if most == 1:
             found = generate(self._model.params, ids[:, 0], mask[:, 0], **settings)
         else:
             decode = rag_token if self._marginal == "token" else rag_sequence
             found = decode(self._model.params, ids, mask, scores, **settings).hypotheses
-        hypotheses = jax.device_get(found)
-        texts = []
-        for row in range(len(prompts)):
-            text = self.tokenizer.decode(hypotheses.ids[row, 0, : int(hypotheses.lengths[row, 0])].tolist())
-            places = [place for place in (text.find(end) for end in stop if end) if place >= 0]
-            texts.append(text[: min(places, default=len(text))])
-        return texts
+        ids, lengths = jax.device_get((found.ids, found.lengths))
+        return [
+            [self.tokenizer.decode(tokens[:length].tolist()) for tokens, length in zip(*of_row, strict=True)]
+            for of_row in zip(ids[:count], lengths[:count], strict=True)
+        ]
 
     def _parts(self, prompt: str, continuation: str) -> tuple[np.ndarray, np.ndarray]:
         """Pieces of both: of the whole text where the prompt's are its beginning, else of each by itself."""
@@ -215,15 +261,17 @@ class RetrievalAugmentedLm:
     ) -> list[tuple[Int32[np.ndarray, "_"], float]]:
         """What stands before a continuation of so many tokens, with log p_R; the prompt alone where there is no document."""
         room = self.max_length - num_tokens
-        if len(prompt) + 1 > room:
-            self.counts[CUT] += 1
         there = [place for place, document in enumerate(documents.tolist()) if document >= 0]
         if not there or self._pieces is None:
+            self.counts[PROMPT_CUT] += int(len(prompt) + 1 > room)
             return [(prompt_alone(self._form, prompt, room), 0.0)]
         if self._marginal == "joint":
-            return [(prompt_with(self._form, self._pieces, documents[there].tolist(), prompt, room), 0.0)]
+            return [(prompt_with(self._form, self._pieces, documents[there].tolist(), prompt, room, self.counts), 0.0)]
         return [
-            (prompt_with(self._form, self._pieces, [int(documents[place])], prompt, room), float(log_probs[place]))
+            (
+                prompt_with(self._form, self._pieces, [int(documents[place])], prompt, room, self.counts),
+                float(log_probs[place]),
+            )
             for place in there
         ]
 
@@ -237,17 +285,31 @@ class RetrievalAugmentedLm:
             return documents, log_probs
         if len(queries) != count:
             raise ValueError(f"expected a query for each of {count} prompts, got {len(queries)}")
-        asked = [row for row, query in enumerate(queries) if query.strip()]
-        distinct = list(dict.fromkeys(queries[row] for row in asked))
-        found_at = {query: place for place, query in enumerate(distinct)}
-        for first in range(0, len(distinct), _PROMPTS_AT_ONCE):
-            some = distinct[first : first + _PROMPTS_AT_ONCE]
+        rows_of: dict[str, list[int]] = {}
+        for row, query in enumerate(queries):
+            if query.strip():
+                rows_of.setdefault(query, []).append(row)
+        distinct = list(rows_of)
+        for first in range(0, len(distinct), _QUERIES_AT_ONCE):
+            some = distinct[first : first + _QUERIES_AT_ONCE]
             result = self._finder.retrieve(some, None, lambda stage: None)
             ids, scores = result.ids[:, : self._num_documents], result.scores[:, : self._num_documents].astype(float)
             totals = np.logaddexp.reduce(scores, axis=1, keepdims=True)
             with np.errstate(invalid="ignore"):
                 normal = np.where(ids >= 0, scores - totals, -np.inf)
-            for row in (row for row in asked if first <= found_at[queries[row]] < first + len(some)):
-                place = found_at[queries[row]] - first
-                documents[row, : ids.shape[1]], log_probs[row, : ids.shape[1]] = ids[place], normal[place]
+            for place, query in enumerate(some):
+                documents[rows_of[query], : ids.shape[1]] = ids[place]
+                log_probs[rows_of[query], : ids.shape[1]] = normal[place]
         return documents, log_probs
+
+
+def _stopped(text: str, stop: Sequence[str]) -> str:
+    """Up to the first of the stop texts."""
+    places = [place for place in (text.find(end) for end in stop if end) if place >= 0]
+    return text[: min(places, default=len(text))]
+
+
+def _with_stop(text: str, stop: Sequence[str]) -> str:
+    """Up to the first of the stop texts, and with it."""
+    kept = _stopped(text, stop)
+    return kept + next((end for end in stop if end and text.startswith(end, len(kept))), "")

@@ -25,7 +25,7 @@ from realm_jax.text.generator_tokenizer import GeneratorTokenizer
 from realm_jax.training.snapshots import check_shapes
 
 _STEP = 32
-"""Sources are padded to multiples of this: few programs, little padding."""
+"""Sources are padded to multiples of this, long ones to eighths of a power of two: few programs, little padding."""
 
 # What word pieces leave apart and texts write together: within names and numbers.
 _APART = re.compile(r"(?<=\w) ([-'’–/]) (?=\w)|(?<=\d) ([.,:]) (?=\d)")
@@ -33,7 +33,8 @@ _APART = re.compile(r"(?<=\w) ([-'’–/]) (?=\w)|(?<=\d) ([.,:]) (?=\d)")
 
 def rounded_up(length: int) -> int:
     """To a length of which there is a program."""
-    return -(-length // _STEP) * _STEP
+    step = max(_STEP, power_of_two(length) // 8)
+    return -(-length // step) * step
 
 
 class Written(NamedTuple):

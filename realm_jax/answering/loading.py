@@ -86,7 +86,7 @@ def load_augmented(
     backend: Backend | None = None,
     mesh: MeshConfig = MeshConfig(),
     tokens_at_once: int = 16384,
-) -> RetrievalAugmentedLm:
+) -> tuple[RetrievalAugmentedLm, dict[str, Any]]:
     """Loads RA-DIT's pair to be asked as language models are, by an evaluation harness say.
 
     Args:
@@ -95,6 +95,9 @@ def load_augmented(
       step, index_version, backend: see `load_answerer`.
       mesh: of the language model, over the devices of this process.
       tokens_at_once: of one program.
+
+    Returns:
+      The pair, and what it is made of: runs, steps, index version and its search recall.
 
     Raises: as `load_answerer`.
     """
@@ -112,15 +115,24 @@ def load_augmented(
         num_read=task.num_documents,
     )
     judge = LikelihoodJudge(config, own, mesh=mesh, tokens_at_once=tokens_at_once)
-    return RetrievalAugmentedLm(
+    model = RetrievalAugmentedLm(
         judge,
         tokenizer,
         finder,
         pieces,
         num_documents=task.num_documents,
         marginal=task.marginal,
-        num_beams=task.generation.num_beams,
+        generation=task.generation,
     )
+    return model, {
+        "retriever_run": str(run.path),
+        "retriever_step": parts.step,
+        "language_model_run": task.language_model_run or str(run.path),
+        "index_version": parts.manifest.version,
+        "search_recall": parts.manifest.search_recall,
+        "num_documents": task.num_documents,
+        "marginal": task.marginal,
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,10 +189,12 @@ def check_learners(run: RunDir, task: Answering, step: int | None = None) -> Non
         )
     if isinstance(task, Rag | RaDit):
         tokenizer = task.open_generator_tokenizer(Corpus.open(task.corpus))
-        if isinstance(task, Rag) or not task.language_model_run:
+        if isinstance(task, Rag):
             check_tokenizer(run, tokenizer.fingerprint, step, kind="generator_tokenizer")
-        else:
+        elif task.language_model_run:
             check_language_model(RunDir.of(task.language_model_run), task.language_model, tokenizer.fingerprint)
+        else:
+            check_language_model(run, task.language_model, tokenizer.fingerprint, step)
 
 
 def answerer_of(task: Answering, params: Mapping[str, Any], documents: Documents, index: Index) -> RetrievingAnswerer:

@@ -1,5 +1,7 @@
 """Answers written by a language model after prompts with documents: RA-DIT's parallel prompts, or all documents in one."""
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +18,11 @@ from realm_jax.models import LanguageModel, LanguageModelConfig
 from realm_jax.tasks.rag import Marginal
 from realm_jax.text.generator_tokenizer import GeneratorTokenizer
 
+logger = logging.getLogger(__name__)
+
+PROMPT_CUT = "prompts that were longer than the model reads, their beginning cut"
+BACKGROUND_CUT = "documents that were cut"
+BACKGROUND_LEFT_OUT = "documents that had no room"
 NOTHING = -1
 """Stands behind prompts. A language model's padding may be a token that prompts have."""
 
@@ -51,6 +58,8 @@ class PromptedGenerator(Generator):
         self._open(config, params, abstract, "LanguageModelConfig", tokenizer, generation, source_len, marginal)
         self._asked, self._form = asked, PromptFormat.of(tokenizer)
         self._filler = NOTHING
+        self.counts: Counter[str] = Counter()
+        self._has_warned = False
 
     def sources(
         self, questions: Sequence[str], ids: Int64[np.ndarray, "batch num_documents"], documents: Mapping[int, Text]
@@ -71,11 +80,17 @@ class PromptedGenerator(Generator):
                     [places[document] for document in read if document >= 0],
                     ids_asked,
                     self._source_len,
+                    self.counts,
                 )
                 for read in ([row.tolist()] if self.marginal == "joint" else [[document] for document in row.tolist()])
             ]
             for row, ids_asked in zip(ids, asked, strict=True)
         ]
+        if self.counts[PROMPT_CUT] and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "a question is longer than source_len=%d tokens, and its beginning is not read", self._source_len
+            )
         return padded_prompts(prompts, self._source_len)
 
     def write(
@@ -97,12 +112,14 @@ def prompt_with(
     documents: Sequence[int],
     prompt: Int32[np.ndarray, "prompt_len"],
     length: int,
+    counts: Counter[str],
 ) -> Int32[np.ndarray, "_"]:
     """`[bos] background prompt`, of several documents the best, which comes first in `documents`, last.
 
     What has no room is left out: of the documents the last one that has some is cut, and a prompt that is too long by itself loses its
-    beginning.
+    beginning. `counts` is told of each.
     """
+    counts[PROMPT_CUT] += int(len(prompt) + 1 > length)
     alone = prompt_alone(form, prompt, length)
     room = length - len(alone)
     backgrounds: list[np.ndarray] = []
@@ -111,6 +128,8 @@ def prompt_with(
         kept = form.lengths(titles, bodies, np.asarray([room], np.int64))
         title, body = pieces.titles[document][: int(kept.titles[0])], pieces.bodies[document][: int(kept.bodies[0])]
         backgrounds.append(form.background(title, body))
+        counts[BACKGROUND_LEFT_OUT] += int(not len(backgrounds[-1]) and titles[0] + bodies[0] > 0)
+        counts[BACKGROUND_CUT] += int(0 < len(title) + len(body) < titles[0] + bodies[0])
         room -= len(backgrounds[-1])
     return np.concatenate([alone[:1], *reversed(backgrounds), alone[1:]])
 

@@ -29,7 +29,7 @@ class GroupOrder:
         if not sum(chances) > 0:
             raise ValueError("there is nothing to draw from: every group is empty, or has no share")
         self._edges, self._seed = np.cumsum(chances) / sum(chances), seed
-        self._epochs = [_Epochs(size, seed + 1 + at) for at, size in enumerate(sizes)]
+        self._epochs = [_Epochs(size, seed, (at + 1) << 40) for at, size in enumerate(sizes)]
         self._known = np.zeros((2, 0), np.int64)
 
     def __call__(
@@ -38,7 +38,10 @@ class GroupOrder:
         """Groups, and numbers in their groups, at positions of the endless order."""
         known, wanted = self._known.shape[1], int(positions.max(initial=-1)) + 1
         if known < wanted:
-            parts = [self._known]
+            parts, wanted = (
+                [self._known],
+                max(wanted, 2 * known),
+            )  # ahead, so that the whole is not copied again and again
             while known < wanted:
                 parts.append(self._draw(known // _DRAWN_AT_ONCE))
                 known += _DRAWN_AT_ONCE
@@ -59,8 +62,9 @@ class GroupOrder:
 class _Epochs:
     """The numbers below `size` in shuffled epochs, from the beginning on, in bulk."""
 
-    def __init__(self, size: int, seed: int):
-        self._size, self._seed, self._epoch = size, seed, 0
+    def __init__(self, size: int, seed: int, first: int):
+        """`first` is the number of the first epoch among the seed's random numbers."""
+        self._size, self._seed, self._epoch = size, seed, first
         self._rest = np.zeros(0, np.int64)
 
     def take(self, count: int) -> Int64[np.ndarray, "_"]:

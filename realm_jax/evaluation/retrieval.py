@@ -97,7 +97,7 @@ def evaluate(
       num_masked_sentences: how many for that.
       answering: the settings of an `open_qa` or `rag` run, or of RA-DIT's pair; given them, its answers to the questions are scored too, with the served
         index, and written to RUN/evaluation/NAME-answers.json.
-      answer_texts: score the answers by ROUGE-L and BLEU, too: for answers of more than a name (realm_jax[text_scores]).
+      answer_texts: score the answers by ROUGE-L and BLEU, too: for answers of more than a name (realm_jax[text-scores]).
       random_documents: answer from documents drawn at random, too: what harm those do that do not help.
       seed: of the draws.
 

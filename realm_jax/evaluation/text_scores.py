@@ -24,7 +24,7 @@ def check_packages() -> None:
     """
     missing = [package for module, package in _NEEDED.items() if importlib.util.find_spec(module) is None]
     if missing:
-        raise ValueError(f"ROUGE and BLEU need {' and '.join(missing)}: pip install 'realm_jax[text_scores]'")
+        raise ValueError(f"ROUGE and BLEU need {' and '.join(missing)}: pip install 'realm_jax[text-scores]'")
 
 
 def text_scores(texts: Sequence[str], references: Sequence[Sequence[str]]) -> TextScores:

@@ -52,6 +52,13 @@ def token_ids(config: GeneratorConfig) -> TokenIds:
     )
 
 
+def scored_ids(config: GeneratorConfig) -> TokenIds:
+    """Ids with a meaning where hypotheses are scored: of a language model every token counts, its padding being a token that it may write
+    (Llama 3 pads with the end of texts)."""
+    tokens = token_ids(config)
+    return tokens._replace(pad=-1, bos=-1) if isinstance(config, LanguageModelConfig) else tokens
+
+
 def check_lengths(config: GeneratorConfig, generation: GenerationConfig, source_len: int = 1) -> None:
     """Refuses to generate beyond the model's positions, of which a language model's sources take theirs.
 

@@ -1,6 +1,9 @@
 """What a frozen language model says of documents: how likely each makes the answer of an example."""
 
 import dataclasses
+import hashlib
+import json
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +19,14 @@ from realm_jax.corpus.generator_pieces import DocumentPieces, open_pieces
 from realm_jax.corpus.store import Corpus
 from realm_jax.instructions.example import InstructionExample
 from realm_jax.instructions.prompts import PromptFormat
-from realm_jax.instructions.retrieved import Preferences, now, save_preferences
+from realm_jax.instructions.retrieved import (
+    JUDGING,
+    RETRIEVED,
+    Preferences,
+    now,
+    provenance_of,
+    save_preferences,
+)
 from realm_jax.instructions.texts import encoded
 from realm_jax.models import LanguageModelConfig
 from realm_jax.run_dir import RunDir
@@ -24,6 +34,8 @@ from realm_jax.text.generator_tokenizer import GeneratorTokenizer
 from realm_jax.training.checkpoint import newest_step
 from realm_jax.training.sharding import MeshConfig
 from realm_jax.typed import check_fields
+
+logger = logging.getLogger(__name__)
 
 _EXAMPLES_A_PART = 512  # that are judged before what is known is written down
 
@@ -72,8 +84,9 @@ def continuations_of(
     form = PromptFormat.of(tokenizer)
     prompts, answers = encoded(examples, tokenizer)
     room = length - 1 - prompts.lengths() - answers.lengths()
-    if (room < 0).any():
-        worst = examples[int(room.argmin())]
+    unfit = (room < 0) & (documents >= 0).any(axis=1)
+    if unfit.any():
+        worst = examples[int(np.where(unfit, room, 0).argmin())]
         raise ValueError(
             f"an example of {worst.dataset} has {length - int(room.min())} tokens, and the judge reads {length}; raise LanguageModelJudge.length, "
             "or leave out long examples"
@@ -96,6 +109,7 @@ def judge_identity(judge: LanguageModelJudge, tokenizer: GeneratorTokenizer) -> 
     return {
         "language_model_run": judge.run,
         "language_model_step": newest_step(RunDir.of(judge.run), judge.step),
+        "language_model": repr(judge.language_model),
         "length": judge.length,
         "tokenizer": tokenizer.fingerprint,
     }
@@ -112,15 +126,25 @@ def prefer(
 ) -> Preferences:
     """Scores all documents and adds that to what was retrieved, part by part; parts that a stopped job has left are not scored again.
 
+    Examples that are longer than the judge reads, even without a document, are not judged, and counted.
+
     Raises:
       FileNotFoundError: the judge's run has no such checkpoint.
-      ValueError: a run of another kind; an example that has no room even without a document.
+      ValueError: a run of another kind.
     """
     found_step = identity["language_model_step"]
     _, config, params = load_language_model(judge.run, judge.language_model, tokenizer.fingerprint, found_step)
     model = LikelihoodJudge(config, params, mesh=judge.mesh, tokens_at_once=judge.tokens_at_once)
     pieces = open_pieces(corpus, tokenizer)
-    parts = directory / f"judging-{found_step}-{judge.length}"
+    prompt_lens, num_tokens = (part.lengths().astype(np.int32) for part in encoded(examples, tokenizer))
+    too_long = 1 + prompt_lens + num_tokens > judge.length
+    if too_long.any():
+        logger.warning(
+            "%d examples are longer than LanguageModelJudge.length=%d, and not judged", too_long.sum(), judge.length
+        )
+    documents = np.where(too_long[:, None], -1, documents)
+    made_of = json.dumps([identity, provenance_of(directory, RETRIEVED)], sort_keys=True)
+    parts = directory / f"{JUDGING}{hashlib.sha256(made_of.encode()).hexdigest()[:12]}"
     parts.mkdir(exist_ok=True)
     log_likelihoods = np.full(documents.shape, np.nan, np.float32)
     with tqdm(total=documents.size, desc="judge", unit=" documents", mininterval=1.0) as bar:
@@ -139,8 +163,7 @@ def prefer(
             temporary = file.with_suffix(".tmp.npy")
             np.save(temporary, log_likelihoods[rows])
             temporary.replace(file)
-    num_tokens = encoded(examples, tokenizer)[1].lengths().astype(np.int32)
-    provenance = {"identity": identity, "made_at": now()}
+    provenance = {"identity": identity, "too_long": int(too_long.sum()), "made_at": now()}
     preferences = Preferences(log_likelihoods, num_tokens, provenance)
     save_preferences(directory, preferences)
     shutil.rmtree(parts)

@@ -28,6 +28,7 @@ class PromptFormat(NamedTuple):
     eos: int
     pad: int
     before: Int32[np.ndarray, "_"]
+    before_title: Int32[np.ndarray, "_"]  # the space, of tokenizers that give a text's first word none
     after_title: Int32[np.ndarray, "_"]
     after: Int32[np.ndarray, "_"]
 
@@ -35,28 +36,32 @@ class PromptFormat(NamedTuple):
     def of(
         cls, tokenizer: GeneratorTokenizer, before: str = "Background:", after_title: str = " :", after: str = "\n\n"
     ) -> "PromptFormat":
-        """In a tokenizer's pieces; RA-DIT's words (arXiv:2310.01352, section 2.2), but for what parts title and text."""
-        pieces = [encoding.ids for encoding in tokenizer.encode_batch([before, after_title, after])]
-        return cls(tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, *pieces)
+        """In a tokenizer's pieces; RA-DIT's words (arXiv:2310.01352, section 2.3), but for what parts title and text."""
+        pieces = [encoding.ids for encoding in tokenizer.encode_batch([before, after_title, after, "a", " "])]
+        apart = tokenizer.decode([*pieces[0], *pieces[3]]).endswith(" a")
+        space = pieces[4][:0] if apart else pieces[4]
+        return cls(tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, pieces[0], space, pieces[1], pieces[2])
 
     def lengths(
         self, titles: Int64[np.ndarray, "*rows"], bodies: Int64[np.ndarray, "*rows"], room: Int64[np.ndarray, "*#rows"]
     ) -> BackgroundLengths:
         """What is read of documents of these lengths where all of the background has `room` pieces.
 
-        The text is cut first, then the title. A document that is empty, or of whose text fewer than `LEAST_BODY` pieces would be left,
+        The text is cut, and the title left out where both have no room. A document that is empty, or of whose text fewer than `LEAST_BODY` pieces would be left,
         is left out.
         """
         room = room - len(self.before) - len(self.after)
-        with_title = titles + len(self.after_title) + np.minimum(bodies, LEAST_BODY) <= room
+        of_title = len(self.before_title) + len(self.after_title)
+        with_title = titles + of_title + np.minimum(bodies, LEAST_BODY) <= room
         kept_titles = np.where(with_title, titles, 0)
-        kept = np.minimum(bodies, room - kept_titles - len(self.after_title) * (kept_titles > 0))
+        kept = np.minimum(bodies, room - kept_titles - of_title * (kept_titles > 0))
         there = (kept >= np.minimum(bodies, LEAST_BODY)) & (kept_titles + kept > 0)
         return BackgroundLengths(np.where(there, kept_titles, 0), np.where(there, kept, 0))
 
     def total(self, lengths: BackgroundLengths) -> Int64[np.ndarray, "*rows"]:
         """Pieces of backgrounds of which so much is read."""
-        around = len(self.before) + len(self.after) + len(self.after_title) * (lengths.titles > 0)
+        of_title = len(self.before_title) + len(self.after_title)
+        around = len(self.before) + len(self.after) + of_title * (lengths.titles > 0)
         return np.where(lengths.titles + lengths.bodies > 0, lengths.titles + lengths.bodies + around, 0)
 
     def background(
@@ -65,4 +70,5 @@ class PromptFormat(NamedTuple):
         """Of one document, of which this much is read; nothing of one without pieces."""
         if not len(title) + len(body):
             return np.zeros(0, np.int32)
-        return np.concatenate([self.before, title, self.after_title[: len(self.after_title) * bool(len(title))], body, self.after])  # fmt: skip
+        around = (self.before_title, self.after_title) if len(title) else (title, title)
+        return np.concatenate([self.before, around[0], title, around[1], body, self.after])

@@ -4,6 +4,7 @@ Both fine-tunings of RA-DIT (arXiv:2310.01352) read what it writes: the language
 frozen language model, which are made once and used again.
 """
 
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ from realm_jax.instructions.retrieved import (
     provenance_of,
     save_retrieved,
 )
-from realm_jax.instructions.self_supervision import GROUP, CorpusContinuations
+from realm_jax.instructions.self_supervision import DATASET, CorpusContinuations
 from realm_jax.instructions.sources import MAX_EXAMPLES, read_examples
 from realm_jax.instructions.template_file import own_templates, read_templates
 from realm_jax.models import RetrieverConfig
@@ -122,7 +123,9 @@ def retrieve(
         "retriever_step": newest_step(run, step),
         "index_version": version,
         "sources": list(files),
-        "templates": templates,
+        "source_files": [_digest(file) for file in files],
+        "templates": templates and [templates, _digest(templates)],
+        "backend": backend,
         "max_examples": max_examples,
         "corpus_examples": [corpus_examples, prompt_tokens, answer_tokens, lm_tokenizer.fingerprint]
         if corpus_examples
@@ -169,10 +172,11 @@ def retrieve(
         }
         save_retrieved(directory, examples, documents, scores, provenance)
     found = open_retrieved(str(directory), the_corpus)
+    first = found.scores[:, 0][np.isfinite(found.scores[:, 0])]
     said: dict[str, Any] = {
         "examples": len(found.examples),
         "directory": str(directory),
-        "mean_score_first": round(float(np.mean(found.scores[:, 0][np.isfinite(found.scores[:, 0])])), 3),
+        "mean_score_first": round(float(first.mean()), 3) if len(first) else None,
     }
     if judge is not None:
         preferences = found.preferences
@@ -181,7 +185,8 @@ def retrieve(
             preferences = prefer(judge, judged_by, directory, found.examples, found.documents, the_corpus, lm_tokenizer)
         assert preferences is not None
         known = np.where(np.isnan(preferences.log_likelihoods), -np.inf, preferences.log_likelihoods)
-        said["preferred_first"] = round(float(np.mean(known.argmax(axis=1) == 0)), 4)
+        known = known[np.isfinite(known).any(axis=1)]
+        said["preferred_first"] = round(float(np.mean(known.argmax(axis=1) == 0)), 4) if len(known) else None
     logger.info("%s", ", ".join(f"{key} {value}" for key, value in said.items()))
     return said
 
@@ -196,7 +201,7 @@ def find(
         for first in range(0, len(examples), _QUERIES_AT_ONCE):
             some = examples[first : first + _QUERIES_AT_ONCE]
             result = finder.retrieve([example.query for example in some], None, lambda stage: None)
-            own = np.asarray([int(example.id) if example.group == GROUP and example.id.isdecimal() else -1 for example in some])  # fmt: skip
+            own = np.asarray([int(example.id) if example.dataset == DATASET and example.id.isdecimal() else -1 for example in some])  # fmt: skip
             kept = (result.ids >= 0) & (result.ids != own[:, None])
             order = np.argsort(~kept, axis=1, kind="stable")[:, :num_documents]
             kept, width = np.take_along_axis(kept, order, 1), order.shape[1]
@@ -237,6 +242,14 @@ def _examples(
     if not examples:
         raise ValueError("retrieve: nothing to retrieve for; name sources, or set corpus_examples")
     return examples, dropped
+
+
+def _digest(source: str) -> str:
+    """Of a local file, also one behind NAME=; empty of what is none."""
+    for place in (Path(source), Path(source.partition("=")[2])):
+        if source and place.is_file():
+            return hashlib.sha256(place.read_bytes()).hexdigest()[:16]
+    return ""
 
 
 def _is_there(directory: Path, record: str, identity: dict[str, Any]) -> bool:

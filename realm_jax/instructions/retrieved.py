@@ -10,7 +10,9 @@ RUN/retrieved/NAME/judged.json          written last: which language model says 
 """
 
 import datetime
+import hashlib
 import json
+import shutil
 import tokenize
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +27,8 @@ from realm_jax.run_dir import read_json, write_json_atomically, write_text_atomi
 from realm_jax.storage import fetch
 
 RETRIEVED, JUDGED = "retrieved.json", "judged.json"
+JUDGING = "judging-"
+"""Begins the name of the folder of what is judged so far."""
 _DAMAGED = (OSError, EOFError, ValueError, TypeError, KeyError, RecursionError, tokenize.TokenError)
 """What reading a torn or changed file ends in; the last of an array's header."""
 
@@ -54,8 +58,12 @@ def save_retrieved(
     scores: Float32[np.ndarray, "examples num_documents"],
     provenance: Mapping[str, Any],
 ) -> None:
-    """Writes all but a language model's part."""
+    """Writes all but a language model's part; one that is there is of other documents, and goes."""
     directory.mkdir(parents=True, exist_ok=True)
+    for record in (JUDGED, RETRIEVED):
+        (directory / record).unlink(missing_ok=True)
+    for part in directory.glob(f"{JUDGING}*"):
+        shutil.rmtree(part)
     lines = (json.dumps(example._asdict(), ensure_ascii=False) + "\n" for example in examples)
     write_text_atomically(directory / "examples.jsonl", "".join(lines))
     np.save(directory / "documents.npy", documents)
@@ -96,7 +104,8 @@ def open_retrieved(place: str, corpus: Corpus) -> RetrievedExamples:
             "retrieve from this corpus, or name that one"
         )
     try:
-        examples = tuple(_example(line) for line in (directory / "examples.jsonl").read_text(encoding="utf-8").splitlines())  # fmt: skip
+        lines = (directory / "examples.jsonl").read_bytes().splitlines()  # of a text it would also cut at other marks
+        examples = tuple(_example(line.decode("utf-8")) for line in lines)
         documents, scores = _array(directory, "documents", np.int64), _array(directory, "scores", np.float32)
         judged = provenance_of(directory, JUDGED)
         preferences = None
@@ -114,6 +123,12 @@ def open_retrieved(place: str, corpus: Corpus) -> RetrievedExamples:
             f"{place} is damaged (its arrays do not fit its examples); remove it and run the retrieve job again"
         )
     return RetrievedExamples(examples, documents, scores, said, preferences)
+
+
+def retrieved_fingerprint(found: Sequence[RetrievedExamples]) -> str:
+    """Of where results come from, and when they were made: what a training run must go on with."""
+    made_of = [[dict(one.provenance), dict(one.preferences.provenance) if one.preferences else None] for one in found]
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 
 
 def _example(line: str) -> InstructionExample:

@@ -9,7 +9,7 @@ from realm_jax.corpus.generator_pieces import DocumentPieces
 from realm_jax.corpus.ragged import Ragged
 from realm_jax.data.packing import Text
 from realm_jax.instructions.example import InstructionExample
-from realm_jax.instructions.prompts import PromptFormat
+from realm_jax.instructions.prompts import BackgroundLengths, PromptFormat
 from realm_jax.text.generator_tokenizer import GeneratorTokenizer
 
 
@@ -60,14 +60,22 @@ class RecallTexts:
         length: tokens of a row; the document is cut so that the excerpt fits.
         seed: of the excerpts.
         longest: tokens of an excerpt.
+
+        Raises:
+          ValueError: rows too short for that.
         """
         self._pieces, self._form = pieces, form
         body_lens = pieces.bodies.lengths()
-        documents = np.flatnonzero(body_lens > self.GIVEN)
+        room = np.full(len(body_lens), length - 2 - min(longest, length // 2), np.int64)
+        documents = np.flatnonzero(form.lengths(pieces.titles.lengths(), body_lens, room).bodies > self.GIVEN)
+        if not len(documents):
+            raise ValueError(
+                f"no document has room before an excerpt of itself in a row of {length} tokens; use longer rows"
+            )
         self._documents = np.repeat(documents, self.EXCERPTS)
-        titles, bodies = pieces.titles.lengths(self._documents), body_lens[self._documents]
-        room = np.full(len(self._documents), length - 2 - min(longest, length // 2), np.int64)
-        self._kept = form.lengths(titles, bodies, room)
+        self._kept = form.lengths(
+            pieces.titles.lengths(self._documents), body_lens[self._documents], room[self._documents]
+        )
         rng = np.random.default_rng(seed)
         most = np.minimum(self._kept.bodies, min(longest, length // 2))
         sizes = np.minimum(most, rng.integers(self.GIVEN + 1, longest + 1, len(most)))
@@ -86,7 +94,7 @@ class RecallTexts:
 
 class InstructionTexts:
     """Instructions, each once after each of its documents: `[bos] background prompt answer [eos]`, of which the answer and its end are
-    learned (RA-DIT, arXiv:2310.01352, section 2.2); see `data.packing.TextGroup`.
+    learned (RA-DIT, arXiv:2310.01352, section 2.3); see `data.packing.TextGroup`.
 
     Where a row has no room, the document is cut or left out, never prompt or answer; an instruction that fits no row by itself is left
     out, and so is one without an answer in the tokenizer's pieces.
@@ -134,6 +142,11 @@ class InstructionTexts:
         wanted = self._documents >= 0
         self.num_cut = int((wanted & (kept > 0) & (kept < titles + bodies)).sum())
         self.num_without = int((wanted & (kept == 0)).sum())
+        alone = np.flatnonzero(kept == 0)  # of one instruction all the same: once is enough
+        again = np.setdiff1d(alone, alone[np.unique(self._rows[alone], return_index=True)[1]])
+        left = np.setdiff1d(np.arange(len(self._rows)), again)
+        self._rows, self._documents = self._rows[left], self._documents[left]
+        self._background = BackgroundLengths(*(part[left] for part in self._background))
         own = 2 + prompt_lens + answer_lens
         self.lengths: Int64[np.ndarray, "texts"] = self._form.total(self._background) + own[self._rows]
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from realm_jax.retrieval.index import Index
+from realm_jax.retrieval.index import Index, SearchResult
 from realm_jax.tasks.task import Params, Task
 from realm_jax.training.sharding import BATCH, local_rows, process_rows, put_batch
 
@@ -96,7 +96,11 @@ class LookAhead:
         assert index is not None
         queries = local_rows(embeds).astype(np.float32)  # waits for the device
         start = time.perf_counter()
-        results = index.search(queries, retrieval.num_results)
+        if retrieval.num_results:
+            results = index.search(queries, retrieval.num_results)
+        else:  # the documents are known
+            nothing = np.zeros((len(queries), 0))
+            results = SearchResult(nothing.astype(np.int64), nothing.astype(np.float32))
         search_ms = (time.perf_counter() - start) * 1e3
         return self._join(step, examples, retrieval.select(examples, results), index, search_ms, age)
 

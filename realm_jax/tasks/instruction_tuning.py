@@ -1,4 +1,4 @@
-"""RA-DIT's fine-tuning of the language model (Lin et al. 2023, arXiv:2310.01352, section 2.2).
+"""RA-DIT's fine-tuning of the language model (Lin et al. 2023, arXiv:2310.01352, section 2.3).
 
 Each instruction is learned once after each of its documents: the language model learns to use what helps, and to go by what it knows
 where the document does not. The documents come from the `retrieve` job.
@@ -17,7 +17,7 @@ from realm_jax.data.inputs import SpecialIds
 from realm_jax.data.packing import PackedTexts, TextGroup
 from realm_jax.instructions.example import GROUPS
 from realm_jax.instructions.prompts import PromptFormat
-from realm_jax.instructions.retrieved import RetrievedExamples, open_retrieved
+from realm_jax.instructions.retrieved import RetrievedExamples, open_retrieved, retrieved_fingerprint
 from realm_jax.instructions.texts import DocumentTexts, InstructionTexts
 from realm_jax.models import LanguageModelConfig
 from realm_jax.tasks.language_modeling import check_row_length, packed_program
@@ -58,6 +58,10 @@ class InstructionTuning:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if not self.retrieved:
+            raise ValueError(
+                "InstructionTuning.retrieved: expected a folder RUN/retrieved/NAME of the retrieve job, or several, got none"
+            )
         check_row_length("InstructionTuning", self.length, self.language_model)
         if self.num_documents < 0:
             raise ValueError(f"InstructionTuning.num_documents must be 0 or more, got {self.num_documents}")
@@ -110,7 +114,8 @@ class InstructionTuning:
         return self.program(SpecialIds.of(corpus.tokenizer)).task(
             rows.batch,
             lambda batch: batch,
-            data=fingerprints(corpus) | {"generator_tokenizer": tokenizer.fingerprint},
+            data=fingerprints(corpus)
+            | {"generator_tokenizer": tokenizer.fingerprint, "retrieved": retrieved_fingerprint(found)},
         )
 
     def program(self, special: SpecialIds) -> Program:

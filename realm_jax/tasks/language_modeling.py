@@ -45,7 +45,7 @@ def init_language_model(rng: jax.Array, *, language_model: LanguageModelConfig) 
 def packed_loss(
     params: Params, batch: PackedRows, rng: jax.Array | None, *, language_model: LanguageModelConfig
 ) -> tuple[WeightedSum, Metrics]:
-    """−Σ log p(y_j | what stands before it in its text), mean over the tokens that count (RA-DIT, arXiv:2310.01352, eq. 3)."""
+    """−Σ log p(y_j | what stands before it in its text), mean over the tokens that count (RA-DIT, arXiv:2310.01352, section 2.3)."""
     logits: Any = LanguageModel(language_model).apply(
         language_model_variables(params), batch.ids, batch.segments, batch.positions, rngs=dropout_rngs(rng, 0)
     )

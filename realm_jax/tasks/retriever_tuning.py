@@ -1,4 +1,4 @@
-"""RA-DIT's fine-tuning of the retriever by what a language model prefers (Lin et al. 2023, arXiv:2310.01352, section 2.3), and its
+"""RA-DIT's fine-tuning of the retriever by what a language model prefers (Lin et al. 2023, arXiv:2310.01352, section 2.4), and its
 neighbours: REPLUG (arXiv:2301.12652), EMDR² (arXiv:2106.05346) and Atlas's perplexity distillation (arXiv:2208.03299).
 
 A frozen language model has said how likely each retrieved document makes the answer (the `retrieve` job). The retriever learns to give
@@ -28,7 +28,7 @@ from realm_jax.data.preferences import (
     PreferenceQueries,
 )
 from realm_jax.instructions.example import GROUPS
-from realm_jax.instructions.retrieved import RetrievedExamples, open_retrieved
+from realm_jax.instructions.retrieved import RetrievedExamples, open_retrieved, retrieved_fingerprint
 from realm_jax.losses import WeightedSum
 from realm_jax.models import Retriever, RetrieverConfig
 from realm_jax.retrieval.index import SearchResult
@@ -64,8 +64,8 @@ def preference_losses(
     """The loss of each example; its gradient reaches the retriever alone.
 
     Args:
-      objective: "ra_dit", KL(p_R ‖ p_LSR) (RA-DIT, eq. 6); "reversed_kl", KL(p_LSR ‖ p_R), p_LSR as there; "emdr2", −log Σ p_R p_LM(y)
-        (eq. 6 there); "perplexity_distillation", KL(p ‖ p_R) with p the softmax of log p_LM(y) / τ (Atlas, section 2.2).
+      objective: "ra_dit", KL(p_R ‖ p_LSR) (RA-DIT); "reversed_kl", KL(p_LSR ‖ p_R), p_LSR as there; "emdr2", −log Σ p_R p_LM(y)
+        (EMDR²); "perplexity_distillation", KL(p ‖ p_R) with p the softmax of log p_LM(y) / τ (Atlas, section 2.2).
       log_retrieval_probs: log p_R(c|x).
       batch: with the language model's log-likelihoods.
       temperature: τ.
@@ -132,7 +132,8 @@ class RetrieverTuning:
       retrieved: a folder RUN/retrieved/NAME of the retrieve job, judged by a language model; or several.
       retriever: shape of the retriever that is fine-tuned.
       objective: see `preference_losses`.
-      temperature: τ of the language model's preference.
+      temperature: τ of the language model's preference; None: 0.01 of probabilities, as published, and 1 of the log-probabilities of
+        perplexity distillation.
       num_documents: of each example, the first so many that were retrieved and judged.
       query_len: pieces of `[CLS] query [SEP]`.
       document_len: pieces of `[CLS] title [SEP] body [SEP]`, what the document encoder reads.
@@ -147,7 +148,7 @@ class RetrieverTuning:
     retrieved: str | tuple[str, ...]
     retriever: RetrieverConfig
     objective: Objective = "ra_dit"
-    temperature: float = 0.01
+    temperature: float | None = None
     num_documents: int = 10
     query_len: int = 64
     document_len: int = 288
@@ -156,12 +157,16 @@ class RetrieverTuning:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if not self.retrieved:
+            raise ValueError(
+                "RetrieverTuning.retrieved: expected a folder RUN/retrieved/NAME of the retrieve job, or several, got none"
+            )
         if self.retriever.tied:
             raise ValueError(
                 "RetrieverTuning.retriever: expected tied=False, since the question encoder is trained apart from the document encoder "
                 "that the index was made with; a tied checkpoint warm-starts both halves"
             )
-        if not 0 < self.temperature < math.inf:
+        if self.temperature is not None and not 0 < self.temperature < math.inf:
             raise ValueError(f"RetrieverTuning.temperature must be above 0, got {self.temperature}")
         if self.num_documents < 2:
             raise ValueError(
@@ -173,7 +178,8 @@ class RetrieverTuning:
         corpus = Corpus.open(self.corpus)
         check_vocabulary(corpus, self.retriever.encoder.vocab_size, "retriever")
         places = (self.retrieved,) if isinstance(self.retrieved, str) else self.retrieved
-        groups = self._groups(corpus, [open_retrieved(place, corpus) for place in places], places)
+        found = [open_retrieved(place, corpus) for place in places]
+        groups = self._groups(corpus, found, places)
         sizes = {name: len(group.num_tokens) for name, group in groups.items()}
         shares = shares_of_groups("RetrieverTuning", sizes, self.shares)
         logger.info("judged examples: %s", ", ".join(f"{name} {size}" for name, size in sizes.items()))
@@ -188,13 +194,13 @@ class RetrieverTuning:
         return self.program(special).task(
             queries.batch,
             _refuse_without_documents,
-            data=fingerprints(corpus),
+            data=fingerprints(corpus) | {"retrieved": retrieved_fingerprint(found)},
             adopt=adopt,
             retrieval=Retrieval(
                 config=self.retriever,
                 corpus=corpus,
                 document_len=self.document_len,
-                num_results=self.num_documents,
+                num_results=0,  # the documents are those that were judged
                 queries=lambda found: found.query,
                 embed_queries=functools.partial(embed_queries, config=self.retriever),
                 retriever_params=lambda params: params["retriever"],
@@ -219,7 +225,7 @@ class RetrieverTuning:
                 retriever_tuning_loss,
                 retriever=self.retriever,
                 objective=self.objective,
-                temperature=self.temperature,
+                temperature=self.temperature or (1.0 if self.objective == "perplexity_distillation" else 0.01),
                 train_documents=self.train_documents,
             ),
             batch_shapes=self._batch_shapes,

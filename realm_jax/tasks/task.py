@@ -37,7 +37,9 @@ class Retrieval(NamedTuple):
     config: RetrieverConfig
     corpus: Corpus
     document_len: int
-    num_results: int  # documents asked of the index for each query: candidates plus a margin for exclusions
+    num_results: (
+        int  # documents asked of the index for each query: candidates plus a margin for exclusions; 0: no search
+    )
     queries: Callable[[Any], Inputs]  # of examples: what is embedded to search with
     embed_queries: Callable[[Params, Inputs], Float[Array, "batch embed"]]  # pure
     retriever_params: Callable[[Params], Params]  # what a snapshot holds

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +10,14 @@ import numpy as np
 import pytest
 
 from realm_jax.answering.documents import CorpusDocuments
-from realm_jax.answering.ensemble import CUT, RetrievalAugmentedLm
+from realm_jax.answering.ensemble import RetrievalAugmentedLm
 from realm_jax.answering.likelihoods import Continuation, LikelihoodJudge
-from realm_jax.answering.prompted import padded_prompts, prompt_with
+from realm_jax.answering.prompted import BACKGROUND_CUT, BACKGROUND_LEFT_OUT, PROMPT_CUT, padded_prompts, prompt_with
 from realm_jax.answering.retrieving import RetrievingAnswerer
 from realm_jax.corpus.generator_pieces import open_pieces
 from realm_jax.corpus.writer import make_corpus
 from realm_jax.evaluation.few_shot.model import AugmentedModel
+from realm_jax.generation import GenerationConfig
 from realm_jax.instructions.prompts import PromptFormat
 from realm_jax.models import LanguageModel, Retriever
 from realm_jax.retrieval.exact import ExactIndex
@@ -83,7 +85,7 @@ def contexts(parts, prompt, query, room):
     form, pieces = PromptFormat.of(tokenizer), open_pieces(corpus, tokenizer)
     scores = found.scores[0].astype(np.float64)
     asked = tokenizer.encode(prompt).ids
-    read = [prompt_with(form, pieces, [int(document)], asked, room).tolist() for document in found.ids[0]]
+    read = [prompt_with(form, pieces, [int(document)], asked, room, Counter()).tolist() for document in found.ids[0]]
     return read, scores - np.logaddexp.reduce(scores)
 
 
@@ -134,11 +136,38 @@ def test_text_is_written_token_by_token_of_the_ensemble(parts):
 
 
 def test_stop_texts_end_what_is_written(parts):
-    asked = model(parts)
+    asked = model(parts, marginal="token")
     (whole,) = asked.generate(["w1"], ["w1"], max_tokens=6)
     words = whole.split()
     (cut,) = asked.generate(["w1"], ["w1"], max_tokens=6, stop=[words[-1], "nowhere"])
     assert cut == whole[: whole.find(words[-1])]
+
+
+def test_what_comes_after_a_stop_text_does_not_weigh(parts):
+    tokenizer, config = parts[1], parts[2]
+    plain = model(parts)
+    greedy = [model(parts, num_documents=1).generate(["w1"], ["w1"], max_tokens=6)[0]]
+    stop = greedy[0].split()[1]
+    (written,) = plain.generate(["w1"], ["w1"], max_tokens=6, stop=[stop])
+    read, log_priors = contexts(parts, "w1", "w1", config.max_length - 6)
+    found = set()
+    for context in read:  # what each document alone writes, greedily
+        tokens: list[int] = []
+        while len(tokens) < 6 and (not tokens or tokens[-1] != tokenizer.eos_id):
+            tokens.append(int(log_probs_after(parts, context, tokens)[-1].argmax()))
+        text = tokenizer.decode(tokens)
+        found.add(text[: text.find(stop)] + stop if stop in text else text)
+    totals = {
+        text: np.logaddexp.reduce(
+            [
+                prior + log_prob(parts, context, tokenizer.encode(text).ids.tolist())
+                for context, prior in zip(read, log_priors, strict=True)
+            ]
+        )
+        for text in found
+    }
+    best = max(totals, key=totals.get)
+    assert written == best.removesuffix(stop)
 
 
 def test_all_documents_in_one_prompt_the_best_last(parts):
@@ -148,12 +177,15 @@ def test_all_documents_in_one_prompt_the_best_last(parts):
     asked = tokenizer.encode("w1").ids
     backgrounds = [form.background(pieces.titles[document], pieces.bodies[document]) for document in ids]
     enough = 2 + sum(map(len, backgrounds))
-    whole = prompt_with(form, pieces, ids, asked, enough)
+    counts: Counter[str] = Counter()
+    whole = prompt_with(form, pieces, ids, asked, enough, counts)
+    assert +counts == Counter()
     assert whole.tolist() == np.concatenate([[form.bos], *reversed(backgrounds), asked]).tolist()
     room = enough - len(backgrounds[2]) - 1  # the third has no room, and the second is cut
-    part = prompt_with(form, pieces, ids, asked, room)
+    part = prompt_with(form, pieces, ids, asked, room, counts)
+    assert +counts == {BACKGROUND_CUT: 1, BACKGROUND_LEFT_OUT: 1}
     assert len(part) <= room and part[-1 - len(backgrounds[0]) : -1].tolist() == backgrounds[0].tolist()
-    context = prompt_with(form, pieces, ids, asked, config.max_length - 1).tolist()
+    context = prompt_with(form, pieces, ids, asked, config.max_length - 1, counts).tolist()
     (scored,) = model(parts, marginal="joint").log_likelihoods(["w1"], [" w5"], ["w1"])
     assert scored.log_prob == pytest.approx(
         log_prob(parts, context, tokenizer.encode(" w5").ids.tolist()), abs=TOLERANCE
@@ -164,7 +196,7 @@ def test_a_prompt_that_is_too_long_loses_its_beginning_and_is_counted(parts):
     asked, tokenizer = model(parts), parts[1]
     words = " ".join(["w1 w2 w3 w4"] * 40)
     (scored,) = asked.log_likelihoods([words], [" w5"], ["w1"])
-    assert asked.counts == {CUT: 1}
+    assert +asked.counts == {PROMPT_CUT: 3, BACKGROUND_LEFT_OUT: 3}  # once for each document
     room = parts[2].max_length - 1
     context = [tokenizer.bos_id, *tokenizer.encode(words).ids.tolist()[-(room - 1) :]]
     assert scored.log_prob == pytest.approx(
@@ -219,6 +251,8 @@ def test_what_is_refused(parts):
         judge.judge([Continuation(np.zeros(0, np.int32), np.full(5, 5, np.int32))])
     with pytest.raises(ValueError, match="a finder and the pieces of its documents, or neither"):
         RetrievalAugmentedLm(judge, tokenizer, finder)
+    with pytest.raises(ValueError, match=r"got GenerationConfig\.sample=True"):
+        model(parts, generation=GenerationConfig(sample=True))
     asked = model(parts)
     with pytest.raises(ValueError, match="a query for each of 1 prompts, got 2"):
         asked.log_likelihoods(["w1"], [" w2"], ["w1", "w2"])

@@ -96,11 +96,13 @@ def test_parallel_prompts_are_ensembled_token_by_token():
         assert written(answers.hypotheses, row) == expected
 
 
+@pytest.mark.parametrize("pad_id", [CONFIG.pad_id, CONFIG.eos_id])  # Llama 3 pads with the end of texts
 @pytest.mark.parametrize("decoding", ["thorough", "fast"])
-def test_parallel_prompts_are_ensembled_by_whole_answers(decoding):
+def test_parallel_prompts_are_ensembled_by_whole_answers(decoding, pad_id):
     params, ids, mask, scores = made()
     search = dataclasses.replace(SEARCH, decoding=decoding)
-    answers = generator.rag_sequence(params, ids, mask, scores, config=CONFIG, generation=search)
+    config = dataclasses.replace(CONFIG, pad_id=pad_id)
+    answers = generator.rag_sequence(params, ids, mask, scores, config=config, generation=search)
     for row in range(BATCH):
         tokens = written(answers.hypotheses, row)
         joint = priors(row) + [log_prob(prompt, tokens) for prompt in prompts(row)]

@@ -8,7 +8,9 @@ from realm_jax.instructions.example import InstructionExample
 from realm_jax.instructions.prompts import PromptFormat
 from realm_jax.instructions.texts import DocumentTexts, InstructionTexts, RecallTexts
 from realm_jax.text.generator_tokenizer import as_generator_tokenizer
+from realm_jax.text.loading import load_generator_tokenizer
 from tests import tiny
+from tests.text.made_llama import write_llama2, write_llama3
 
 LENGTH = 40
 
@@ -100,10 +102,22 @@ def test_an_excerpt_stands_in_the_document_before_it(corpus, tokenizer):
 
 
 def test_a_title_goes_before_a_stump_of_text_does():
-    form = PromptFormat(2, 3, 0, *(np.asarray(ids, np.int32) for ids in ([9], [8], [7])))
+    form = PromptFormat(2, 3, 0, *(np.asarray(ids, np.int32) for ids in ([9], [], [8], [7])))
     titles, bodies = np.full(6, 4), np.full(6, 20)
     kept = form.lengths(titles, bodies, np.asarray([40, 20, 15, 14, 10, 9]))
     assert kept.titles.tolist() == [4, 4, 4, 0, 0, 0]
     assert kept.bodies.tolist() == [20, 13, 8, 12, 8, 0]
     assert form.total(kept).tolist() == [27, 20, 15, 14, 10, 0]
     assert form.total(form.lengths(np.asarray([0, 3]), np.asarray([0, 0]), np.asarray([30, 30]))).tolist() == [0, 6]
+
+
+@pytest.mark.parametrize("write", [write_llama2, write_llama3])
+def test_a_title_stands_apart_from_what_is_before_it(tmp_path, write):
+    write(tmp_path)
+    tokenizer = load_generator_tokenizer(tmp_path)
+    form = PromptFormat.of(tokenizer)
+    background = form.background(tokenizer.encode("Berlin").ids, tokenizer.encode(" It is big.").ids)
+    said = tokenizer.decode([*background, *tokenizer.encode("Q: How big?").ids])
+    assert said.replace("\n", "|").replace("|| ", "||") == "Background: Berlin : It is big.||Q: How big?"
+    kept = form.lengths(np.asarray([2]), np.asarray([4]), np.asarray([100]))
+    assert int(form.total(kept)[0]) == len(form.background(np.zeros(2, np.int32), np.zeros(4, np.int32)))

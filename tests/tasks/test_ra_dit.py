@@ -14,11 +14,13 @@ from realm_jax.answering.likelihoods import LikelihoodJudge
 from realm_jax.answering.loading import load_answerer
 from realm_jax.corpus.generator_pieces import open_pieces
 from realm_jax.corpus.writer import make_corpus
+from realm_jax.evaluation.few_shot.job import few_shot
 from realm_jax.generation import GenerationConfig
+from realm_jax.instructions.example import InstructionExample
 from realm_jax.instructions.judge import LanguageModelJudge, continuations_of
 from realm_jax.instructions.prompts import PromptFormat
 from realm_jax.instructions.retrieve import retrieve
-from realm_jax.instructions.retrieved import open_retrieved
+from realm_jax.instructions.retrieved import open_retrieved, save_retrieved
 from realm_jax.models import LanguageModel, Retriever
 from realm_jax.retrieval.build_version import BatchSettings, IndexSettings
 from realm_jax.run_dir import RunDir
@@ -114,6 +116,7 @@ def test_what_is_retrieved_and_judged(runs):
     _, params = load_params(RunDir.of(runs.place / "lm"))
     pieces, tokenizer = open_pieces(runs.corpus, runs.tokenizer), runs.tokenizer
     form = PromptFormat.of(tokenizer)
+    checked = 0
     for row in (0, len(groups) - 1):
         example = found.examples[row]
         prompt, answer = tokenizer.encode(example.prompt).ids, tokenizer.encode(f" {example.answer}").ids
@@ -123,12 +126,41 @@ def test_what_is_retrieved_and_judged(runs):
             room = LENGTH - 1 - len(prompt) - len(answer)
             if len(background) > room:
                 continue
+            checked += 1
             text = jnp.asarray(np.concatenate([[form.bos], background, prompt, answer]), jnp.int32)[None]
             logits = LanguageModel(runs.language_model).apply({"params": params["language_model"]}, text, text * 0 + 1)
             log_probs = jax.nn.log_softmax(logits[0], axis=-1)
             first = text.shape[1] - len(answer)
             expected = sum(float(log_probs[first + at - 1, token]) for at, token in enumerate(answer.tolist()))
             assert found.preferences.log_likelihoods[row, column] == pytest.approx(expected, abs=1e-3)
+    assert checked >= 2
+
+
+def test_texts_with_odd_line_ends_come_back_as_they_were(runs, tmp_path):
+    odd = InstructionExample("made", "open_qa", "a\u2028b\x85c\nQ:", "d\u2029e", "q", ("d\u2029e",))
+    save_retrieved(
+        tmp_path, [odd], np.array([[1, 2]]), np.zeros((1, 2), np.float32), {"corpus": runs.corpus.fingerprint}
+    )
+    assert open_retrieved(str(tmp_path), runs.corpus).examples == (odd,)
+
+
+def test_new_documents_take_the_judgement_of_the_old_ones_away(runs, tmp_path):
+    for part in (runs.place / "ict/retrieved/train").iterdir():
+        (tmp_path / part.name).write_bytes(part.read_bytes())
+    found = open_retrieved(str(tmp_path), runs.corpus)
+    save_retrieved(tmp_path, found.examples, found.documents[:, ::-1].copy(), found.scores, found.provenance)
+    assert open_retrieved(str(tmp_path), runs.corpus).preferences is None
+
+
+def test_examples_that_are_longer_than_the_judge_reads_are_left_unjudged(runs, caplog):
+    short = dataclasses.replace(runs.judge, length=9)
+    run_retrieve(runs, name="short", judge=short)
+    found = open_retrieved(str(runs.place / "ict/retrieved/short"), runs.corpus)
+    tokens = [1 + len(runs.tokenizer.encode(one.prompt).ids) + len(runs.tokenizer.encode(f" {one.answer}").ids) for one in found.examples]  # fmt: skip
+    too_long = np.asarray(tokens) > 9
+    assert 0 < too_long.sum() < len(tokens) and found.preferences.provenance["too_long"] == too_long.sum()
+    np.testing.assert_array_equal(np.isnan(found.preferences.log_likelihoods).all(axis=1), too_long)
+    assert f"{too_long.sum()} examples are longer than LanguageModelJudge.length=9, and not judged" in caplog.text
 
 
 def test_what_is_there_is_used_again_and_never_mixed_with_other_settings(runs, caplog):
@@ -279,6 +311,33 @@ def test_the_pair_answers_with_documents(runs, tmp_path):
         assert marginal == "joint" or sum(posteriors) == pytest.approx(1.0, abs=1e-4)
 
 
+def test_the_pair_is_asked_with_demonstrations(runs, capsys):
+    task = RaDit(
+        str(runs.corpus.directory), runs.retriever, runs.language_model, language_model_run=str(runs.place / "lm"),
+        num_documents=3, query_len=12, source_len=48, document_len=24, generation=GenerationConfig(num_beams=1, max_length=6),
+    )  # fmt: skip
+    settings = {
+        "run_dir": str(runs.place / "ict"),
+        "task": task,
+        "questions": f"nq={runs.questions}",
+        "max_questions": 4,
+    }
+    with pytest.raises(ValueError, match="nq"):  # before the models are loaded
+        few_shot(**settings, shots=(1,))
+    with pytest.raises(ValueError, match="expected TEMPLATE=PLACE, each template once, got 'nq'"):
+        few_shot(**{**settings, "questions": "nq"})
+    with pytest.raises(ValueError, match="demonstrations are of fever, of which there are no questions"):
+        few_shot(**settings, demonstrations=f"fever={runs.questions}")
+    found = few_shot(**settings, shots=(0, 1), demonstrations=f"nq={runs.questions}")
+    alone = few_shot(**settings, retrieve=False)
+    assert list(found["rows"]) == ["nq 0-shot", "nq 1-shot"] and list(alone["rows"]) == ["nq 0-shot"]
+    written = json.loads((runs.place / "ict/evaluation/sequence-3-few_shot.json").read_text())
+    assert written["model"]["index_version"] == 2 and written["model"]["search_recall"] == 1.0
+    assert written["model"]["language_model_run"] == str(runs.place / "lm")
+    assert (runs.place / "ict/evaluation/alone-few_shot.json").exists()
+    assert "nq 1-shot" in capsys.readouterr().out
+
+
 def test_what_does_not_fit_is_refused(runs, tmp_path):
     with pytest.raises(ValueError, match=r"num_documents=4, but 3 documents were retrieved"):
         tuning(runs, num_documents=4).build(0)
@@ -302,7 +361,16 @@ def test_what_does_not_fit_is_refused(runs, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "file", ["examples.jsonl", "documents.npy", "scores.npy", "log_likelihoods.npy", "num_tokens.npy"]
+    "file",
+    [
+        "examples.jsonl",
+        "documents.npy",
+        "scores.npy",
+        "retrieved.json",
+        "log_likelihoods.npy",
+        "num_tokens.npy",
+        "judged.json",
+    ],
 )
 def test_damaged_results_are_refused(runs, tmp_path, file):
     for part in (runs.place / "ict/retrieved/train").iterdir():

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
@@ -78,10 +79,11 @@ def evaluate_few_shot(
     retrieve: bool = True,
     max_questions: int | None = None,
     seed: int = 0,
+    made_of: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Asks a model the questions of every task with every number of demonstrations, and prints a table.
 
-    A choice is the option of the highest log p, over all documents (eq. 2 of the paper), after the prompt and a space. A
+    A choice is the option of the highest log p, over all documents (section 2.1 of the paper), after the prompt and a space. A
     written answer is scored without white space at its ends. A prompt that is too long loses its first demonstrations; a
     question that does not fit even alone is not asked, and counts as wrong. Both are counted, and so is what the source
     left out.
@@ -95,6 +97,7 @@ def evaluate_few_shot(
       retrieve: whether the model gets documents; False for the language model alone.
       max_questions: of each task, drawn by the seed (the paper draws 2500 of each development part); None for all.
       seed: of this draw and of that of demonstrations.
+      made_of: what is said of the model beside the figures.
 
     Returns:
       What is written, without the predictions: "rows" holds one object a task and number of shots. Of "mean", the first
@@ -104,7 +107,7 @@ def evaluate_few_shot(
       ValueError: before anything is asked, for tasks without enough to demonstrate with, two tasks of one name, or a missing
         package; or when the model gives no number for a likelihood.
     """
-    plans = _checked(tasks, shots, max_questions, seed)
+    plans = plan(tasks, shots, max_questions, seed)
     rows: dict[str, dict[str, Any]] = {}
     predictions: dict[str, list[dict[str, Any]]] = {}
     for task, demonstrations in plans:
@@ -122,7 +125,7 @@ def evaluate_few_shot(
                     zip(task.examples.examples, prompts, found, strict=True)
                 )
             ]
-    figures = {"name": name, "seed": seed, "retrieve": retrieve, "rows": rows}
+    figures = {"name": name, "seed": seed, "retrieve": retrieve, "model": dict(made_of), "rows": rows}
     if run_dir is not None:
         place = RunDir.of(run_dir).evaluation(f"{name}-few_shot")
         write_json_atomically(place, {**figures, "predictions": predictions})
@@ -130,9 +133,14 @@ def evaluate_few_shot(
     return figures
 
 
-def _checked(
+def plan(
     tasks: Sequence[FewShotTask], shots: Sequence[int], max_questions: int | None, seed: int
 ) -> list[tuple[FewShotTask, Demonstrations]]:
+    """The tasks with the questions that are drawn, and their demonstrations.
+
+    Raises:
+      ValueError: what `evaluate_few_shot` cannot ask.
+    """
     names = [task.template.name for task in tasks]
     if not tasks or not shots or len(set(names)) < len(names) or len(set(shots)) < len(shots) or min(shots) < 0:
         raise ValueError(

@@ -1,13 +1,16 @@
 """The few_shot job: asks RA-DIT's pair, or its language model alone, questions with demonstrations before them."""
 
+import logging
 from typing import Any
 
 from realm_jax.answering.loading import load_augmented
-from realm_jax.evaluation.few_shot.evaluation import evaluate_few_shot, few_shot_task
+from realm_jax.evaluation.few_shot.evaluation import evaluate_few_shot, few_shot_task, plan
 from realm_jax.retrieval.manifest import Backend
 from realm_jax.run_dir import RunDir
 from realm_jax.tasks.ra_dit import RaDit
 from realm_jax.training.sharding import MeshConfig
+
+logger = logging.getLogger(__name__)
 
 
 def few_shot(
@@ -17,7 +20,7 @@ def few_shot(
     questions: str | tuple[str, ...],
     demonstrations: str | tuple[str, ...] = (),
     shots: tuple[int, ...] = (0,),
-    name: str = "model",
+    name: str = "",
     retrieve: bool = True,
     templates: str | None = None,
     max_questions: int | None = None,
@@ -38,7 +41,7 @@ def few_shot(
       questions: TEMPLATE=PLACE of each data set, such as "mmlu=mmlu/test"; templates and what they read: docs/evaluation.md.
       demonstrations: TEMPLATE=PLACE of what demonstrations are drawn from, for shots above 0.
       shots: numbers of demonstrations, a row each.
-      name: of the evaluation.
+      name: of the evaluation; by default what is read: MARGINAL-NUM_DOCUMENTS, or alone.
       retrieve: whether documents are read; False for the language model alone.
       templates: a file of templates instead of the package's.
       max_questions: of each data set, drawn by the seed; None for all.
@@ -66,12 +69,22 @@ def few_shot(
             else "few_shot.questions names nothing; expected TEMPLATE=PLACE, such as nq=dev.jsonl"
         )
     tasks = [few_shot_task(known, place, shown.get(known), templates) for known, place in asked.items()]
+    plan(tasks, shots, max_questions, seed)  # what cannot be asked is told before the models are loaded
     run = RunDir.of(run_dir)
-    model = load_augmented(
+    model, made_of = load_augmented(
         run, task, step=step, index_version=index_version, backend=backend, mesh=mesh, tokens_at_once=tokens_at_once
     )
+    logger.info("%s", ", ".join(f"{key} {value}" for key, value in made_of.items()))
     return evaluate_few_shot(
-        model, tasks, shots, run_dir=run, name=name, retrieve=retrieve, max_questions=max_questions, seed=seed
+        model,
+        tasks,
+        shots,
+        run_dir=run,
+        name=name or (f"{task.marginal}-{task.num_documents}" if retrieve else "alone"),
+        retrieve=retrieve,
+        max_questions=max_questions,
+        seed=seed,
+        made_of=made_of,
     )
 
 
