@@ -17,9 +17,9 @@ from jaxtyping import Array, Bool, Float, Int32, Key
 
 from realm_jax.generation import marginal
 from realm_jax.generation.beam_search import Found, Hypotheses, NextToken, Prediction, beam_search, first, take_rows
-from realm_jax.generation.readers import GeneratorConfig, Ready, check_lengths, read_sources, scored_ids, token_ids
+from realm_jax.generation.readers import GeneratorConfig, Ready, check_lengths, read_sources, token_ids
 from realm_jax.generation.sampling import sample
-from realm_jax.generation.scoring import for_documents, read_with_documents
+from realm_jax.generation.scoring import for_documents
 from realm_jax.generation.settings import GenerationConfig
 from realm_jax.generation.stepping import (
     Caches,
@@ -140,7 +140,7 @@ def rag_token(
     _check(config, generation, rng, ids.shape[2], ids.shape[1])
     priors = _priors(mask, log_doc_probs)
     batch, num_documents = priors.shape
-    step, caches = read_sources(params, config, _rows(ids), _rows(mask), generation)
+    step, caches, _ = read_sources(params, config, _rows(ids), _rows(mask), generation)
     beams = generation.num_found
 
     def next_token(tokens: jax.Array, position: jax.Array, caches: Caches) -> Prediction:
@@ -219,7 +219,8 @@ def rag_sequence(
     kept = jnp.arange(target_ids.shape[1], dtype=jnp.int32)[None] < kinds.num_kinds[:, None]
     lengths = jnp.where(kept, lengths, 0)
     if generation.decoding == "thorough":
-        table = read_with_documents(*ready, target_ids, lengths, kinds.num_kinds.max(), scored_ids(config))
+        assert ready.score is not None  # read_sources
+        table = ready.score(target_ids, lengths, kinds.num_kinds.max())
     totals = jnp.where(kept, marginal.marginal_sequence(priors, table), -jnp.inf)
     scores, best = jax.lax.top_k(totals, generation.num_hypotheses)
     posteriors = marginal.answer_posteriors(priors, take_rows(table, best))

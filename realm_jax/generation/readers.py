@@ -1,10 +1,14 @@
 """What of a generator the searches know: a step over beams, and its empty caches. The one place that tells its kinds apart."""
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
-from jaxtyping import Array, Bool, Int32
+from jaxtyping import Array, Bool, Float, Int32
 
 from realm_jax.generation import language_model_stepping, stepping
+from realm_jax.generation.language_model_scoring import read_with_prompts
+from realm_jax.generation.scoring import read_with_documents
 from realm_jax.generation.settings import GenerationConfig, TokenIds
 from realm_jax.generation.stepping import Caches, Params, Step
 from realm_jax.models import EncoderDecoderConfig, LanguageModelConfig
@@ -12,11 +16,18 @@ from realm_jax.models import EncoderDecoderConfig, LanguageModelConfig
 GeneratorConfig = EncoderDecoderConfig | LanguageModelConfig
 
 
+Score = Callable[
+    [Int32[Array, "batch hypotheses target_len"], Int32[Array, "batch hypotheses"], Int32[Array, ""]],
+    Float[Array, "batch hypotheses num_documents"],
+]
+
+
 class Ready(NamedTuple):
     """A generator that has read its sources, a row of beams for each."""
 
     step: Step
     caches: Caches  # before the first step
+    score: Score | None = None  # finished hypotheses; see `scoring.read_with_documents`
 
 
 def read_sources(
@@ -33,9 +44,11 @@ def read_sources(
         return Ready(
             language_model_stepping.stepper(params, config, prompt, last),
             language_model_stepping.empty_caches(config, *shape),
+            functools.partial(read_with_prompts, params, config, prompt, last),
         )
     sources = stepping.encoded(params, config, ids, mask)
-    return Ready(stepping.stepper(params, config, sources), stepping.empty_caches(config, *shape))
+    step, empty = stepping.stepper(params, config, sources), stepping.empty_caches(config, *shape)
+    return Ready(step, empty, functools.partial(read_with_documents, step, empty, tokens=token_ids(config)))
 
 
 def token_ids(config: GeneratorConfig) -> TokenIds:
@@ -50,13 +63,6 @@ def token_ids(config: GeneratorConfig) -> TokenIds:
         forced_bos=config.forced_bos_id,
         forced_eos=config.forced_eos_id,
     )
-
-
-def scored_ids(config: GeneratorConfig) -> TokenIds:
-    """Ids with a meaning where hypotheses are scored: of a language model every token counts, its padding being a token that it may write
-    (Llama 3 pads with the end of texts)."""
-    tokens = token_ids(config)
-    return tokens._replace(pad=-1, bos=-1) if isinstance(config, LanguageModelConfig) else tokens
 
 
 def check_lengths(config: GeneratorConfig, generation: GenerationConfig, source_len: int = 1) -> None:
