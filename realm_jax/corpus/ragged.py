@@ -99,9 +99,9 @@ def open_array(path: Path, length: int | None = None) -> np.ndarray:
 
 def open_ragged(directory: Path, name: str, num_rows: int) -> Ragged:
     offsets = open_array(directory / f"{name}.offsets.npy", num_rows + 1)
-    if offsets.ndim != 1 or not len(offsets):
+    if offsets.ndim != 1 or not len(offsets) or offsets.dtype.kind != "i":  # unsigned ones become floats when added to
         raise ValueError(
-            f"{directory / name}.offsets.npy: expected a row of offsets, got {list(offsets.shape)}; build the corpus again"
+            f"{directory / name}.offsets.npy: expected a row of offsets, got {offsets.dtype} {list(offsets.shape)}; build the corpus again"
         )
     values = open_array(directory / f"{name}.values.npy", int(offsets[-1]))
     return Ragged(values, offsets)

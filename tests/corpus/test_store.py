@@ -211,6 +211,7 @@ def test_damaged_files(corpus, name):
     ("name", "content", "message"),
     [
         ("bodies.offsets", np.float64([0, 7, 9, 13]), "expected whole numbers in rows, got float64"),
+        ("bodies.offsets", np.uint64([0, 7, 9, 13]), "expected a row of offsets, got uint64"),
         ("bodies.offsets", np.int64(3), "expected whole numbers in rows, got int64"),
         ("bodies.offsets", np.array([0, 1, 2, 3], object), "is damaged or cut short"),
         ("bodies.offsets", b"\x93NUMPY\x01\x00\x08\x00{'descr':", "is damaged or cut short"),
