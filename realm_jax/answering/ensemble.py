@@ -105,11 +105,18 @@ class RetrievalAugmentedLm:
                     f"a continuation of {len(ids)} tokens, and the model reads {self.max_length}: {text[:60]!r}; shorten it"
                 )
         documents, log_probs = self._retrieve(len(prompts), queries)
+        # continuations that compete stand after the same context: that which leaves room for the longest
+        keys = [(prompt, None if queries is None else queries[number]) for number, prompt in enumerate(prompts)]
+        longest: dict[tuple[str, str | None], int] = {}
+        for key, (_, ids) in zip(keys, asked, strict=True):
+            longest[key] = max(longest.get(key, 0), len(ids))
         rows: list[Continuation] = []
         owners: list[int] = []
         priors: list[float] = []
         for number, (prompt, continuation) in enumerate(asked):
-            for context, log_prob in self._contexts(prompt, documents[number], log_probs[number], len(continuation)):
+            for context, log_prob in self._contexts(
+                prompt, documents[number], log_probs[number], longest[keys[number]]
+            ):
                 rows.append(Continuation(context, continuation))
                 owners.append(number)
                 priors.append(log_prob)
