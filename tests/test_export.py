@@ -17,7 +17,8 @@ from realm_jax.data.inputs import Inputs
 from realm_jax.data.masked_lm import MaskedBatch
 from realm_jax.evaluation.masked_spans import predict_spans
 from realm_jax.generation import GenerationConfig, generator
-from realm_jax.models import EncoderDecoder, RetrieverConfig, SpanReader, SpanReaderConfig, span_bounds
+from realm_jax.generation.likelihood import continuation_likelihoods
+from realm_jax.models import EncoderDecoder, LanguageModel, RetrieverConfig, SpanReader, SpanReaderConfig, span_bounds
 from realm_jax.models.token_tagger import TokenTaggerConfig
 from realm_jax.retrieval import device_rows, exact
 from realm_jax.retrieval.embedder import embed_inputs
@@ -270,6 +271,20 @@ def test_generation(sample):
         assert lowered(program, params, *inputs, rng, **settings).out_avals[0].shape == (4, 2, 5)
 
 
+def test_generation_of_a_language_model():
+    config = tiny.language_model(dtype="bfloat16")
+    generation = GenerationConfig(num_beams=2, num_hypotheses=2, max_length=6)
+    ids, mask = jax.ShapeDtypeStruct((4, 3, 8), jnp.int32), jax.ShapeDtypeStruct((4, 3, 8), jnp.bool_)
+    one = ids.update(shape=(4, 8)), mask.update(shape=(4, 8))
+    params = jax.eval_shape(LanguageModel(config).init, jax.random.key(0), one[0], one[0])["params"]
+    settings = {"config": config, "generation": generation}
+    scores = jax.ShapeDtypeStruct((4, 3), jnp.float32)
+    for program, inputs in ((generator.generate, one), (generator.rag_token, (ids, mask, scores)), (generator.rag_sequence, (ids, mask, scores))):  # fmt: skip
+        assert lowered(program, params, *inputs, None, **settings).out_avals[0].shape == (4, 2, 5)
+    found = lowered(continuation_likelihoods, params, one[0], one[0], one[0], config=config, width=3)
+    assert [value.shape for value in found.out_avals] == [(4, 3), (4, 3)]
+
+
 def test_no_program_is_left_out(repository):
     """A module that jits more than is lowered above, or a new one, fails here until its program is lowered too."""
     lowered_here = {
@@ -278,6 +293,7 @@ def test_no_program_is_left_out(repository):
         "corpus/ner_tagger.py": 1,
         "evaluation/masked_spans.py": 2,  # span prediction; its queries
         "generation/generator.py": 4,
+        "generation/likelihood.py": 1,
         "plan/programs.py": 2,  # the loop's step and its query embedding again, to be compiled for a slice
         "retrieval/device_rows.py": 1,  # writing a chunk
         "retrieval/embedder.py": 1,

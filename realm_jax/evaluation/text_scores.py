@@ -54,6 +54,6 @@ def rouge_l(texts: Sequence[str], references: Sequence[Sequence[str]]) -> list[f
         raise ValueError(f"expected texts with a reference each, got {len(texts)} and {sum(map(bool, references))}")
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     return [
-        max(scorer.score(reference, text)["rougeL"].fmeasure for reference in known)
+        max(float(scorer.score(reference, text)["rougeL"].fmeasure) for reference in known)
         for text, known in zip(texts, references, strict=True)
     ]

@@ -148,8 +148,8 @@ def check_shares(task: str, shares: tuple[tuple[str, float], ...]) -> None:
 def shares_of_groups(task: str, sizes: dict[str, int], shares: tuple[tuple[str, float], ...]) -> dict[str, float]:
     """The share of each group: what is said, and the rest in proportion to the sizes.
 
-    >>> shares_of_groups("task", {"plain_text": 90, "open_qa": 30, "dialogue": 10}, (("plain_text", 0.2),))
-    {'plain_text': 0.2, 'open_qa': 0.6000000000000001, 'dialogue': 0.2}
+    >>> shares_of_groups("task", {"plain_text": 90, "open_qa": 30, "dialogue": 10}, (("plain_text", 0.25),))
+    {'plain_text': 0.25, 'open_qa': 0.5625, 'dialogue': 0.1875}
 
     Raises:
       ValueError: a share of a group that there is not.

@@ -36,5 +36,5 @@ def test_what_cannot_be_scored_is_refused(monkeypatch):
     check_packages()
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sacrebleu" else found(name))
-    with pytest.raises(ValueError, match=r"ROUGE and BLEU need sacrebleu: pip install 'realm_jax\[text_scores\]'"):
+    with pytest.raises(ValueError, match=r"ROUGE and BLEU need sacrebleu: pip install 'realm_jax\[text-scores\]'"):
         check_packages()

@@ -53,5 +53,5 @@ def test_averages_over_subjects():
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     check_metrics(["f1"])
-    with pytest.raises(ValueError, match=r"realm_jax\[text_scores\]"):
+    with pytest.raises(ValueError, match=r"realm_jax\[text-scores\]"):
         check_metrics(["rouge_l"])
