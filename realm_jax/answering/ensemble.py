@@ -216,6 +216,9 @@ class RetrievalAugmentedLm:
             texts = dict.fromkeys(_with_stop(text, stop) for _ in row for text in next(found))
             for text in texts:
                 ids = self._encode(text)[: generation.target_len]
+                if len(ids) < generation.target_len and not text.endswith(tuple(end for end in stop if end)):
+                    # it ended by itself: without its end an empty answer would be certain
+                    ids = np.append(ids, np.int32(self._form.eos)).astype(np.int32)
                 rows += [Continuation(context, ids) for context, _ in row]
                 priors += [log_prob for _, log_prob in row]
                 asked += [(number, text)] * len(row)

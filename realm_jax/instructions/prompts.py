@@ -47,8 +47,8 @@ class PromptFormat(NamedTuple):
     ) -> BackgroundLengths:
         """What is read of documents of these lengths where all of the background has `room` pieces.
 
-        The text is cut, and the title left out where both have no room. A document that is empty, or of whose text fewer than `LEAST_BODY` pieces would be left,
-        is left out.
+        The text is cut, and the title left out where both have no room. A document that is empty, or of whose text fewer than `LEAST_BODY`
+        pieces would be left, is left out.
         """
         room = room - len(self.before) - len(self.after)
         of_title = len(self.before_title) + len(self.after_title)

@@ -135,6 +135,12 @@ def test_text_is_written_token_by_token_of_the_ensemble(parts):
     assert written == tokenizer.decode(expected)
 
 
+def written_ids(tokenizer, text, stop, most):
+    """The tokens of an answer: with its end, where neither a stop text nor the most tokens ended it."""
+    ids = tokenizer.encode(text).ids.tolist()[:most]
+    return ids if text.endswith(stop) or len(ids) == most else [*ids, tokenizer.eos_id]
+
+
 def test_stop_texts_end_what_is_written(parts):
     asked = model(parts, marginal="token")
     (whole,) = asked.generate(["w1"], ["w1"], max_tokens=6)
@@ -160,7 +166,7 @@ def test_what_comes_after_a_stop_text_does_not_weigh(parts):
     totals = {
         text: np.logaddexp.reduce(
             [
-                prior + log_prob(parts, context, tokenizer.encode(text).ids.tolist())
+                prior + log_prob(parts, context, written_ids(tokenizer, text, stop, 6))
                 for context, prior in zip(read, log_priors, strict=True)
             ]
         )
@@ -168,6 +174,24 @@ def test_what_comes_after_a_stop_text_does_not_weigh(parts):
     }
     best = max(totals, key=totals.get)
     assert written == best.removesuffix(stop)
+
+
+def test_an_empty_answer_is_not_certain(parts, monkeypatch):
+    tokenizer, config = parts[1], parts[2]
+    asked = model(parts)
+    monkeypatch.setattr(asked, "_hypotheses", lambda contexts, scores, generation: [[""], ["w5"], ["w6 ."]])
+    (written,) = asked.generate(["w1"], ["w1"], max_tokens=4, stop=["."])
+    read, log_priors = contexts(parts, "w1", "w1", config.max_length - 4)
+    eos = [tokenizer.eos_id]
+    ids = {"": eos, "w5": [*tokenizer.encode("w5").ids, *eos], "w6 .": tokenizer.encode("w6 .").ids.tolist()}
+    totals = {
+        text: np.logaddexp.reduce(
+            [prior + log_prob(parts, context, tokens) for context, prior in zip(read, log_priors, strict=True)]
+        )
+        for text, tokens in ids.items()
+    }
+    assert totals[""] < 0
+    assert written == max(totals, key=totals.get).removesuffix(".")
 
 
 def test_all_documents_in_one_prompt_the_best_last(parts):
