@@ -17,7 +17,6 @@ import argparse
 import json
 import re
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from processes import Child, Display, Stopped, StopSignals
+from processes import Display, Stopped, StopSignals, run_to_end
 
 from realm_jax.corpus.info import CorpusInfo, read_info
 from realm_jax.corpus.source_text import SourceText
@@ -167,18 +166,9 @@ class ChangeOfWorld:
           SystemExit: it failed; its log is named.
           Stopped: by a signal.
         """
-        self.display.begin(title)
-        child = Child(title, command, self.folder / "logs" / f"{title.replace(' ', '_')}.log", (), {})
-        try:
-            while child.running():
-                self.display.show(child.last_words(1))
-                self.check_signals()
-                time.sleep(0.5)
-        finally:
-            child.stop()
-        if child.process.returncode:
-            raise SystemExit(f"{title} failed; the end of {child.log}:\n{child.last_words()}")
-        self.display.done()
+        run_to_end(
+            title, command, self.folder / "logs" / f"{title.replace(' ', '_')}.log", self.display, self.check_signals
+        )
 
     def rows(self) -> dict[str, dict[str, dict[str, float]]]:
         """By documents, then by the day of the questions: the figures of the run's own answers."""

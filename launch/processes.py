@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -174,3 +174,26 @@ class Display:
     def clock(self) -> str:
         minutes, seconds = divmod(int(time.monotonic() - self.started), 60)
         return f"{minutes:02d}:{seconds:02d}"
+
+
+def run_to_end(
+    title: str, command: Sequence[str], log: Path, display: Display, check_signals: Callable[[], None]
+) -> None:
+    """Runs one process to its end, its last words shown on the way.
+
+    Raises:
+      SystemExit: it failed; its log is named.
+      Stopped: `check_signals` says so; the process is stopped, too.
+    """
+    display.begin(title)
+    child = Child(title, list(command), log, (), {})
+    try:
+        while child.running():
+            display.show(child.last_words(1))
+            check_signals()
+            time.sleep(0.5)
+    finally:
+        child.stop()
+    if child.process.returncode:
+        raise SystemExit(f"{title} failed; the end of {child.log}:\n{child.last_words()}")
+    display.done()

@@ -11,14 +11,13 @@ done are not done again. Writes RUN/table.md and RUN/table.json.
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from processes import Child, Display, Stopped, StopSignals
+from processes import Display, Stopped, StopSignals, run_to_end
 
 from realm_jax.run_dir import RunDir, read_json, write_json_atomically, write_text_atomically
 
@@ -111,19 +110,13 @@ class RaDitAblation:
             f"--gin.CORPUS={self.corpus}", *bindings, *(self.others if name == "train" else ()),
         ]  # fmt: skip
         title = f"seed {seed}: {name} {run.path.name}"
-        self.display.begin(title)
-        log = self.run.path / "logs" / f"seed{seed}-{name}-{run.path.name}-{gin_file}.log"
-        child = Child(title, command, log, (), {})
-        try:
-            while child.running():
-                self.display.show(child.last_words(1))
-                self.check_signals()
-                time.sleep(0.5)
-        finally:
-            child.stop()
-        if child.process.returncode:
-            raise SystemExit(f"{title} failed; the end of {child.log}:\n{child.last_words()}")
-        self.display.done()
+        run_to_end(
+            title,
+            command,
+            self.run.path / "logs" / f"seed{seed}-{name}-{run.path.name}-{gin_file}.log",
+            self.display,
+            self.check_signals,
+        )
 
     def figures(self) -> dict[str, dict[str, list[float]]]:
         """By row and figure, one number a seed."""

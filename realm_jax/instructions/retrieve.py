@@ -256,9 +256,12 @@ def _is_there(directory: Path, record: str, identity: dict[str, Any]) -> bool:
     """Whether a part was made with these settings.
 
     Raises:
-      ValueError: it was made with others.
+      ValueError: it was made with others, or what says so is damaged.
     """
-    said = provenance_of(directory, record)
+    try:
+        said = provenance_of(directory, record)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{directory / record} is damaged ({error}); remove {directory} and start again") from error
     if said is None:
         return False
     made = said.get("identity", {})
