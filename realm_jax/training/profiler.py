@@ -10,6 +10,17 @@ from realm_jax.storage import Place, scratch_of
 logger = logging.getLogger(__name__)
 
 
+def _options() -> jax.profiler.ProfileOptions:
+    """Devices, and what jax and XLA do on the host, but not every call of Python.
+
+    For those every thread is hooked, those that load, embed and write too: the traced steps would wait for them as no others
+    do, and a thread that comes or goes meanwhile can take the process down.
+    """
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    return options
+
+
 class Profiler:
     """Traces the steps from the first to the last of those given, once in a run."""
 
@@ -31,7 +42,7 @@ class Profiler:
         """Begins with the first step that is to be traced; a resumed run may be in the midst of them."""
         if self._steps is not None and self._steps[0] <= step <= self._steps[1] and not self._tracing:
             self._folder.mkdir(parents=True, exist_ok=True)
-            jax.profiler.start_trace(str(self._folder))
+            jax.profiler.start_trace(str(self._folder), profiler_options=_options())
             self._tracing = True
 
     def after(self, step: int, figures: dict[str, jax.Array]) -> None:
