@@ -18,14 +18,14 @@ from tqdm import tqdm
 
 from realm_jax.answering.likelihoods import Continuation, LikelihoodJudge
 from realm_jax.answering.prompted import NOTHING, PROMPT_CUT, padded_prompts, prompt_alone, prompt_with
-from realm_jax.answering.retrieving import RetrievingAnswerer, power_of_two
+from realm_jax.answering.retrieving import Find, RetrievingAnswerer, power_of_two
 from realm_jax.corpus.generator_pieces import DocumentPieces
 from realm_jax.generation import GenerationConfig
 from realm_jax.generation.generator import generate, rag_sequence, rag_token
 from realm_jax.instructions.prompts import PromptFormat
 from realm_jax.tasks.rag import Marginal
 from realm_jax.text.generator_tokenizer import GeneratorTokenizer
-from realm_jax.training.sharding import put_batch
+from realm_jax.training.sharding import put_batch, rows_for
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ class RetrievalAugmentedLm:
         tokenizer: GeneratorTokenizer,
         finder: RetrievingAnswerer | None = None,
         pieces: DocumentPieces | None = None,
+        find: Find | None = None,
         *,
         num_documents: int = 10,
         marginal: Marginal = "sequence",
@@ -65,6 +66,7 @@ class RetrievalAugmentedLm:
         tokenizer: its own.
         finder: retriever, index and documents; None: what is asked with a query is answered without documents all the same.
         pieces: the finder's documents in the tokenizer's pieces.
+        find: which documents are read instead of those that the finder's index finds, see `RetrievingAnswerer.answer`.
         num_documents: read for a query.
         marginal: see `tasks.ra_dit.RaDit`.
         generation: how is searched for what is written; its max_length is not read.
@@ -74,7 +76,7 @@ class RetrievalAugmentedLm:
         """
         if (finder is None) != (pieces is None):
             raise ValueError("expected a finder and the pieces of its documents, or neither, got one of them")
-        self._model, self._finder, self._pieces = model, finder, pieces
+        self._model, self._finder, self._pieces, self._find = model, finder, pieces, find
         if generation.sample:
             raise ValueError(
                 "a language model that is evaluated writes what is likeliest, got GenerationConfig.sample=True; set it to False"
@@ -237,7 +239,7 @@ class RetrievalAugmentedLm:
     ) -> list[list[str]]:
         """What is written after the prompts of each row, best first."""
         count, most = scores.shape
-        rows = self._model.rounded(power_of_two(count))
+        rows = rows_for(self._model.mesh, power_of_two(count))
         padded = padded_prompts(contexts, self.max_length - generation.target_len)
         padded = np.pad(padded, ((0, rows - count), (0, 0), (0, 0)), constant_values=NOTHING)
         scores = np.pad(scores, ((0, rows - count), (0, 0)), constant_values=-np.inf)
@@ -302,7 +304,7 @@ class RetrievalAugmentedLm:
         distinct = list(rows_of)
         for first in range(0, len(distinct), _QUERIES_AT_ONCE):
             some = distinct[first : first + _QUERIES_AT_ONCE]
-            result = self._finder.retrieve(some, None, lambda stage: None)
+            result = self._finder.retrieve(some, self._find, lambda stage: None)
             ids, scores = result.ids[:, : self._num_documents], result.scores[:, : self._num_documents].astype(float)
             totals = np.logaddexp.reduce(scores, axis=1, keepdims=True)
             with np.errstate(invalid="ignore"):

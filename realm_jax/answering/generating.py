@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Bool, Float32, Int32, Int64
 
 from realm_jax.answering.answer import Answer, GeneratedToken, WeighedDocument
@@ -22,6 +23,7 @@ from realm_jax.models import EncoderDecoder, EncoderDecoderConfig, RetrieverConf
 from realm_jax.retrieval.index import Index
 from realm_jax.tasks.rag import Marginal
 from realm_jax.text.generator_tokenizer import GeneratorTokenizer
+from realm_jax.training.sharding import MeshConfig, put_batch, rows_for, state_shardings
 from realm_jax.training.snapshots import check_shapes
 
 _STEP = 32
@@ -73,7 +75,10 @@ class Generator:
         ids = jax.ShapeDtypeStruct((1, 8), np.int32)
         mask = jax.ShapeDtypeStruct((1, 8), np.bool_)
         abstract = jax.eval_shape(EncoderDecoder(config).init, jax.random.key(0), ids, mask, ids)["params"]
-        self._open(config, params, abstract, "EncoderDecoderConfig", tokenizer, generation, source_len, marginal)
+        one_device = MeshConfig().build(jax.local_devices()[:1])
+        self._open(
+            config, params, abstract, "EncoderDecoderConfig", tokenizer, generation, source_len, marginal, one_device
+        )
         self._source_form = SourceFormat.of(tokenizer)
 
     def _open(
@@ -86,6 +91,7 @@ class Generator:
         generation: GenerationConfig,
         source_len: int,
         marginal: Marginal,
+        mesh: Mesh,
     ) -> None:
         """What every generator keeps; `abstract` are parameters of its configuration's shapes."""
         check_lengths(config, generation, source_len)
@@ -95,7 +101,8 @@ class Generator:
                 f"source_len must be at most the generator's max_length {config.max_length}, got {source_len}"
             )
         self.tokenizer, self.config, self.generation, self.marginal = tokenizer, config, generation, marginal
-        self._params, self._source_len = jax.device_put(params), source_len
+        self._mesh, self._source_len = mesh, source_len
+        self._params = jax.device_put(params, state_shardings(mesh, abstract))
         self._draws = itertools.count()
         self._filler = config.pad_id  # stands in `sources` where nothing does
 
@@ -150,11 +157,13 @@ class Generator:
         there: Bool[np.ndarray, "batch num_documents"] = np.isfinite(scores)
         there[:, 0] |= ~there.any(axis=1)
         scores = np.where(there, np.where(np.isfinite(scores), scores, 0.0), -np.inf).astype(np.float32)
-        rows = power_of_two(count)
+        rows = rows_for(self._mesh, power_of_two(count))
         scores = np.pad(scores, ((0, rows - count), (0, 0)))
         ids = np.pad(source_ids, ((0, rows - count), (0, 0), (0, 0)), constant_values=self._filler)
         mask = (ids != self._filler) & np.pad(there, ((0, rows - count), (0, 0)))[:, :, None]
-        ids = np.where(ids != self._filler, ids, self.config.pad_id)
+        ids, mask, scores = put_batch(
+            self._mesh, (np.where(ids != self._filler, ids, self.config.pad_id), mask, scores)
+        )
         rng = None
         if self.generation.sample:
             rng = jax.random.fold_in(jax.random.key(self.generation.seed), next(self._draws))
@@ -247,6 +256,10 @@ class GeneratingAnswerer(RetrievingAnswerer):
             documents, index, retriever, params, query_len=query_len, document_len=document_len, num_read=num_documents
         )
         self._generator = generator
+
+    def closed_book(self) -> "ClosedBookAnswerer":
+        """The same generator without its documents."""
+        return ClosedBookAnswerer(self._generator)
 
     def answer(
         self, questions: Sequence[str], find: Find | None = None, on_stage: OnStage = lambda stage: None

@@ -4,21 +4,25 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+from jax.sharding import Mesh
+
 from realm_jax.models import LanguageModelConfig, merge_lora
 from realm_jax.run_dir import RunDir
 from realm_jax.training.checkpoint import check_tokenizer, learners, load_params
 
 
 def load_language_model(
-    run_dir: str, config: LanguageModelConfig, tokenizer: str, step: int | None = None
+    run_dir: str, config: LanguageModelConfig, tokenizer: str, step: int | None = None, mesh: Mesh | None = None
 ) -> tuple[int, LanguageModelConfig, dict[str, Any]]:
-    """Parameters of a run's language model, on the host.
+    """Parameters of a run's language model.
 
     Args:
       run_dir: trained with `language_modeling` or `instruction_tuning`, or converted.
       config: its shape; with an adapter, where the run has trained one.
       tokenizer: fingerprint of the tokenizer that texts will be read with.
       step: which checkpoint; None for the newest.
+      mesh: where they shall lie, see `load_params`.
 
     Returns:
       (step, the shape without adapter, parameters).
@@ -30,7 +34,7 @@ def load_language_model(
     """
     run = RunDir.of(run_dir)
     check_language_model(run, config, tokenizer, step)
-    found, params = load_params(run, step)
+    found, params = load_params(run, step, mesh)
     return found, dataclasses.replace(config, lora=None), merged(params, config)
 
 
@@ -51,7 +55,13 @@ def check_language_model(run: RunDir, config: LanguageModelConfig, tokenizer: st
 
 
 def merged(params: Mapping[str, Any], config: LanguageModelConfig) -> dict[str, Any]:
-    """The language model's parameters out of a checkpoint's, an adapter merged into them."""
+    """The language model's parameters out of a checkpoint's, an adapter merged into them; where they lie on a mesh, they stay there."""
+    own = dict(params["language_model"])
     if config.lora is None:
-        return dict(params["language_model"])
-    return merge_lora(params["language_model"], params["adapter"], config.lora)
+        return own
+    whole: dict[str, Any] = jax.tree.map(
+        lambda leaf, before: jax.device_put(leaf, before.sharding) if isinstance(before, jax.Array) else leaf,
+        merge_lora(own, params["adapter"], config.lora),
+        own,
+    )
+    return whole

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float32, Int32
 
 from realm_jax.generation.likelihood import CONTEXT, continuation_likelihoods
 from realm_jax.models import LanguageModel, LanguageModelConfig
-from realm_jax.training.sharding import MeshConfig, put_batch, state_shardings
+from realm_jax.training.sharding import MeshConfig, batch_devices, put_batch, rows_for, state_shardings
 from realm_jax.training.snapshots import check_shapes
 
 _STEP = 32
@@ -44,7 +44,8 @@ class LikelihoodJudge:
         """Args:
         config: shape of the model, without an adapter.
         params: of it.
-        mesh: over the devices of this process; rows are cut over data and fsdp, parameters by the rules of training.sharding.
+        mesh: over the devices of this process; rows are cut over data and fsdp, parameters by the rules of training.sharding, if
+          they do not lie there already.
         tokens_at_once: of one program's rows, padding included.
 
         Raises:
@@ -55,13 +56,9 @@ class LikelihoodJudge:
         remedy = "give the job the LanguageModelConfig that the run was trained with"
         check_shapes(abstract, params, "language model", remedy)
         self.config, self.tokens_at_once = config, tokens_at_once
-        self.mesh = mesh.build(jax.local_devices())
+        self.mesh = mesh.build_here()
         self.params = jax.device_put(params, state_shardings(self.mesh, abstract))
-        self._rows = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-
-    def rounded(self, count: int) -> int:
-        """How many rows a batch of so many gets, so that they can be cut over the devices."""
-        return -(-count // self._rows) * self._rows
+        self._rows = batch_devices(self.mesh)
 
     def judge(
         self, continuations: Sequence[Continuation], on_judged: Callable[[int], Any] = lambda count: None
@@ -92,7 +89,7 @@ class LikelihoodJudge:
             now = rows[done : done + at_once]
             width = max(8, _power_of_two(max(row.num_judged for row in now)))
             # the last rows of all: no more than they need, in steps of a few shapes
-            count = at_once if len(now) == at_once else min(at_once, self.rounded(_rounded_up(len(now))))
+            count = at_once if len(now) == at_once else min(at_once, rows_for(self.mesh, _rounded_up(len(now))))
             arrays = put_batch(self.mesh, _arrays(continuations, now, count, length))
             found = continuation_likelihoods(self.params, *arrays, config=self.config, width=width)
             of_tokens, greedy = np.asarray(found.log_probs), np.asarray(found.is_greedy)

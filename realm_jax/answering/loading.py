@@ -7,11 +7,11 @@ from typing import Any
 from realm_jax.answering.answerer import Answerer
 from realm_jax.answering.documents import CorpusDocuments, Documents
 from realm_jax.answering.ensemble import RetrievalAugmentedLm
-from realm_jax.answering.generating import ClosedBookAnswerer, GeneratingAnswerer, Generator
+from realm_jax.answering.generating import GeneratingAnswerer, Generator
 from realm_jax.answering.language_models import check_language_model, load_language_model, merged
 from realm_jax.answering.likelihoods import LikelihoodJudge
 from realm_jax.answering.prompted import PromptedGenerator
-from realm_jax.answering.retrieving import RetrievingAnswerer
+from realm_jax.answering.retrieving import RetrievingAnswerer, random_documents
 from realm_jax.corpus.generator_pieces import open_pieces
 from realm_jax.corpus.store import Corpus
 from realm_jax.models import LanguageModelConfig
@@ -25,7 +25,6 @@ from realm_jax.tasks.ra_dit import RaDit
 from realm_jax.tasks.rag import Rag
 from realm_jax.text.generator_tokenizer import GeneratorTokenizer
 from realm_jax.training.checkpoint import check_tokenizer, learners, load_params
-from realm_jax.training.sharding import MeshConfig
 
 Answering = OpenQa | Rag | RaDit
 """The settings that questions are answered with."""
@@ -84,7 +83,7 @@ def load_augmented(
     step: int | None = None,
     index_version: int | None = None,
     backend: Backend | None = None,
-    mesh: MeshConfig = MeshConfig(),
+    random_seed: int | None = None,
     tokens_at_once: int = 16384,
 ) -> tuple[RetrievalAugmentedLm, dict[str, Any]]:
     """Loads RA-DIT's pair to be asked as language models are, by an evaluation harness say.
@@ -93,7 +92,7 @@ def load_augmented(
       run: of the retriever, with an index.
       task: what belongs together; `prompt`, `source_len` and `generation.max_length` are not read.
       step, index_version, backend: see `load_answerer`.
-      mesh: of the language model, over the devices of this process.
+      random_seed: of documents that are drawn at random; None: those that the retriever finds are read.
       tokens_at_once: of one program.
 
     Returns:
@@ -114,12 +113,13 @@ def load_augmented(
         document_len=task.document_len,
         num_read=task.num_documents,
     )
-    judge = LikelihoodJudge(config, own, mesh=mesh, tokens_at_once=tokens_at_once)
+    judge = LikelihoodJudge(config, own, mesh=task.mesh, tokens_at_once=tokens_at_once)
     model = RetrievalAugmentedLm(
         judge,
         tokenizer,
         finder,
         pieces,
+        None if random_seed is None else random_documents(parts.corpus.num_documents, random_seed),
         num_documents=task.num_documents,
         marginal=task.marginal,
         generation=task.generation,
@@ -227,11 +227,6 @@ def answerer_of(task: Answering, params: Mapping[str, Any], documents: Documents
     )
 
 
-def closed_book_answerer(task: Answering, params: Mapping[str, Any]) -> ClosedBookAnswerer | None:
-    """A task's generator without its documents, None of a reader that extracts; errors as `answerer_of`."""
-    return None if isinstance(task, OpenQa) else ClosedBookAnswerer(generator_of(task, params))
-
-
 def generator_of(task: Rag | RaDit, params: Mapping[str, Any]) -> Generator:
     """What writes a task's answers; the language model of a run of its own is read from there. Errors as `answerer_of`."""
     tokenizer = task.open_generator_tokenizer(Corpus.open(task.corpus))
@@ -246,7 +241,14 @@ def generator_of(task: Rag | RaDit, params: Mapping[str, Any]) -> Generator:
         )
     config, own = language_model_of(task, params, tokenizer)
     return PromptedGenerator(
-        config, own, tokenizer, task.generation, task.asked, source_len=task.source_len, marginal=task.marginal
+        config,
+        own,
+        tokenizer,
+        task.generation,
+        task.asked,
+        source_len=task.source_len,
+        marginal=task.marginal,
+        mesh=task.mesh,
     )
 
 
@@ -255,7 +257,9 @@ def language_model_of(
 ) -> tuple[LanguageModelConfig, Mapping[str, Any]]:
     """The shape of a task's language model without its adapter, and its parameters, from its own run or from among `params`."""
     if task.language_model_run:
-        _, config, own = load_language_model(task.language_model_run, task.language_model, tokenizer.fingerprint)
+        _, config, own = load_language_model(
+            task.language_model_run, task.language_model, tokenizer.fingerprint, mesh=task.mesh.build_here()
+        )
         return config, own
     return dataclasses.replace(task.language_model, lora=None), merged(params, task.language_model)
 

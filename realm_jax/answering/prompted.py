@@ -17,6 +17,7 @@ from realm_jax.instructions.prompts import PromptFormat
 from realm_jax.models import LanguageModel, LanguageModelConfig
 from realm_jax.tasks.rag import Marginal
 from realm_jax.text.generator_tokenizer import GeneratorTokenizer
+from realm_jax.training.sharding import MeshConfig
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class PromptedGenerator(Generator):
         *,
         source_len: int,
         marginal: Marginal,
+        mesh: MeshConfig = MeshConfig(),
     ):
         """Args:
         config: shape of the language model, without an adapter.
@@ -49,13 +51,24 @@ class PromptedGenerator(Generator):
         asked: how a question is put.
         source_len: tokens of `[bos] background question`.
         marginal: what becomes of several documents; see `tasks.ra_dit.RaDit`.
+        mesh: over the devices of this process.
 
         Raises:
           ValueError: parameters of other shapes, lengths beyond the model's positions.
         """
         ids = jax.ShapeDtypeStruct((1, 8), np.int32)
         abstract = jax.eval_shape(LanguageModel(config).init, jax.random.key(0), ids, ids)["params"]
-        self._open(config, params, abstract, "LanguageModelConfig", tokenizer, generation, source_len, marginal)
+        self._open(
+            config,
+            params,
+            abstract,
+            "LanguageModelConfig",
+            tokenizer,
+            generation,
+            source_len,
+            marginal,
+            mesh.build_here(),
+        )
         self._asked, self._form = asked, PromptFormat.of(tokenizer)
         self._filler = NOTHING
         self.counts: Counter[str] = Counter()

@@ -23,6 +23,12 @@ Find = Callable[[Sequence[str], int], Int64[np.ndarray, "batch num_read"]]
 OnStage = Callable[[str], None]
 
 
+def random_documents(num_documents: int, seed: int) -> Find:
+    """Finds documents by chance, whatever the question: what harm those do that do not help."""
+    rng = np.random.default_rng(seed)
+    return lambda questions, num_read: rng.integers(0, num_documents, (len(questions), num_read))
+
+
 class Retrieved(NamedTuple):
     """Questions with the documents to read, best first."""
 

@@ -1,6 +1,6 @@
 """How well questions are answered: exact match and F1 by the official scorers, beside what retrieval brought the reader."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,9 +8,9 @@ from tqdm import tqdm
 
 from realm_jax.answering import Answer
 from realm_jax.answering.documents import CorpusDocuments
-from realm_jax.answering.generating import ClosedBookAnswerer
-from realm_jax.answering.loading import Answering, answerer_of, check_learners, closed_book_answerer
-from realm_jax.answering.retrieving import RetrievingAnswerer
+from realm_jax.answering.generating import ClosedBookAnswerer, GeneratingAnswerer
+from realm_jax.answering.loading import Answering, answerer_of, check_learners, generator_of
+from realm_jax.answering.retrieving import Find, RetrievingAnswerer, random_documents
 from realm_jax.corpus.store import Corpus
 from realm_jax.data.questions import Question
 from realm_jax.evaluation.answer_scores import f1, is_correct
@@ -20,12 +20,12 @@ from realm_jax.evaluation.text_scores import check_packages, text_scores
 from realm_jax.models import RetrieverConfig
 from realm_jax.retrieval.index import Index
 from realm_jax.run_dir import RunDir, write_json_atomically
+from realm_jax.tasks.rag import Rag
 from realm_jax.training.checkpoint import load_params
 
 _QUESTIONS_AT_ONCE = 16
 _RECALLS = {f"answer_recall_at_{k}": f"R@{k}" for k in (1, 5, 20)}  # heads of columns: by contained answer
 
-Find = Callable[[Sequence[str], int], np.ndarray]
 Asked = Question | RetrievalQuery
 
 
@@ -112,19 +112,17 @@ def evaluate_answering(
         rows[row] = score([answer.text for answer in answers], questions, texts)._asdict()
         return answers
 
-    alone = closed_book_answerer(task, params)
     if index is None:
-        assert alone is not None, task
-        return rows, measure(task.name, alone)
+        assert isinstance(task, Rag), task
+        return rows, measure(task.name, ClosedBookAnswerer(generator_of(task, params)))
     answerer = answerer_of(task, params, CorpusDocuments(corpus), index)
     answers = measure(task.name, answerer)
     if bm25 is not None:
         measure("bm25", answerer, lambda texts, num_read: bm25.search(list(texts), num_read).ids)
     if random_seed is not None:
-        rng, size = np.random.default_rng(random_seed), corpus.num_documents
-        measure("random", answerer, lambda texts, num_read: rng.integers(0, size, (len(texts), num_read)))
-    if alone is not None:
-        measure("closed_book", alone)
+        measure("random", answerer, random_documents(corpus.num_documents, random_seed))
+    if isinstance(answerer, GeneratingAnswerer):
+        measure("closed_book", answerer.closed_book())
     else:
         rows["closed_book"] = score([""] * len(questions), questions, texts)._asdict()
     known = nearest_question(answerer, task.known_questions(), questions)

@@ -133,7 +133,9 @@ def prefer(
       ValueError: a run of another kind.
     """
     found_step = identity["language_model_step"]
-    _, config, params = load_language_model(judge.run, judge.language_model, tokenizer.fingerprint, found_step)
+    _, config, params = load_language_model(
+        judge.run, judge.language_model, tokenizer.fingerprint, found_step, judge.mesh.build_here()
+    )
     model = LikelihoodJudge(config, params, mesh=judge.mesh, tokens_at_once=judge.tokens_at_once)
     pieces = open_pieces(corpus, tokenizer)
     prompt_lens, num_tokens = (part.lengths().astype(np.int32) for part in encoded(examples, tokenizer))

@@ -14,6 +14,7 @@ from realm_jax.generation.readers import check_lengths
 from realm_jax.models import LanguageModelConfig, RetrieverConfig
 from realm_jax.tasks.rag import open_generator_tokenizer
 from realm_jax.text.generator_tokenizer import GeneratorTokenizer
+from realm_jax.training.sharding import MeshConfig
 from realm_jax.typed import check_fields
 
 QUESTION = "{question}"
@@ -36,6 +37,7 @@ class RaDit:
       query_len: pieces of `[CLS] question [SEP]`.
       source_len: tokens of `[bos] background question`; the background is cut to that.
       document_len: pieces of `[CLS] title [SEP] body [SEP]`, of documents that are added while it answers.
+      mesh: of the language model, over the devices of the process that answers; its parameters are read straight to them.
       generation: how answers are written.
     """
 
@@ -53,6 +55,7 @@ class RaDit:
     source_len: int = 2000
     document_len: int = 288
     generation: GenerationConfig = GenerationConfig(num_beams=1, max_length=33)
+    mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -20,6 +20,8 @@ from realm_jax.text.tokenizer import Encoding
 from realm_jax.text.word_piece import encoding_of
 
 BYTE_PIECES = tuple(f"<0x{byte:02X}>" for byte in range(256))
+# SmolLM's vocabulary lacks such: control characters, and what begins no character that is written, or none at all.
+_RARE_BYTES = ({*range(0x20), 0x7F} - set(b"\t\n\r")) | {0xC0, 0xC1, *range(0xF1, 0x100)}
 _MOST_PIECES = 1 << 24
 _LONGEST_PATTERN = 2000
 # Appended to a SentencePiece model, this is merged into it: normalizer_spec.add_dummy_prefix = false (sentencepiece_model.proto).
@@ -67,6 +69,7 @@ class JsonPieces:
     """The pieces of a tokenizer.json: BPE over bytes (Llama 3), or over characters with a mark for spaces and bytes for the rest (Llama 2).
 
     The pipeline is put together anew from what the file says: special pieces are left out of it, so that no text gives one.
+    A byte of control characters that a vocabulary over bytes has no piece for is left out of texts, as by Hugging Face's library.
     """
 
     def __init__(self, content: bytes, special: Collection[str], what: str):
@@ -101,7 +104,8 @@ class JsonPieces:
             if over_bytes
             else _over_characters(normalizer, pre_tokenizer, what)
         )
-        needed = byte_symbols() if over_bytes else BYTE_PIECES
+        symbols = [symbol for byte, symbol in enumerate(byte_symbols()) if byte not in _RARE_BYTES]
+        needed = symbols if over_bytes else BYTE_PIECES
         lacking = [piece for piece in needed if piece not in vocab]
         if lacking or not (over_bytes or model.get("byte_fallback") is True):
             said_of = f"no {', '.join(lacking[:5])}" if lacking else "byte_fallback=False"

@@ -24,7 +24,7 @@ from realm_jax.storage import Place, is_remote, move_folder
 from realm_jax.text.tokenizer import check_same_pieces
 from realm_jax.training import uploaded_checkpoints
 from realm_jax.training.checksums import checksum
-from realm_jax.training.sharding import BATCH
+from realm_jax.training.sharding import BATCH, state_shardings
 from realm_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -408,12 +408,14 @@ def newest_step(run: RunDir, step: int | None = None) -> int:
     return _find_state(run, step)[0]
 
 
-def load_params(run: RunDir, step: int | None = None) -> tuple[int, dict[str, Any]]:
-    """Parameters of a run's checkpoint, as host arrays: for warm starts and evaluation.
+def load_params(run: RunDir, step: int | None = None, mesh: Mesh | None = None) -> tuple[int, dict[str, Any]]:
+    """Parameters of a run's checkpoint: for warm starts and evaluation.
 
     Args:
       run: the run.
       step: which checkpoint; none takes the newest.
+      mesh: of devices of this process, which read their parts by the rules of `training.sharding`, so that nothing is whole anywhere;
+        none: whole, as arrays of the host.
 
     Returns:
       (step, params).
@@ -427,7 +429,12 @@ def load_params(run: RunDir, step: int | None = None) -> tuple[int, dict[str, An
     with ocp.PyTreeCheckpointer() as reader:
         tree = _params_tree(reader, state_dir)
         wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
-        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+        if mesh is None:
+            restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+        else:
+            restore_args = jax.tree.map(
+                lambda sharding: ocp.ArrayRestoreArgs(sharding=sharding), state_shardings(mesh, wanted)
+            )
         restored = reader.restore(
             state_dir,
             args=ocp.args.PyTreeRestore(

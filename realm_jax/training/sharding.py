@@ -64,6 +64,10 @@ class MeshConfig:
             )
         return jax.make_mesh(tuple(sizes), ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3, devices=devices)
 
+    def build_here(self) -> Mesh:
+        """The same of the devices of this process alone, for what other processes have no part in."""
+        return self.build(jax.local_devices())
+
 
 def spec_of(path: tuple[Any, ...]) -> P:
     """The partition of the array at a path of the state."""
@@ -112,6 +116,12 @@ def traced_for(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
 def batch_devices(mesh: Mesh) -> int:
     """How many parts the rows of a batch are divided into."""
     return int(mesh.shape["data"] * mesh.shape["fsdp"])
+
+
+def rows_for(mesh: Mesh, count: int) -> int:
+    """How many rows a batch of so many gets, so that they can be cut over the devices."""
+    parts = batch_devices(mesh)
+    return -(-count // parts) * parts
 
 
 def process_rows(mesh: Mesh, batch_size: int) -> slice:

@@ -9,8 +9,8 @@ import pytest
 
 from realm_jax.answering.documents import CorpusDocuments, Text
 from realm_jax.answering.explaining import explained
-from realm_jax.answering.generating import Generator
-from realm_jax.answering.loading import answerer_of, closed_book_answerer
+from realm_jax.answering.generating import ClosedBookAnswerer, Generator
+from realm_jax.answering.loading import answerer_of, generator_of
 from realm_jax.corpus.writer import make_corpus
 from realm_jax.data.inputs import SpecialIds, query_inputs
 from realm_jax.data.questions import Question
@@ -138,14 +138,14 @@ def test_where_nothing_is_found_the_question_alone_is_answered(settings, params,
     settings = dataclasses.replace(settings, generation=dataclasses.replace(settings.generation, length_penalty=0.0))
     answerer = made(settings, params, corpus, index, marginal=marginal)
     nothing = lambda questions, count: np.full((len(questions), count), -1, np.int64)  # noqa: E731
-    expected = closed_book_answerer(settings, params).answer(QUESTIONS)
+    expected = ClosedBookAnswerer(generator_of(settings, params)).answer(QUESTIONS)
     for answer, alone in zip(answerer.answer(QUESTIONS, nothing), expected, strict=True):
         assert answer.text == alone.text and answer.prob == pytest.approx(alone.prob, rel=1e-4)
         assert answer.documents == () == alone.documents and answer.document is None and not answer.tokens
     (mixed,) = answerer.answer(QUESTIONS[:1], lambda questions, count: np.array([[0, -1, -1]]))
     assert [(found.document, found.prob) for found in mixed.documents] == [(0, 1.0)]
     with pytest.raises(ValueError, match="a generator without documents reads none"):
-        closed_book_answerer(settings, params).answer(QUESTIONS, nothing)
+        ClosedBookAnswerer(generator_of(settings, params)).answer(QUESTIONS, nothing)
 
 
 def test_a_generation_that_reaches_its_end_is_an_answer(settings, params, corpus, index):
@@ -257,7 +257,7 @@ def test_it_is_evaluated_beside_itself_without_documents(settings, params, corpu
     assert [answer.text for answer in answers] == [answer.text for answer in written]
     assert list(rows) == ["rag", "closed_book", "nearest_question"]
     assert rows["rag"]["exact_match"] == rows["rag"]["f1"] == rows["rag"]["rouge_l"] == 1.0
-    alone = closed_book_answerer(settings, params).answer(QUESTIONS)
+    alone = ClosedBookAnswerer(generator_of(settings, params)).answer(QUESTIONS)
     same = [one.text == other.text for one, other in zip(alone, written, strict=True)]
     assert rows["closed_book"]["exact_match"] == pytest.approx(np.mean(same)) and not all(same)
     assert rows["nearest_question"]["exact_match"] == 0.0  # the one training question's answer is Oslo

@@ -14,6 +14,7 @@ from realm_jax.answering.likelihoods import LikelihoodJudge
 from realm_jax.answering.loading import load_answerer
 from realm_jax.corpus.generator_pieces import open_pieces
 from realm_jax.corpus.writer import make_corpus
+from realm_jax.evaluation.answer_scores import is_correct
 from realm_jax.evaluation.few_shot.job import few_shot
 from realm_jax.generation import GenerationConfig
 from realm_jax.instructions.example import InstructionExample
@@ -329,13 +330,55 @@ def test_the_pair_is_asked_with_demonstrations(runs, capsys):
     with pytest.raises(ValueError, match="demonstrations are of fever, of which there are no questions"):
         few_shot(**settings, demonstrations=f"fever={runs.questions}")
     found = few_shot(**settings, shots=(0, 1), demonstrations=f"nq={runs.questions}")
-    alone = few_shot(**settings, retrieve=False)
-    assert list(found["rows"]) == ["nq 0-shot", "nq 1-shot"] and list(alone["rows"]) == ["nq 0-shot"]
+    few_shot(**settings, documents="none", reference_nll=True)
+    by_chance = few_shot(**settings, documents="random", reference_nll=True)["model"]
+    assert list(found["rows"]) == ["nq 0-shot", "nq 1-shot"]
     written = json.loads((runs.place / "ict/evaluation/sequence-3-few_shot.json").read_text())
     assert written["model"]["index_version"] == 2 and written["model"]["search_recall"] == 1.0
     assert written["model"]["language_model_run"] == str(runs.place / "lm")
-    assert (runs.place / "ict/evaluation/alone-few_shot.json").exists()
-    assert "nq 1-shot" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "nq 1-shot" in printed and "nq 0-shot: −log p of the first reference " in printed
+
+    # the language model alone: each figure again, from its logits
+    alone = json.loads((runs.place / "ict/evaluation/alone-few_shot.json").read_text())
+    assert alone["model"]["documents"] == "none" and list(alone["rows"]) == ["nq 0-shot"]
+    _, params = load_params(RunDir.of(runs.place / "lm"))
+    apply = jax.jit(LanguageModel(runs.language_model).apply)
+
+    def log_probs(ids):
+        whole = np.zeros((1, LENGTH), np.int32)
+        whole[0, : len(ids)] = ids
+        found = apply(
+            {"params": params["language_model"]}, whole, (np.arange(LENGTH) < len(ids)).astype(np.int32)[None]
+        )
+        return np.asarray(jax.nn.log_softmax(found[0]), np.float64)
+
+    bos = runs.tokenizer.bos_id
+    nlls, right = [], []
+    for record in alone["predictions"]["nq 0-shot"]:
+        prompt = [bos, *runs.tokenizer.encode(f"Q: {record['question']}\nA:").ids.tolist()]
+        answer = runs.tokenizer.encode(f" {record['answer'][0]}").ids.tolist()
+        said = log_probs([*prompt, *answer])
+        nlls.append(-sum(said[len(prompt) - 1 + place, piece] for place, piece in enumerate(answer)))
+        assert record["reference_nll"] == pytest.approx(nlls[-1], abs=1e-4)
+        written = []
+        while len(written) < 8 and runs.tokenizer.eos_id not in written:
+            written.append(int(log_probs([*prompt, *written])[len(prompt) + len(written) - 1].argmax()))
+        text = runs.tokenizer.decode([piece for piece in written if piece != runs.tokenizer.eos_id]).strip()
+        assert record["prediction"].startswith(text)
+        right.append(is_correct(record["prediction"], record["answer"], is_regex=False))
+    row = alone["rows"]["nq 0-shot"]
+    assert row["reference_nll"]["mean"] == pytest.approx(np.mean(nlls), abs=1e-4)
+    assert row["mean"]["exact_match"]["mean"] == np.mean(right)
+
+    # documents that are drawn at random are others, and the same again
+    assert by_chance["documents"] == "random"
+    file = runs.place / "ict/evaluation/sequence-3-random-few_shot.json"
+    drawn = [record["reference_nll"] for record in json.loads(file.read_text())["predictions"]["nq 0-shot"]]
+    assert not np.allclose(drawn, nlls, atol=1e-3)
+    few_shot(**settings, documents="random", reference_nll=True)
+    again = [record["reference_nll"] for record in json.loads(file.read_text())["predictions"]["nq 0-shot"]]
+    assert again == drawn
 
 
 def test_what_does_not_fit_is_refused(runs, tmp_path):

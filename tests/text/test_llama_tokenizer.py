@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 
+from realm_jax.text.byte_level import byte_symbols
 from realm_jax.text.generator_tokenizer import GeneratorTokenizer, MaskingTokenizer, mask_id_of
 from realm_jax.text.llama_tokenizer import FILES, LlamaTokenizer
 from realm_jax.text.loading import load_any_tokenizer, load_generator_tokenizer, load_tokenizer
@@ -156,6 +158,23 @@ def test_added_pieces_that_are_not_special_are_cut_whole(tmp_path: Path):
     assert tokenizer.vocab_size == 325
     assert pieces_of(tokenizer, "a<tool>b<|eot_id|>")[:3] == ["a", "<tool>", "b"]
     assert tokenizer.decode(tokenizer.encode("a<tool>b<|eot_id|>").ids) == "a<tool>b<|eot_id|>"
+
+
+def test_rare_bytes_without_a_piece_are_left_out(tmp_path: Path):
+    """As SmolLM2's vocabulary has it; ids are those of Hugging Face's library."""
+    said = llama3_json()
+    symbols = byte_symbols()
+    for byte in (0x04, 0x16, 0xC0, 0xF1, 0xFF):
+        del said["model"]["vocab"][symbols[byte]]
+    folder = write_llama3(tmp_path, said)
+    tokenizer = LlamaTokenizer.from_folder(folder)
+    library = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for text in ("a\x04b", "\x04", "\x16 new\x05 \n", "日本 \U00040000 z", ""):
+        assert tokenizer.encode(text).ids.tolist() == library.encode(text, add_special_tokens=False).ids
+    assert tokenizer.decode(tokenizer.encode("a\x04b").ids) == "ab"
+    del said["model"]["vocab"][symbols[0xE3]]
+    with pytest.raises(ValueError, match=r"has no ã: not every text could be written"):
+        LlamaTokenizer.from_folder(write_llama3(tmp_path, said))
 
 
 def test_the_files_beside_a_sentencepiece_model(tmp_path: Path):

@@ -353,6 +353,21 @@ def test_params_for_warm_starts_and_evaluation(run, mesh):
         load_params(run, 3)
 
 
+def test_params_are_read_straight_to_the_devices_of_a_mesh(run, mesh):
+    saved(run, mesh).close()
+    other = MeshConfig(data=1, fsdp=4, tensor=2).build()
+    _, got = load_params(run, mesh=other)
+    assert_same(got, params(4))
+    shardings = state_shardings(other, jax.eval_shape(lambda: params(4)))
+    assert jax.tree.all(jax.tree.map(lambda leaf, sharding: leaf.sharding == sharding, got, shardings))
+    kernel = got["retriever"]["projection"]["kernel"]
+    assert kernel.addressable_data(0).size == kernel.size // 4  # by the rules over fsdp, and never whole
+    damaged = run.checkpoints / "4" / "meta" / "metadata"
+    damaged.write_text(json.dumps({**read_json(damaged), "params_checksum": 1}))
+    with pytest.raises(ValueError, match="corrupt: expected checksum 1, got"):
+        load_params(run, mesh=other)
+
+
 @pytest.mark.faults
 @pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"

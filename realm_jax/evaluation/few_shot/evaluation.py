@@ -77,6 +77,7 @@ def evaluate_few_shot(
     run_dir: str | RunDir | None = None,
     name: str = "model",
     retrieve: bool = True,
+    reference_nll: bool = False,
     max_questions: int | None = None,
     seed: int = 0,
     made_of: Mapping[str, Any] = MappingProxyType({}),
@@ -95,6 +96,8 @@ def evaluate_few_shot(
       run_dir: the figures, every prediction among them, go to RUN/evaluation/NAME-few_shot.json; None writes nothing.
       name: of the evaluation.
       retrieve: whether the model gets documents; False for the language model alone.
+      reference_nll: of answers that are written, say also −log p of the first reference after a space, in nats, by which models compare
+        that write few answers right.
       max_questions: of each task, drawn by the seed (the paper draws 2500 of each development part); None for all.
       seed: of this draw and of that of demonstrations.
       made_of: what is said of the model beside the figures.
@@ -119,8 +122,13 @@ def evaluate_few_shot(
             cut_by_model = dict(Counter(model.counts) - before)
             values = {metric: _values(metric, task, found) for metric in task.template.metrics}
             rows[row] = _figures(task, number, prompts, values, cut_by_model)
+            nlls = _reference_nlls(model, task, prompts, retrieve) if reference_nll else [None] * len(prompts)
+            if known := [nll for nll in nlls if nll is not None]:
+                rows[row]["reference_nll"] = as_json(mean(known))
             predictions[row] = [
-                _record(example, prompt, prediction, {metric: part[place] for metric, part in values.items()})
+                _record(
+                    example, prompt, prediction, {metric: part[place] for metric, part in values.items()}, nlls[place]
+                )
                 for place, (example, prompt, prediction) in enumerate(
                     zip(task.examples.examples, prompts, found, strict=True)
                 )
@@ -230,6 +238,28 @@ def _write(
     return [Prediction(text.strip()) for text in texts]
 
 
+def _reference_nlls(
+    model: AugmentedModel, task: FewShotTask, prompts: Sequence[Prompt | None], retrieve: bool
+) -> list[float | None]:
+    """−log p of each first reference; None of questions without a prompt, of choices and of regular expressions."""
+    nlls: list[float | None] = [None] * len(prompts)
+    asked = [
+        (place, prompt.text, example)
+        for place, (prompt, example) in enumerate(zip(prompts, task.examples.examples, strict=True))
+        if prompt is not None and task.template.answers == "text" and not example.is_regex
+    ]
+    for first in range(0, len(asked), _QUESTIONS_AT_ONCE):
+        places, texts, examples = zip(*asked[first : first + _QUESTIONS_AT_ONCE], strict=True)
+        scored = model.log_likelihoods(
+            texts,
+            [f" {example.references[0]}" for example in examples],
+            [task.template.query.format_map(example.fields) for example in examples] if retrieve else None,
+        )
+        for place, score in zip(places, scored, strict=True):
+            nlls[place] = -float(score.log_prob)
+    return nlls
+
+
 def _values(metric: str, task: FewShotTask, found: Sequence[Prediction | None]) -> list[float]:
     measure = METRICS[task.template.answers][metric]
     return [
@@ -268,7 +298,11 @@ def _figures(
 
 
 def _record(
-    example: Example, prompt: Prompt | None, prediction: Prediction | None, values: Mapping[str, float]
+    example: Example,
+    prompt: Prompt | None,
+    prediction: Prediction | None,
+    values: Mapping[str, float],
+    nll: float | None,
 ) -> dict[str, Any]:
     """A prediction as it is written down."""
     record: dict[str, Any] = {"id": example.id, "question": example.fields["question"]}
@@ -277,4 +311,6 @@ def _record(
     record |= {"answer": list(example.references), "prediction": None if prediction is None else prediction.text}
     if prediction is not None and prediction.log_probs:
         record["log_probs"] = dict(zip(example.options, prediction.log_probs, strict=True))
+    if nll is not None:
+        record["reference_nll"] = nll
     return record | {"demonstrations": 0 if prompt is None else prompt.demonstrations, **values}

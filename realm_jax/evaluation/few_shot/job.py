@@ -1,14 +1,13 @@
 """The few_shot job: asks RA-DIT's pair, or its language model alone, questions with demonstrations before them."""
 
 import logging
-from typing import Any
+from typing import Any, Literal
 
 from realm_jax.answering.loading import load_augmented
 from realm_jax.evaluation.few_shot.evaluation import evaluate_few_shot, few_shot_task, plan
 from realm_jax.retrieval.manifest import Backend
 from realm_jax.run_dir import RunDir
 from realm_jax.tasks.ra_dit import RaDit
-from realm_jax.training.sharding import MeshConfig
 
 logger = logging.getLogger(__name__)
 
@@ -21,14 +20,14 @@ def few_shot(
     demonstrations: str | tuple[str, ...] = (),
     shots: tuple[int, ...] = (0,),
     name: str = "",
-    retrieve: bool = True,
+    documents: Literal["retrieved", "random", "none"] = "retrieved",
+    reference_nll: bool = False,
     templates: str | None = None,
     max_questions: int | None = None,
     seed: int = 0,
     step: int | None = None,
     index_version: int | None = None,
     backend: Backend | None = None,
-    mesh: MeshConfig = MeshConfig(),
     tokens_at_once: int = 16384,
 ) -> dict[str, Any]:
     """Asks the questions of several data sets with several numbers of demonstrations, and prints a table.
@@ -41,15 +40,16 @@ def few_shot(
       questions: TEMPLATE=PLACE of each data set, such as "mmlu=mmlu/test"; templates and what they read: docs/evaluation.md.
       demonstrations: TEMPLATE=PLACE of what demonstrations are drawn from, for shots above 0.
       shots: numbers of demonstrations, a row each.
-      name: of the evaluation; by default what is read: MARGINAL-NUM_DOCUMENTS, or alone.
-      retrieve: whether documents are read; False for the language model alone.
+      name: of the evaluation; by default what is read: MARGINAL-NUM_DOCUMENTS, the same with -random, or alone.
+      documents: that are read: what the retriever finds; such as are drawn at random, to see what harm they do; or none, for the language
+        model alone.
+      reference_nll: say, too, how unlikely the first reference of each written answer is, see `evaluate_few_shot`.
       templates: a file of templates instead of the package's.
       max_questions: of each data set, drawn by the seed; None for all.
       seed: of the draws.
       step: of the retriever's checkpoint; None for the newest.
       index_version: which version; None for the one that the run serves, or its newest.
       backend: None for the one that the index was built for; "exact" searches all documents.
-      mesh: of the language model, over the devices of this process.
       tokens_at_once: of one program.
 
     Returns:
@@ -72,16 +72,25 @@ def few_shot(
     plan(tasks, shots, max_questions, seed)  # what cannot be asked is told before the models are loaded
     run = RunDir.of(run_dir)
     model, made_of = load_augmented(
-        run, task, step=step, index_version=index_version, backend=backend, mesh=mesh, tokens_at_once=tokens_at_once
+        run,
+        task,
+        step=step,
+        index_version=index_version,
+        backend=backend,
+        random_seed=seed if documents == "random" else None,
+        tokens_at_once=tokens_at_once,
     )
+    made_of["documents"] = documents
     logger.info("%s", ", ".join(f"{key} {value}" for key, value in made_of.items()))
+    of_documents = f"{task.marginal}-{task.num_documents}{'-random' if documents == 'random' else ''}"
     return evaluate_few_shot(
         model,
         tasks,
         shots,
         run_dir=run,
-        name=name or (f"{task.marginal}-{task.num_documents}" if retrieve else "alone"),
-        retrieve=retrieve,
+        name=name or ("alone" if documents == "none" else of_documents),
+        retrieve=documents != "none",
+        reference_nll=reference_nll,
         max_questions=max_questions,
         seed=seed,
         made_of=made_of,

@@ -23,6 +23,11 @@ def few_shot_table(rows: Mapping[str, Mapping[str, Any]], retrieve: bool) -> str
         cells = " ".join(_cell(known.get(head)) for head in columns)
         lines.append(f"{name:{label}} | {row['questions']:9} | {cells}".rstrip())
     for name, row in rows.items():
+        if "reference_nll" in row:
+            nll = row["reference_nll"]
+            error = "" if nll["standard_error"] is None else f" ± {nll['standard_error']:.2f}"
+            lines.append(f"{name}: −log p of the first reference {nll['mean']:.2f}{error} nats")
+    for name, row in rows.items():
         causes = {**row["cut"], **row["dropped"], **row["noted"]}
         if causes:
             lines.append(f"{name}: " + "; ".join(f"{count}: {cause}" for cause, count in causes.items()))
