@@ -2,10 +2,11 @@
 
     python launch/ra_dit.py --run_dir=runs/ra_dit_ablation --retriever=runs/pretrain --seeds=0,1
 
-For every seed a language model is trained on the corpus's documents, fine-tuned with retrieved documents (LM-ft), asked what it makes of the
-documents found for each question, and the retriever is fine-tuned by that (R-ft). Then the language model alone, and each language model
-with each retriever, answers questions about entities that no training question was about; from documents drawn at random, too. Runs that are
-done are not done again. Writes RUN/table.md and RUN/table.json.
+For every seed a language model is trained on the corpus's documents and fine-tuned with retrieved documents (LM-ft). Both, before and after,
+are asked what they make of the documents found for each question, and a retriever is fine-tuned by what either says (R-ft). Then the language
+models alone, and each with each retriever, answer questions about entities that no training question was about; from documents drawn at
+random, too. At last each says how unlikely the right answers are without documents, after retrieved ones and after random ones. Runs
+that are done are not done again. Writes RUN/table.md and RUN/table.json.
 """
 
 import argparse
@@ -24,15 +25,25 @@ from realm_jax.run_dir import RunDir, read_json, write_json_atomically, write_te
 LANGUAGE_MODELS = {"before": "lm", "after": "lm_ft"}
 """The runs of the language model, before and after its fine-tuning."""
 
+RETRIEVERS = {"before": "", "by before": "retriever_by_lm", "by after": "retriever"}
+"""The runs of the retriever: before its fine-tuning, and fine-tuned by the language model's judgements, before and after its own."""
+
 ROWS = {
     "language model alone": ("before", None),
     "LM-ft alone": ("after", None),
     "retrieval, nothing fine-tuned": ("before", "before"),
     "LM-ft": ("after", "before"),
-    "R-ft": ("before", "after"),
-    "both": ("after", "after"),
+    "R-ft, judged before LM-ft": ("before", "by before"),
+    "R-ft, judged after LM-ft": ("before", "by after"),
+    "both, judged before LM-ft": ("after", "by before"),
+    "both, judged after LM-ft": ("after", "by after"),
 }
 """The table: which language model, which retriever."""
+
+DOCUMENTS = ("none", "retrieved", "random")
+"""What stands before the answers of which the language models say how unlikely they are."""
+
+JUDGED_QUESTIONS = 400
 
 RECALLS = ("answer_recall_at_1", "answer_recall_at_5", "answer_recall_at_20")
 
@@ -58,7 +69,7 @@ class RaDitAblation:
         """
         questions = f"--gin.SOURCES={self.corpus / 'questions_train.jsonl'}"
         for seed in self.seeds:
-            lm, lm_ft, tuned = (self.of_seed(seed, name) for name in ("lm", "lm_ft", "retriever"))
+            lm, lm_ft = (self.of_seed(seed, name) for name in LANGUAGE_MODELS.values())
             seeded = f"--gin.train.seed={seed}"
             self.job("train", lm, "language_model_tiny", seed, seeded)
             found = f"{self.run.path.name}-{seed}"
@@ -70,33 +81,50 @@ class RaDitAblation:
                 "train", lm_ft, "ra_dit_lm_tiny", seed, seeded, f"--gin.WARM_START=('{lm.path}',)",
                 f"--gin.RETRIEVED={self.retriever.retrieved(found)}",
             )  # fmt: skip
-            self.job(
-                "retrieve", self.retriever, "ra_dit_retriever_tiny", seed, questions, f"--gin.retrieve.name={found}-judged",
-                f"--gin.retrieve.seed={seed}", f"--gin.JUDGE={lm_ft.path}",
-            )  # fmt: skip
-            self.job(
-                "train", tuned, "ra_dit_retriever_tiny", seed, seeded, f"--gin.WARM_START=('{self.retriever.path}',)",
-                f"--gin.RETRIEVED={self.retriever.retrieved(f'{found}-judged')}",
-            )  # fmt: skip
+            for judge, judged in ((lm, f"{found}-judged-before"), (lm_ft, f"{found}-judged")):
+                self.job(
+                    "retrieve", self.retriever, "ra_dit_retriever_tiny", seed, questions, f"--gin.retrieve.name={judged}",
+                    f"--gin.retrieve.seed={seed}", f"--gin.JUDGE={judge.path}",
+                )  # fmt: skip
+                self.job(
+                    "train", self.of_retriever(seed, "by before" if judge is lm else "by after"), "ra_dit_retriever_tiny", seed, seeded,
+                    f"--gin.WARM_START=('{self.retriever.path}',)", f"--gin.RETRIEVED={self.retriever.retrieved(judged)}",
+                )  # fmt: skip
             for model, name in LANGUAGE_MODELS.items():
-                for retriever, place in (("before", self.retriever), ("after", tuned)):
+                language_model = f"--gin.LANGUAGE_MODEL={self.of_seed(seed, name).path}"
+                for retriever in RETRIEVERS:
                     if self.figures_file(seed, model, retriever).exists():
                         continue
                     self.job(
-                        "evaluate", place, "ra_dit_tiny", seed, f"--gin.TIED={retriever == 'before'}",
-                        f"--gin.LANGUAGE_MODEL={self.of_seed(seed, name).path}",
-                        f"--gin.evaluate.questions={self.corpus / 'questions_heldout.jsonl'}",
+                        "evaluate", self.of_retriever(seed, retriever), "ra_dit_tiny", seed, f"--gin.TIED={retriever == 'before'}",
+                        language_model, f"--gin.evaluate.questions={self.corpus / 'questions_heldout.jsonl'}",
                         f"--gin.evaluate.name={self.evaluation(seed, model)}", "--gin.evaluate.afresh=False",
                         "--gin.evaluate.bm25=False", "--gin.evaluate.random_documents=True",
+                    )  # fmt: skip
+                for documents in DOCUMENTS:
+                    if self.likelihoods_file(seed, model, documents).exists():
+                        continue
+                    self.job(
+                        "few_shot", self.retriever, "ra_dit_tiny", seed, "--gin.TIED=True", language_model,
+                        f"--gin.few_shot.questions=nq={self.corpus / 'questions_heldout.jsonl'}",
+                        f"--gin.few_shot.documents={documents}", "--gin.few_shot.reference_nll=True",
+                        f"--gin.few_shot.max_questions={JUDGED_QUESTIONS}",
+                        f"--gin.few_shot.name={self.evaluation(seed, model)}-{documents}",
                     )  # fmt: skip
 
     def evaluation(self, seed: int, model: str) -> str:
         """What an evaluation is called in the retriever's run."""
         return f"{self.run.path.name}-{seed}-{LANGUAGE_MODELS[model]}"
 
+    def of_retriever(self, seed: int, retriever: str) -> RunDir:
+        name = RETRIEVERS[retriever]
+        return self.of_seed(seed, name) if name else self.retriever
+
     def figures_file(self, seed: int, model: str, retriever: str) -> Any:
-        place = self.retriever if retriever == "before" else self.of_seed(seed, "retriever")
-        return place.evaluation(f"{self.evaluation(seed, model)}-answers")
+        return self.of_retriever(seed, retriever).evaluation(f"{self.evaluation(seed, model)}-answers")
+
+    def likelihoods_file(self, seed: int, model: str, documents: str) -> Any:
+        return self.retriever.evaluation(f"{self.evaluation(seed, model)}-{documents}-few_shot")
 
     def job(self, name: str, run: RunDir, gin_file: str, seed: int, *bindings: str) -> None:
         """Runs a job to its end; one that has nothing to do ends at once.
@@ -134,6 +162,29 @@ class RaDitAblation:
                         figures.setdefault(recall, []).append(own[recall])
         return found
 
+    def likelihoods(self) -> dict[str, dict[str, list[float]]]:
+        """−log p of the answers in nats, by language model and documents, one number a seed."""
+        return {
+            row: {
+                documents: [
+                    read_json(self.likelihoods_file(seed, model, documents))["rows"]["nq 0-shot"]["reference_nll"][
+                        "mean"
+                    ]
+                    for seed in self.seeds
+                ]
+                for documents in DOCUMENTS
+            }
+            for row, model in (("language model", "before"), ("LM-ft", "after"))
+        }
+
+
+def likelihood_table(likelihoods: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """Markdown: in nats an answer, mean ± standard deviation over the seeds."""
+    lines = ["| −log p of the answer | no documents | retrieved | random |", "|---|---:|---:|---:|"]
+    for row, of_row in likelihoods.items():
+        lines.append(f"| {row} | {' | '.join(_cell(of_row[documents], 1, 2) for documents in DOCUMENTS)} |")
+    return "\n".join(lines) + "\n"
+
 
 def table(figures: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     """Markdown: in per cent, mean ± standard deviation over the seeds."""
@@ -146,9 +197,9 @@ def table(figures: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cell(values: Sequence[float]) -> str:
-    mean = f"{100 * statistics.mean(values):.1f}"
-    return f"{mean} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
+def _cell(values: Sequence[float], scale: float = 100, digits: int = 1) -> str:
+    mean = f"{scale * statistics.mean(values):.{digits}f}"
+    return f"{mean} ± {scale * statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -173,9 +224,9 @@ def main(arguments: Sequence[str]) -> int:
     except Stopped as stopped:
         work.display.note(str(stopped))
         return stopped.exit_status
-    figures = work.figures()
-    write_json_atomically(work.run.path / "table.json", figures)
-    text = table(figures)
+    figures, likelihoods = work.figures(), work.likelihoods()
+    write_json_atomically(work.run.path / "table.json", {"answers": figures, "likelihoods": likelihoods})
+    text = f"{table(figures)}\n{likelihood_table(likelihoods)}"
     write_text_atomically(work.run.path / "table.md", text)
     print(text)
     return 0

@@ -23,11 +23,18 @@ def work(launcher, tmp_path, monkeypatch):
         made.jobs.append((name, run.path.name, gin_file, seed, bindings))
         if name == "evaluate":
             model = "after" if f"--gin.LANGUAGE_MODEL={made.of_seed(seed, 'lm_ft').path}" in bindings else "before"
-            tuned = run.path.name == "retriever"
+            tuned = run.path.name != "pretrain"
             share = (0.1 + 0.3 * (model == "after") + 0.2 * tuned) + 0.02 * seed
             own = {"exact_match": share, "f1": share} | dict.fromkeys(launcher.RECALLS, 0.5 + 0.25 * tuned)
             rows = {"ra_dit": own, "closed_book": {"exact_match": 0.01, "f1": 0.02}, "random": {"exact_match": 0.03}}
-            write_json_atomically(made.figures_file(seed, model, "after" if tuned else "before"), {"rows": rows})
+            retriever = next(key for key in launcher.RETRIEVERS if made.of_retriever(seed, key).path == run.path)
+            write_json_atomically(made.figures_file(seed, model, retriever), {"rows": rows})
+        if name == "few_shot":
+            model = "after" if f"--gin.LANGUAGE_MODEL={made.of_seed(seed, 'lm_ft').path}" in bindings else "before"
+            (documents,) = [one.partition("=")[2] for one in bindings if one.startswith("--gin.few_shot.documents=")]
+            nll = {"none": 9.0, "retrieved": 5.0, "random": 8.0}[documents] + 4 * (model == "before") + 0.5 * seed
+            row = {"reference_nll": {"mean": nll, "standard_error": 0.1, "questions": 400}}
+            write_json_atomically(made.likelihoods_file(seed, model, documents), {"rows": {"nq 0-shot": row}})
 
     monkeypatch.setattr(made, "job", job)
     return made
@@ -41,21 +48,36 @@ def test_each_seed_has_its_models_and_four_evaluations(launcher, work):
         ("retrieve", "pretrain", "ra_dit_lm_tiny"),
         ("train", "lm_ft", "ra_dit_lm_tiny"),
         ("retrieve", "pretrain", "ra_dit_retriever_tiny"),
+        ("train", "retriever_by_lm", "ra_dit_retriever_tiny"),
+        ("retrieve", "pretrain", "ra_dit_retriever_tiny"),
         ("train", "retriever", "ra_dit_retriever_tiny"),
-        *[("evaluate", run, "ra_dit_tiny") for run in ("pretrain", "retriever", "pretrain", "retriever")],
+        *(
+            [("evaluate", run, "ra_dit_tiny") for run in ("pretrain", "retriever_by_lm", "retriever")]
+            + [("few_shot", "pretrain", "ra_dit_tiny")] * 3
+        )
+        * 2,
     ]
     bindings = {(name, run): said for name, run, _, seed, said in work.jobs if seed == 1}
     judged = str(work.retriever.retrieved("ablation-1-judged"))
     assert f"--gin.RETRIEVED={judged}" in bindings["train", "retriever"]
-    assert f"--gin.JUDGE={work.of_seed(1, 'lm_ft').path}" in next(
-        said
-        for name, _, gin_file, seed, said in work.jobs
-        if (name, gin_file, seed) == ("retrieve", "ra_dit_retriever_tiny", 1)
-    )
+    assert f"--gin.RETRIEVED={judged}-before" in bindings["train", "retriever_by_lm"]
+    judges = [
+        (f"--gin.JUDGE={work.of_seed(1, model).path}" in said, f"--gin.retrieve.name=ablation-1-{name}" in said)
+        for (model, name), said in zip(
+            (("lm", "judged-before"), ("lm_ft", "judged")),
+            (
+                said
+                for _, _, gin_file, seed, said in work.jobs
+                if seed == 1 and any("--gin.JUDGE" in one for one in said)
+            ),
+            strict=True,
+        )
+    ]
+    assert judges == [(True, True)] * 2
     assert "--gin.train.seed=1" in bindings["train", "lm"]
     work.jobs.clear()
     work.go()
-    assert [job for job in work.jobs if job[0] == "evaluate"] == []
+    assert [job for job in work.jobs if job[0] in ("evaluate", "few_shot")] == []
 
 
 def test_the_table_has_means_and_spreads(launcher, work):
@@ -63,7 +85,20 @@ def test_the_table_has_means_and_spreads(launcher, work):
     lines = launcher.table(work.figures()).splitlines()
     assert lines[0] == "| | EM | F1 | EM, random documents | R@1 | R@5 | R@20 |"
     assert lines[2] == "| language model alone | 1.0 ± 0.0 | 2.0 ± 0.0 |  |  |  |  |"
-    assert lines[-1] == "| both | 61.0 ± 1.4 | 61.0 ± 1.4 | 3.0 ± 0.0 | 75.0 ± 0.0 | 75.0 ± 0.0 | 75.0 ± 0.0 |"
+    assert (
+        lines[-1]
+        == "| both, judged after LM-ft | 61.0 ± 1.4 | 61.0 ± 1.4 | 3.0 ± 0.0 | 75.0 ± 0.0 | 75.0 ± 0.0 | 75.0 ± 0.0 |"
+    )
+
+
+def test_the_likelihoods_have_their_own_table(launcher, work):
+    work.go()
+    lines = launcher.likelihood_table(work.likelihoods()).splitlines()
+    assert lines[0] == "| −log p of the answer | no documents | retrieved | random |"
+    assert lines[2:] == [
+        "| language model | 13.25 ± 0.35 | 9.25 ± 0.35 | 12.25 ± 0.35 |",
+        "| LM-ft | 9.25 ± 0.35 | 5.25 ± 0.35 | 8.25 ± 0.35 |",
+    ]
 
 
 def test_what_the_command_line_refuses(launcher, capsys):
