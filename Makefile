@@ -119,7 +119,7 @@ tpu-delete: ## end the run on the TPU VM with a checkpoint, and delete the TPU V
 	@$(PYTHON) $(TPU_VM) --delete
 
 test: install ## all tests but the slow ones
-	$(BIN)/python -m pytest -q -n $(WORKERS) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 slow: install ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow $(PYTEST_ARGS)

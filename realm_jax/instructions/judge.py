@@ -94,13 +94,9 @@ def continuations_of(
     kept = form.lengths(pieces.titles.lengths(documents), pieces.bodies.lengths(documents), room[:, None])
     found = []
     for row in range(len(examples)):
-        prompt, answer = prompts[row], answers[row]
         for column in range(documents.shape[1]):
-            document, background = int(documents[row, column]), np.zeros(0, np.int32)
-            if document >= 0:
-                title = pieces.titles[document][: int(kept.titles[row, column])]
-                background = form.background(title, pieces.bodies[document][: int(kept.bodies[row, column])])
-            found.append(Continuation(np.concatenate([np.asarray([form.bos], np.int32), background, prompt]), answer))
+            read = int(documents[row, column]), int(kept.titles[row, column]), int(kept.bodies[row, column])
+            found.append(Continuation(form.prompt(pieces, *read, prompts[row]), answers[row]))
     return found
 
 

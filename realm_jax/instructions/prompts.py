@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32, Int64
 
+from realm_jax.corpus.generator_pieces import DocumentPieces
 from realm_jax.text.generator_tokenizer import GeneratorTokenizer
 
 LEAST_BODY = 8
@@ -72,3 +73,17 @@ class PromptFormat(NamedTuple):
             return np.zeros(0, np.int32)
         around = (self.before_title, self.after_title) if len(title) else (title, title)
         return np.concatenate([self.before, around[0], title, around[1], body, self.after])
+
+    def prompt(
+        self,
+        pieces: DocumentPieces,
+        document: int,
+        title_len: int,
+        body_len: int,
+        prompt: Int32[np.ndarray, "prompt_len"],
+    ) -> Int32[np.ndarray, "_"]:
+        """`[bos] background prompt`, with that much of a document; negative: `[bos] prompt`."""
+        background = prompt[:0]
+        if document >= 0:
+            background = self.background(pieces.titles[document][:title_len], pieces.bodies[document][:body_len])
+        return np.concatenate([np.asarray([self.bos], np.int32), background, prompt])

@@ -40,7 +40,7 @@ from realm_jax.run_dir import RunDir, check_can_write
 from realm_jax.storage import require_local
 from realm_jax.tasks.ict import check_vocabulary
 from realm_jax.tasks.rag import open_generator_tokenizer
-from realm_jax.text.generator_tokenizer import GeneratorTokenizer, as_generator_tokenizer
+from realm_jax.text.generator_tokenizer import as_generator_tokenizer
 from realm_jax.text.loading import load_generator_tokenizer
 from realm_jax.training.checkpoint import check_tokenizer, load_params, newest_step
 
@@ -117,6 +117,7 @@ def retrieve(
         open_pieces(the_corpus, lm_tokenizer)
     files = (sources,) if isinstance(sources, str) else sources
     version = served_version(run, index_version)
+    of_corpus = [corpus_examples, prompt_tokens, answer_tokens, lm_tokenizer.fingerprint] if corpus_examples else 0
     identity: dict[str, Any] = {
         "corpus": the_corpus.fingerprint,
         "retriever_run": str(run.path),
@@ -127,45 +128,29 @@ def retrieve(
         "templates": templates and [templates, _digest(templates)],
         "backend": backend,
         "max_examples": max_examples,
-        "corpus_examples": [corpus_examples, prompt_tokens, answer_tokens, lm_tokenizer.fingerprint]
-        if corpus_examples
-        else 0,
+        "corpus_examples": of_corpus,
         "num_documents": num_documents,
         "query_len": query_len,
         "seed": seed,
     }
     if not _is_there(directory, RETRIEVED, identity):
-        examples, dropped = _examples(
-            files,
-            templates,
-            max_examples,
-            seed,
-            the_corpus,
-            lm_tokenizer,
-            corpus_examples,
-            prompt_tokens,
-            answer_tokens,
+        examples, dropped = _examples(files, templates, max_examples, seed)
+        if corpus_examples:
+            own = CorpusContinuations(
+                the_corpus, lm_tokenizer, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens, seed=seed
+            )
+            dropped |= {f"{the_corpus.directory}: {cause}": count for cause, count in own.left_out.items()}
+            examples += [own[number] for number in range(min(corpus_examples, len(own)))]
+        if not examples:
+            raise ValueError("retrieve: nothing to retrieve for; name sources, or set corpus_examples")
+        finder, search_recall = _finder(
+            run, the_corpus, retriever, identity["retriever_step"], version, backend, query_len, num_documents
         )
-        check_vocabulary(the_corpus, retriever.encoder.vocab_size, "retriever")
-        check_tokenizer(run, the_corpus.info.tokenizer_fingerprint, step)
-        place = version_dir(run.index, version)
-        manifest = verify(
-            place,
-            corpus_fingerprint=the_corpus.fingerprint,
-            embed_dim=retriever.embed_dim,
-            num_documents=the_corpus.num_documents,
-        )
-        _, params = load_params(run, identity["retriever_step"])
-        index = load_version(place, backend=backend, manifest=manifest)
-        finder = RetrievingAnswerer(
-            CorpusDocuments(the_corpus), index, retriever, params["retriever"],
-            query_len=query_len, document_len=query_len, num_read=min(num_documents + 1, the_corpus.num_documents),
-        )  # fmt: skip
         documents, scores = find(finder, examples, num_documents)
         provenance = {
             "identity": identity,
             "corpus": the_corpus.fingerprint,
-            "search_recall": manifest.search_recall,
+            "search_recall": search_recall,
             "dropped": dropped,
             "groups": dict(Counter(example.group for example in examples)),
             "made_at": now(),
@@ -191,6 +176,35 @@ def retrieve(
     return said
 
 
+def _finder(
+    run: RunDir,
+    corpus: Corpus,
+    retriever: RetrieverConfig,
+    step: int,
+    version: int,
+    backend: Backend | None,
+    query_len: int,
+    num_documents: int,
+) -> tuple[RetrievingAnswerer, float]:
+    """A run's retriever over its index, and how well the latter finds; one document more than is wanted, since an example's own is none."""
+    check_vocabulary(corpus, retriever.encoder.vocab_size, "retriever")
+    check_tokenizer(run, corpus.info.tokenizer_fingerprint, step)
+    place = version_dir(run.index, version)
+    manifest = verify(
+        place,
+        corpus_fingerprint=corpus.fingerprint,
+        embed_dim=retriever.embed_dim,
+        num_documents=corpus.num_documents,
+    )
+    _, params = load_params(run, step)
+    index = load_version(place, backend=backend, manifest=manifest)
+    finder = RetrievingAnswerer(
+        CorpusDocuments(corpus), index, retriever, params["retriever"],
+        query_len=query_len, document_len=query_len, num_read=min(num_documents + 1, corpus.num_documents),
+    )  # fmt: skip
+    return finder, manifest.search_recall
+
+
 def find(
     finder: RetrievingAnswerer, examples: Sequence[InstructionExample], num_documents: int
 ) -> tuple[Int64[np.ndarray, "examples num_documents"], Float32[np.ndarray, "examples num_documents"]]:
@@ -213,17 +227,9 @@ def find(
 
 
 def _examples(
-    files: Sequence[str],
-    templates: str,
-    max_examples: int | None,
-    seed: int,
-    corpus: Corpus,
-    tokenizer: GeneratorTokenizer,
-    corpus_examples: int,
-    prompt_tokens: int,
-    answer_tokens: int,
+    files: Sequence[str], templates: str, max_examples: int | None, seed: int
 ) -> tuple[list[InstructionExample], dict[str, int]]:
-    """All examples, and what was dropped, by source and cause."""
+    """Those of the sources, and what was dropped, by source and cause."""
     examples: list[InstructionExample] = []
     dropped: dict[str, int] = {}
     the_templates = read_templates(templates) if templates else own_templates()
@@ -233,14 +239,6 @@ def _examples(
         logger.info("%s: %d of %d examples%s", found.source, len(found.examples), found.num_found, f" ({told})" if told else "")  # fmt: skip
         dropped |= {f"{found.source}: {cause}": count for cause, count in found.dropped.items()}
         examples += found.examples
-    if corpus_examples:
-        own = CorpusContinuations(
-            corpus, tokenizer, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens, seed=seed
-        )
-        dropped |= {f"{corpus.directory}: {cause}": count for cause, count in own.left_out.items()}
-        examples += [own[number] for number in range(min(corpus_examples, len(own)))]
-    if not examples:
-        raise ValueError("retrieve: nothing to retrieve for; name sources, or set corpus_examples")
     return examples, dropped
 
 

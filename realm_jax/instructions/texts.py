@@ -152,14 +152,10 @@ class InstructionTexts:
 
     def text(self, number: int) -> Text:
         example, document = int(self._rows[number]), int(self._documents[number])
-        background = np.zeros(0, np.int32)
-        if document >= 0:
-            title_len, body_len = (int(part[number]) for part in self._background)
-            title, body = self._pieces.titles[document][:title_len], self._pieces.bodies[document][:body_len]
-            background = self._form.background(title, body)
-        prompt, answer = self._prompts[example], self._answers[example]
-        bos, eos = (np.asarray([piece], np.int32) for piece in (self._form.bos, self._form.eos))
-        return Text(np.concatenate([bos, background, prompt, answer, eos]), 1 + len(background) + len(prompt))
+        title_len, body_len = (int(part[number]) for part in self._background)
+        before = self._form.prompt(self._pieces, document, title_len, body_len, self._prompts[example])
+        eos = np.asarray([self._form.eos], np.int32)
+        return Text(np.concatenate([before, self._answers[example], eos]), len(before))
 
 
 def encoded(examples: Sequence[InstructionExample], tokenizer: GeneratorTokenizer) -> tuple[Ragged, Ragged]:

@@ -118,7 +118,8 @@ def rag_loss(
     metrics: Metrics = {}
     log_probs = jnp.zeros(logits.shape[:2], jnp.float32)  # of the one reading, where documents are not marginalized
     if retriever is not None:
-        scores = retrieval_scores(params, batch, rng, retriever=retriever, train_documents=train_documents)
+        afresh = batch.documents if train_documents else None
+        scores = retrieval_scores(params, batch.query, batch.retrieved_embeds, afresh, rng, retriever)
         retrieved = losses.candidate_log_probs(scores, batch.document_mask)
         if marginal != "joint":
             log_probs = retrieved
@@ -144,9 +145,23 @@ def rag_loss(
 
 
 def retrieval_scores(
-    params: Params, batch: RagBatch, rng: jax.Array | None, *, retriever: RetrieverConfig, train_documents: bool
+    params: Params,
+    query: Inputs,
+    retrieved_embeds: Float[Array, "batch num_documents embed"],
+    documents: Inputs | None,
+    rng: jax.Array | None,
+    retriever: RetrieverConfig,
 ) -> Float[Array, "batch num_documents"]:
-    """d(z)ᵀ q(x) of the documents retrieved (RAG, section 2.2)."""
+    """d(z)ᵀ q(x) of the documents retrieved (RAG, section 2.2).
+
+    Args:
+      params: with a "retriever".
+      query: [batch, query_len].
+      retrieved_embeds: of the index.
+      documents: [batch, num_documents, document_len], which are embedded afresh; None: scored are those of the index.
+      rng: of dropout; None without.
+      retriever: shape of the retriever.
+    """
 
     def embed(inputs: Inputs, method: str, stream: int) -> Any:
         return Retriever(retriever).apply(
@@ -154,11 +169,11 @@ def retrieval_scores(
             method=method, rngs=dropout_rngs(rng, stream),
         )  # fmt: skip
 
-    document_embeds = batch.retrieved_embeds
-    if train_documents:
-        flat = Inputs(*(part.reshape(-1, part.shape[-1]) for part in batch.documents))
-        document_embeds = embed(flat, "embed_documents", 1).reshape(*batch.document_mask.shape, -1)
-    return jnp.einsum("be,bke->bk", embed(batch.query, "embed_queries", 0), document_embeds)
+    document_embeds = retrieved_embeds
+    if documents is not None:
+        flat = Inputs(*(part.reshape(-1, part.shape[-1]) for part in documents))
+        document_embeds = embed(flat, "embed_documents", 1).reshape(*documents.ids.shape[:2], -1)
+    return jnp.einsum("be,bke->bk", embed(query, "embed_queries", 0), document_embeds)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int64
 
 from realm_jax import losses
 from realm_jax.corpus.store import Corpus
-from realm_jax.data.inputs import Inputs, SpecialIds
+from realm_jax.data.inputs import SpecialIds
 from realm_jax.data.preferences import (
     PreferenceBatch,
     PreferenceExamples,
@@ -35,6 +35,7 @@ from realm_jax.retrieval.index import SearchResult
 from realm_jax.tasks.ict import check_vocabulary
 from realm_jax.tasks.instruction_tuning import check_shares, shares_of_groups
 from realm_jax.tasks.passes import EncoderPass
+from realm_jax.tasks.rag import retrieval_scores
 from realm_jax.tasks.realm import embed_queries
 from realm_jax.tasks.task import (
     Metrics,
@@ -47,7 +48,6 @@ from realm_jax.tasks.task import (
     input_shapes,
     untied,
 )
-from realm_jax.training.rng import dropout_rngs
 from realm_jax.typed import check_fields
 
 logger = logging.getLogger(__name__)
@@ -93,18 +93,8 @@ def retriever_tuning_loss(
     train_documents: bool,
 ) -> tuple[WeightedSum, Metrics]:
     """Mean over the examples with documents of `preference_losses`, scores being those of today's question encoder."""
-
-    def embed(inputs: Inputs, method: str, stream: int) -> Any:
-        return Retriever(retriever).apply(
-            {"params": params["retriever"]}, inputs.ids, inputs.segment_ids, inputs.ids != 0, rng is None,
-            method=method, rngs=dropout_rngs(rng, stream),
-        )  # fmt: skip
-
-    document_embeds = batch.retrieved_embeds
-    if train_documents:
-        flat = Inputs(*(part.reshape(-1, part.shape[-1]) for part in batch.documents))
-        document_embeds = embed(flat, "embed_documents", 1).reshape(*batch.document_mask.shape, -1)
-    scores = jnp.einsum("be,bke->bk", embed(batch.query, "embed_queries", 0), document_embeds)
+    afresh = batch.documents if train_documents else None
+    scores = retrieval_scores(params, batch.query, batch.retrieved_embeds, afresh, rng, retriever)
     retrieved = losses.candidate_log_probs(scores, batch.document_mask)
     of_examples = preference_losses(objective, retrieved, batch, temperature)
     usable = batch.document_mask.any(axis=1)
