@@ -52,6 +52,11 @@ def test_packed_texts_are_as_likely_as_texts_apart(corpus):
     other, _ = packed_loss(params, jax.tree.map(jnp.asarray, apart), None, language_model=config)
     assert float(one.weight) == float(other.weight) == sum(len(text.ids) - max(1, text.num_read) for text in texts)
     np.testing.assert_allclose(one.total, other.total, rtol=1e-5)
+    gradients = [
+        jax.grad(lambda params, rows=rows: packed_loss(params, rows, None, language_model=config)[0].total)(params)
+        for rows in (jax.tree.map(jnp.asarray, together), jax.tree.map(jnp.asarray, apart))
+    ]
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=2e-5 * np.abs(other).max()), *gradients)
     logits = LanguageModel(config).apply({"params": params["language_model"]}, *map(jnp.asarray, together[:3]))
     singles = LanguageModel(config).apply({"params": params["language_model"]}, *map(jnp.asarray, apart[:3]))
     start = 0

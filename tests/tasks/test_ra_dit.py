@@ -381,6 +381,38 @@ def test_the_pair_is_asked_with_demonstrations(runs, capsys):
     assert again == drawn
 
 
+def test_a_twentieth_of_the_texts_is_dialogue_and_a_tenth_plain_text(runs, tmp_path):
+    """The paper's mixture (section 2.3), of the texts that the model reads."""
+    answers = {"dialogue": "rome", "open_qa": "oslo"}
+    examples = [
+        InstructionExample(group, group, f"{tiny.NAMES[place]} lived in", answer, "", (answer,))
+        for group, answer in answers.items()
+        for place in range(10 if group == "dialogue" else 4)
+    ]
+    nothing = np.full((len(examples), 1), -1, np.int64)
+    provenance = {"corpus": runs.corpus.fingerprint}
+    save_retrieved(tmp_path / "mixed", examples, nothing, np.full(nothing.shape, -np.inf, np.float32), provenance)
+    task = tuning(
+        with_changes(runs, retrieved=str(tmp_path / "mixed")),
+        num_documents=1,
+        shares=(("plain_text", 0.1), ("dialogue", 0.05)),
+    )
+    rows = task.build(0).examples(0, 160, slice(None))
+    eos, drawn = runs.tokenizer.eos_id, {"dialogue": 0, "open_qa": 0, "plain_text": 0}
+    of_answer = {int(runs.tokenizer.encode(f" {answer}").ids[0]): group for group, answer in answers.items()}
+    for segments, targets in zip(rows.segments, rows.targets, strict=True):
+        for number in range(1, segments.max() + 1):
+            own = segments == number
+            learned = targets[own][targets[own] >= 0]
+            instruction = len(learned) == 2 and learned[1] == eos
+            drawn[of_answer[int(learned[0])] if instruction else "plain_text"] += 1
+            assert instruction or len(learned) == own.sum() - 1  # every token of plain text is learned
+    total = sum(drawn.values())
+    assert total > 500
+    assert drawn["plain_text"] / total == pytest.approx(0.1, abs=0.03)
+    assert drawn["dialogue"] / total == pytest.approx(0.05, abs=0.025)
+
+
 def test_what_does_not_fit_is_refused(runs, tmp_path):
     with pytest.raises(ValueError, match=r"num_documents=4, but 3 documents were retrieved"):
         tuning(runs, num_documents=4).build(0)

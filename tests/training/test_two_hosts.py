@@ -135,9 +135,10 @@ def test_hosts_that_share_the_index_train_like_hosts_that_hold_all_of_it(places,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ict", "open_qa"])
+@pytest.mark.parametrize("name", ["ict", "open_qa", "language_model"])
 def test_two_processes_train_like_one_in_every_task(places, tmp_path, name):
-    """ICT with its parameters split over both (fsdp), open QA with the layers' products split over both (tensor)."""
+    """ICT, and a language model's adapter, with parameters split over both (fsdp), open QA with the layers' products split over both
+    (tensor)."""
     questions = [f"--gin.QUESTIONS={places / 'questions.jsonl'}"] if name == "open_qa" else []
     for run, processes, devices in (("one", 1, 2), ("two", 2, 1)):
         run_file = RUN_FILE.with_name(f"two_hosts_{name}.gin")
