@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int32, Int64
 from tqdm import tqdm
 
+from realm_jax.answering.generating import rounded_up
 from realm_jax.answering.likelihoods import Continuation, LikelihoodJudge
 from realm_jax.answering.prompted import NOTHING, PROMPT_CUT, padded_prompts, prompt_alone, prompt_with
 from realm_jax.answering.retrieving import Find, RetrievingAnswerer, power_of_two
@@ -170,33 +171,38 @@ class RetrievalAugmentedLm:
                 f"max_tokens: expected between 1 and {self.max_length - 2}, since the model has {self.max_length} positions, got {max_tokens}"
             )
         generation = dataclasses.replace(self._generation, max_length=max_tokens + 1, min_length=0)
-        # a model reads as many tokens at once as when it judges
-        at_once = max(1, self._model.tokens_at_once // (self.max_length * self._num_documents))
-        written: list[str] = []
-        with tqdm(total=len(prompts), desc="write", unit=" prompts", mininterval=1.0, disable=len(prompts) < 64) as bar:
-            for first in range(0, len(prompts), at_once):
-                rows = slice(first, first + at_once)
-                written += self._write(prompts[rows], None if queries is None else queries[rows], generation, stop)
-                bar.update(len(prompts[rows]))
-        return written
-
-    def _write(
-        self,
-        prompts: Sequence[str],
-        queries: Sequence[str] | None,
-        generation: GenerationConfig,
-        stop: Sequence[str],
-    ) -> list[str]:
         documents, log_probs = self._retrieve(len(prompts), queries)
         read = [
             self._contexts(self._encode(prompt), documents[row], log_probs[row], generation.target_len)
             for row, prompt in enumerate(prompts)
         ]
+        # prompts of like length together, as many tokens at once as when it judges
+        longest = np.asarray([max(len(context) for context, _ in row) for row in read], np.int64)
+        order = np.argsort(-longest, kind="stable")
+        written = [""] * len(prompts)
+        with tqdm(total=len(prompts), desc="write", unit=" prompts", mininterval=1.0, disable=len(prompts) < 64) as bar:
+            while len(order):
+                tokens = self._num_documents * (rounded_up(int(longest[order[0]])) + generation.target_len)
+                fitting = max(1, self._model.tokens_at_once // tokens)
+                at_once = rows_for(self._model.mesh, 1 << (fitting.bit_length() - 1))  # power of two: few programs
+                now, order = order[:at_once], order[at_once:]
+                for row, text in zip(now, self._write([read[row] for row in now], generation, stop), strict=True):
+                    written[row] = text
+                bar.update(len(now))
+        return written
+
+    def _write(
+        self,
+        read: Sequence[Sequence[tuple[Int32[np.ndarray, "_"], float]]],
+        generation: GenerationConfig,
+        stop: Sequence[str],
+    ) -> list[str]:
+        """What is written after the contexts of each prompt."""
         most = max(map(len, read))
         if most > 1 and self._marginal == "sequence" and any(stop):
             return self._write_stopped(read, generation, stop)
         contexts = [[context for context, _ in row] + [row[0][0]] * (most - len(row)) for row in read]
-        scores = np.full((len(prompts), most), -np.inf, np.float32)
+        scores = np.full((len(read), most), -np.inf, np.float32)
         for row, of_row in enumerate(read):
             scores[row, : len(of_row)] = [log_prob for _, log_prob in of_row]
         return [_stopped(texts[0], stop) for texts in self._hypotheses(contexts, scores, generation)]

@@ -149,6 +149,24 @@ def test_stop_texts_end_what_is_written(parts):
     assert cut == whole[: whole.find(words[-1])]
 
 
+def test_prompts_of_like_length_are_written_together_and_come_back_in_order(parts, monkeypatch):
+    prompts = [" ".join(["w1 w2 w3 w4"] * size) for size in (1, 9, 2, 1, 8, 2, 1, 3, 2, 1)]
+    asked = model(parts, marginal="token")
+    alone = [asked.generate([prompt], ["w1"], max_tokens=3)[0] for prompt in prompts]
+    shapes: list[tuple[int, ...]] = []
+    plain = asked._hypotheses
+
+    def noted(contexts, scores, generation):
+        shapes.append((scores.shape[0], max(len(context) for row in contexts for context in row)))
+        return plain(contexts, scores, generation)
+
+    monkeypatch.setattr(asked, "_hypotheses", noted)
+    assert asked.generate(prompts, ["w1"] * len(prompts), max_tokens=3) == alone
+    # 1024 tokens at once, 8 devices: eight of three prompts each, though the model could read prompts of any length
+    assert [rows for rows, _ in shapes] == [8, 2] and shapes[0][1] > shapes[1][1]
+    assert asked.generate([], max_tokens=3) == []
+
+
 def test_what_comes_after_a_stop_text_does_not_weigh(parts):
     tokenizer, config = parts[1], parts[2]
     plain = model(parts)
