@@ -24,7 +24,7 @@ from realm_jax.tasks.open_qa import OpenQa
 from realm_jax.tasks.ra_dit import RaDit
 from realm_jax.tasks.rag import Rag
 from realm_jax.text.generator_tokenizer import GeneratorTokenizer
-from realm_jax.training.checkpoint import check_tokenizer, learners, load_params
+from realm_jax.training.checkpoint import check_tokenizer, learners, load_params, newest_step
 
 Answering = OpenQa | Rag | RaDit
 """The settings that questions are answered with."""
@@ -128,6 +128,9 @@ def load_augmented(
         "retriever_run": str(run.path),
         "retriever_step": parts.step,
         "language_model_run": task.language_model_run or str(run.path),
+        "language_model_step": newest_step(RunDir.of(task.language_model_run))
+        if task.language_model_run
+        else parts.step,
         "index_version": parts.manifest.version,
         "search_recall": parts.manifest.search_recall,
         "num_documents": task.num_documents,

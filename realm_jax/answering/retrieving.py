@@ -1,6 +1,7 @@
 """The retriever's side of answering: questions embedded, searched and weighed, documents embedded as they come."""
 
 import copy
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,9 +25,13 @@ OnStage = Callable[[str], None]
 
 
 def random_documents(num_documents: int, seed: int) -> Find:
-    """Finds documents by chance, whatever the question: what harm those do that do not help."""
-    rng = np.random.default_rng(seed)
-    return lambda questions, num_read: rng.integers(0, num_documents, (len(questions), num_read))
+    """Finds documents by chance, of one question and seed always the same: what harm those do that do not help."""
+
+    def find(questions: Sequence[str], num_read: int) -> Int64[np.ndarray, "batch num_read"]:
+        seeds = [zlib.crc32(question.encode("utf-8", "surrogatepass")) for question in questions]
+        return np.stack([np.random.default_rng([seed, own]).integers(0, num_documents, num_read) for own in seeds])
+
+    return find
 
 
 class Retrieved(NamedTuple):

@@ -31,7 +31,7 @@ from realm_jax.instructions.texts import encoded
 from realm_jax.models import LanguageModelConfig
 from realm_jax.run_dir import RunDir
 from realm_jax.text.generator_tokenizer import GeneratorTokenizer
-from realm_jax.training.checkpoint import newest_step
+from realm_jax.training.checkpoint import newest_step, params_checksum
 from realm_jax.training.sharding import MeshConfig
 from realm_jax.typed import check_fields
 
@@ -105,6 +105,7 @@ def judge_identity(judge: LanguageModelJudge, tokenizer: GeneratorTokenizer) -> 
     return {
         "language_model_run": judge.run,
         "language_model_step": newest_step(RunDir.of(judge.run), judge.step),
+        "language_model_checksum": params_checksum(RunDir.of(judge.run), judge.step),
         "language_model": repr(judge.language_model),
         "length": judge.length,
         "tokenizer": tokenizer.fingerprint,

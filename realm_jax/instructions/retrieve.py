@@ -42,7 +42,7 @@ from realm_jax.tasks.ict import check_vocabulary
 from realm_jax.tasks.rag import open_generator_tokenizer
 from realm_jax.text.generator_tokenizer import as_generator_tokenizer
 from realm_jax.text.loading import load_generator_tokenizer
-from realm_jax.training.checkpoint import check_tokenizer, load_params, newest_step
+from realm_jax.training.checkpoint import check_tokenizer, load_params, newest_step, params_checksum
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +122,8 @@ def retrieve(
         "corpus": the_corpus.fingerprint,
         "retriever_run": str(run.path),
         "retriever_step": newest_step(run, step),
+        "retriever_checksum": params_checksum(run, step),
+        "retriever": repr(retriever),
         "index_version": version,
         "sources": list(files),
         "source_files": [_digest(file) for file in files],
@@ -243,10 +245,15 @@ def _examples(
 
 
 def _digest(source: str) -> str:
-    """Of a local file, also one behind NAME=; empty of what is none."""
+    """Of local files, a pattern's all together, also behind NAME=; empty of what is none."""
     for place in (Path(source), Path(source.partition("=")[2])):
-        if source and place.is_file():
-            return hashlib.sha256(place.read_bytes()).hexdigest()[:16]
+        files = [place] if place.is_file() else sorted(place.parent.glob(place.name)) if "*" in place.name else []
+        if source and files:
+            content = hashlib.sha256()
+            for file in files:
+                with file.open("rb") as opened:
+                    content.update(hashlib.file_digest(opened, "sha256").digest())
+            return content.hexdigest()[:16]
     return ""
 
 

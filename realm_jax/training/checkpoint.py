@@ -23,13 +23,16 @@ from realm_jax.run_dir import RunDir, read_json
 from realm_jax.storage import Place, is_remote, move_folder
 from realm_jax.text.tokenizer import check_same_pieces
 from realm_jax.training import uploaded_checkpoints
-from realm_jax.training.checksums import checksum
+from realm_jax.training.checksums import checksum, checksum_of_host
 from realm_jax.training.sharding import BATCH, state_shardings
 from realm_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
 
 NO_VERSION = -1
+
+# What is written in one piece is read in one: other devices, and fewer, read their parts of it without the rest.
+_IN_CHUNKS = ocp.SaveArgs(chunk_byte_size=1 << 28)
 
 
 class ResumeUnit(NamedTuple):
@@ -79,7 +82,7 @@ class Checkpoints:
         """
         self.wait()
         items: dict[str, Any] = {
-            "state": ocp.args.StandardSave(unit.state),
+            "state": ocp.args.StandardSave(unit.state, jax.tree.map(lambda _: _IN_CHUNKS, unit.state)),
             "meta": ocp.args.JsonSave(
                 {
                     "index_version": unit.index_version,
@@ -442,12 +445,20 @@ def load_params(run: RunDir, step: int | None = None, mesh: Mesh | None = None) 
             ),
         )
     params = restored["params"]
-    if expected is not None and (got := int(checksum(params))) != expected:  # none: written before there was one
+    got = int(checksum(params)) if mesh is not None else checksum_of_host(params)
+    if expected not in (None, got):  # none: written before there was one
         raise ValueError(
             f"the parameters in {state_dir} are corrupt: expected checksum {expected}, got {got}; name an older step, or train "
             "again"
         )
     return step, params
+
+
+def params_checksum(run: RunDir, step: int | None = None) -> int | None:
+    """What the parameters of a checkpoint add up to, by which one that was trained anew is told from the one before it; None of one that was
+    written before there was such a thing. Arguments and errors: `load_params`."""
+    found: int | None = read_json(_find_state(run, step)[1].parent / "meta" / "metadata").get("params_checksum")
+    return found
 
 
 def learners(run: RunDir, step: int | None = None) -> list[str]:

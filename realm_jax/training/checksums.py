@@ -27,6 +27,15 @@ def checksum(tree: Any) -> UInt32[Array, ""]:
     return sum(sums, jnp.uint32(0))
 
 
+def checksum_of_host(tree: Any) -> int:
+    """`checksum` of arrays that no device may hold together: one after the other.
+
+    >>> checksum_of_host([jnp.zeros(3), jnp.int32([1, 0])])
+    2654435761
+    """
+    return sum(int(_sum_of(leaf, number)) for number, leaf in enumerate(jax.tree.leaves(tree))) % (1 << 32)
+
+
 @jax.jit  # traced once for all leaves of a shape: a learner's parameters and the optimizer's two moments of each
 def _sum_of(leaf: Shaped[Array, "..."], number: ArrayLike) -> UInt32[Array, ""]:
     place = jnp.uint32(number)

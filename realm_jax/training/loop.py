@@ -382,7 +382,7 @@ def _first_unit(
     """Where the run begins: at its newest checkpoint, or afresh, its learners warm-started where other runs have them."""
     if not checkpoints.is_begun():
         state = jax.jit(layout.init, out_shardings=layout.shardings)(rng)
-        state = state._replace(params=_warm_start(state.params, warm_start, task))
+        state = state._replace(params=_warm_start(state.params, warm_start, task, mesh))
         return ResumeUnit(state, NO_VERSION, None)
     wanted = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -394,17 +394,25 @@ def _first_unit(
     return unit
 
 
-def _warm_start(params: Params, run_dirs: tuple[str, ...], task: Task) -> Params:
-    """Replaces learners, or the parts of them that are there, by those of other runs' newest checkpoints.
+def _warm_start(params: Params, run_dirs: tuple[str, ...], task: Task, mesh: Mesh) -> Params:
+    """Replaces learners, or the parts of them that are there, by those of other runs' newest checkpoints, of which each device reads its part.
 
     Raises:
       ValueError: a run without a learner of this task, with other shapes, or trained on the pieces of another tokenizer.
     """
+    used: set[int] = set()
+
+    def place(new: jax.Array, old: jax.Array) -> jax.Array:
+        """Both sides of a retriever may start from one encoder: they must not be one array, which a step would donate twice."""
+        again = id(new) in used
+        used.add(id(new))
+        return jax.device_put(new, old.sharding, may_alias=not again)
+
     for run_dir in run_dirs:
         for kind in ("tokenizer", "generator_tokenizer"):
             if kind in task.data:
                 check_tokenizer(RunDir.of(run_dir), task.data[kind], kind=kind)
-        step, loaded = load_params(RunDir.of(run_dir))
+        step, loaded = load_params(RunDir.of(run_dir), mesh=mesh)
         found = task.adopt(loaded)
         shared = [name for name in params if name in found]
         if not shared:
@@ -415,7 +423,7 @@ def _warm_start(params: Params, run_dirs: tuple[str, ...], task: Task) -> Params
                 raise ValueError(
                     f"warm start {run_dir}: the {name} has other shapes than this run's; use the model settings it was trained with"
                 )
-            placed = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), found[name], ours)
+            placed = jax.tree.map(place, found[name], ours)
             params = {**params, name: {**params[name], **placed}}
             left = sorted(set(params[name]) - set(placed))
             logger.info(

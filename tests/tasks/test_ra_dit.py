@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 from types import SimpleNamespace
 
 import jax
@@ -12,6 +13,7 @@ import pytest
 from realm_jax import losses
 from realm_jax.answering.likelihoods import LikelihoodJudge
 from realm_jax.answering.loading import load_answerer
+from realm_jax.answering.prompted import prompt_with
 from realm_jax.corpus.generator_pieces import open_pieces
 from realm_jax.corpus.writer import make_corpus
 from realm_jax.evaluation.answer_scores import is_correct
@@ -30,11 +32,13 @@ from realm_jax.tasks.language_modeling import LanguageModeling
 from realm_jax.tasks.ra_dit import RaDit
 from realm_jax.tasks.retriever_tuning import RetrieverTuning, init_params, preference_losses, retriever_tuning_loss
 from realm_jax.text.generator_tokenizer import as_generator_tokenizer
+from realm_jax.training import checkpoint
 from realm_jax.training.checkpoint import load_params
 from realm_jax.training.loop import train
 from realm_jax.training.metrics import read_metrics
 from realm_jax.training.optimizer import OptimizerConfig
 from realm_jax.training.refresh import RefreshConfig
+from realm_jax.training.sharding import MeshConfig
 from realm_jax.training.snapshots import save_snapshot
 from tests import tiny
 
@@ -176,6 +180,39 @@ def test_what_is_there_is_used_again_and_never_mixed_with_other_settings(runs, c
         run_retrieve(runs, query_len=11)
     with pytest.raises(ValueError, match=r"made with other settings \(length: 56, now 40\)"):
         run_retrieve(runs, judge=dataclasses.replace(runs.judge, length=40))
+    with pytest.raises(ValueError, match=r"made with other settings \(retriever: "):
+        run_retrieve(runs, retriever=dataclasses.replace(runs.retriever, score_scale=2.0))
+
+
+@pytest.mark.parametrize(("run", "record"), [("ict", "retriever_checksum"), ("lm", "language_model_checksum")])
+def test_a_run_that_was_trained_anew_is_another(runs, run, record, monkeypatch):
+    """Under the same name, with as many steps."""
+    plain = checkpoint.params_checksum
+    anew = lambda one, step=None: plain(one, step) + (one.path.name == run)  # noqa: E731
+    for module in ("retrieve", "judge"):
+        monkeypatch.setattr(f"realm_jax.instructions.{module}.params_checksum", anew)
+    with pytest.raises(
+        ValueError, match=rf"made with other settings \({record}: .*give another retrieve.name, or remove it"
+    ):
+        run_retrieve(runs)
+
+
+def test_files_of_a_pattern_are_told_apart_by_their_content(runs, tmp_path):
+    for name in ("ann", "bob"):
+        record = {"url": "", "question": f"where was {name} born ?", "answers": ["oslo"]}
+        (tmp_path / f"part-{name}.jsonl").write_text(json.dumps(record))
+    settings = {
+        "name": "pattern",
+        "sources": f"web_questions={tmp_path}/part-*.jsonl",
+        "judge": None,
+        "corpus_examples": 0,
+    }
+    first = run_retrieve(runs, **settings)
+    assert run_retrieve(runs, **settings) == first and first["examples"] == 2
+    changed = tmp_path / "part-bob.jsonl"
+    changed.write_text(changed.read_text().replace("oslo", "rome"))
+    with pytest.raises(ValueError, match=r"made with other settings \(source_files: "):
+        run_retrieve(runs, **settings)
 
 
 def test_a_judge_that_was_stopped_goes_on_where_it_was(runs, monkeypatch):
@@ -307,9 +344,40 @@ def test_the_pair_answers_with_documents(runs, tmp_path):
     for marginal in ("sequence", "token", "joint"):
         loaded = load_answerer(RunDir.of(runs.place / "ict"), dataclasses.replace(task, marginal=marginal))
         (answer,) = loaded.answerer.answer([question])
-        assert len(answer.documents) == 3 and 0 <= answer.prob <= 1
-        posteriors = [found.posterior for found in answer.documents]
-        assert marginal == "joint" or sum(posteriors) == pytest.approx(1.0, abs=1e-4)
+        assert len(answer.documents) == 3
+        ids = runs.tokenizer.encode(answer.text).ids.tolist()
+        ids += [runs.tokenizer.eos_id] * (len(ids) < 5)
+        ranked = [found.document for found in answer.documents]
+        prompts = [ranked] if marginal == "joint" else [[document] for document in ranked]
+        likely = np.exp([log_prob_of(runs, tmp_path / "lm_ft", question, read, ids) for read in prompts])  # by token
+        if marginal == "joint":
+            assert answer.prob == pytest.approx(likely[0].prod(), rel=1e-3)
+        else:
+            priors = np.array([found.prob for found in answer.documents])
+            before = priors[:, None] * np.cumprod(np.c_[np.ones(3), likely[:, :-1]], axis=1)  # p(c, y so far)
+            steps = (priors[:, None] * likely if marginal == "token" else before * likely).sum(axis=0)
+            expected = steps.prod() if marginal == "token" else steps[-1]
+            assert answer.prob == pytest.approx(expected, rel=1e-3)
+            posteriors = [found.posterior for found in answer.documents]
+            if marginal == "sequence":
+                joint = priors * likely.prod(axis=1)
+                np.testing.assert_allclose(posteriors, joint / joint.sum(), atol=1e-3)
+            assert sum(posteriors) == pytest.approx(1.0, abs=1e-4)
+        spread = dataclasses.replace(task, marginal=marginal, mesh=MeshConfig(data=2, fsdp=2, tensor=2))
+        (again,) = load_answerer(RunDir.of(runs.place / "ict"), spread).answerer.answer([question])
+        assert again.text == answer.text and again.prob == pytest.approx(answer.prob, rel=1e-4)
+
+
+def log_prob_of(runs, run, question, documents, ids):
+    """log p of each token of an answer after a prompt with documents, from the logits of all of it."""
+    form, pieces = PromptFormat.of(runs.tokenizer), open_pieces(runs.corpus, runs.tokenizer)
+    asked = runs.tokenizer.encode(f"Q: {question}\nA:").ids
+    prompt = prompt_with(form, pieces, documents, asked, 48, Counter())
+    whole = jnp.asarray(np.concatenate([prompt, ids])[None], jnp.int32)
+    _, params = load_params(RunDir.of(run))
+    logits = LanguageModel(runs.language_model).apply({"params": params["language_model"]}, whole, jnp.ones_like(whole))
+    said = np.asarray(jax.nn.log_softmax(logits[0]), np.float64)
+    return [said[len(prompt) - 1 + place, piece] for place, piece in enumerate(ids)]
 
 
 def test_the_pair_is_asked_with_demonstrations(runs, capsys):
@@ -365,7 +433,7 @@ def test_the_pair_is_asked_with_demonstrations(runs, capsys):
         while len(written) < 8 and runs.tokenizer.eos_id not in written:
             written.append(int(log_probs([*prompt, *written])[len(prompt) + len(written) - 1].argmax()))
         text = runs.tokenizer.decode([piece for piece in written if piece != runs.tokenizer.eos_id]).strip()
-        assert record["prediction"].startswith(text)
+        assert text and record["prediction"].startswith(text)
         right.append(is_correct(record["prediction"], record["answer"], is_regex=False))
     row = alone["rows"]["nq 0-shot"]
     assert row["reference_nll"]["mean"] == pytest.approx(np.mean(nlls), abs=1e-4)

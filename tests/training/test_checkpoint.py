@@ -353,6 +353,17 @@ def test_params_for_warm_starts_and_evaluation(run, mesh):
         load_params(run, 3)
 
 
+def test_large_arrays_are_written_in_chunks(run, mesh, monkeypatch):
+    """So that a device that reads a part does not read the whole, whatever wrote it."""
+    monkeypatch.setattr(checkpoint, "_IN_CHUNKS", ocp.SaveArgs(chunk_byte_size=64))
+    saved(run, MeshConfig().build(jax.devices()[:1])).close()
+    with ocp.PyTreeCheckpointer() as reader:
+        stored = reader.metadata(run.checkpoints / "4" / "state").item_metadata.tree["params"]
+    kernel = stored["retriever"]["projection"]["kernel"]
+    assert 4 * np.prod(kernel.storage.chunk_shape) <= 64 < 4 * np.prod(kernel.shape)
+    assert_same(load_params(run, mesh=mesh)[1], params(4))
+
+
 def test_params_are_read_straight_to_the_devices_of_a_mesh(run, mesh):
     saved(run, mesh).close()
     other = MeshConfig(data=1, fsdp=4, tensor=2).build()

@@ -22,6 +22,7 @@ from realm_jax.run_dir import RunDir, write_json_atomically
 _QUESTIONS_AT_ONCE = 64  # enough for a model to put prompts of like length together
 FEWER, NOT_ASKED = "prompts with fewer demonstrations", "questions too long to ask, counted as wrong"
 LEFT_OUT = "demonstrations left out"
+NOT_JUDGED = "references too long to be judged"
 
 
 class FewShotTask(NamedTuple):
@@ -77,6 +78,7 @@ def evaluate_few_shot(
     run_dir: str | RunDir | None = None,
     name: str = "model",
     retrieve: bool = True,
+    documents: str = "retrieved",
     reference_nll: bool = False,
     max_questions: int | None = None,
     seed: int = 0,
@@ -96,6 +98,7 @@ def evaluate_few_shot(
       run_dir: the figures, every prediction among them, go to RUN/evaluation/NAME-few_shot.json; None writes nothing.
       name: of the evaluation.
       retrieve: whether the model gets documents; False for the language model alone.
+      documents: how those that it gets are called in the table.
       reference_nll: of answers that are written, say also −log p of the first reference after a space, in nats, by which models compare
         that write few answers right.
       max_questions: of each task, drawn by the seed (the paper draws 2500 of each development part); None for all.
@@ -119,10 +122,13 @@ def evaluate_few_shot(
             prompts = _prompts(model, task, demonstrations, number)
             before = Counter(model.counts)
             found = _ask(model, task, prompts, retrieve, row)
-            cut_by_model = dict(Counter(model.counts) - before)
+            cut_by_model = Counter(model.counts) - before
             values = {metric: _values(metric, task, found) for metric in task.template.metrics}
+            nlls: list[float | None] = [None] * len(prompts)
+            if reference_nll:
+                nlls, too_long = _reference_nlls(model, task, prompts, retrieve)
+                cut_by_model += Counter({NOT_JUDGED: too_long})
             rows[row] = _figures(task, number, prompts, values, cut_by_model)
-            nlls = _reference_nlls(model, task, prompts, retrieve) if reference_nll else [None] * len(prompts)
             if known := [nll for nll in nlls if nll is not None]:
                 rows[row]["reference_nll"] = as_json(mean(known))
             predictions[row] = [
@@ -137,7 +143,7 @@ def evaluate_few_shot(
     if run_dir is not None:
         place = RunDir.of(run_dir).evaluation(f"{name}-few_shot")
         write_json_atomically(place, {**figures, "predictions": predictions})
-    print(few_shot_table(rows, retrieve))
+    print(few_shot_table(rows, f"with {documents} documents" if retrieve else "without documents"))
     return figures
 
 
@@ -240,14 +246,19 @@ def _write(
 
 def _reference_nlls(
     model: AugmentedModel, task: FewShotTask, prompts: Sequence[Prompt | None], retrieve: bool
-) -> list[float | None]:
-    """−log p of each first reference; None of questions without a prompt, of choices and of regular expressions."""
+) -> tuple[list[float | None], int]:
+    """−log p of each first reference, None of questions without a prompt, of choices and of regular expressions; and how many had no room
+    after their prompt, of which it is None, too."""
     nlls: list[float | None] = [None] * len(prompts)
     asked = [
         (place, prompt.text, example)
         for place, (prompt, example) in enumerate(zip(prompts, task.examples.examples, strict=True))
         if prompt is not None and task.template.answers == "text" and not example.is_regex
     ]
+    whole = model.tokenizer.encode_batch([f"{text} {example.references[0]}" for _, text, example in asked])
+    fits = [len(encoding.ids) < model.max_length for encoding in whole]
+    too_long = fits.count(False)
+    asked = [one for one, own in zip(asked, fits, strict=True) if own]
     for first in range(0, len(asked), _QUESTIONS_AT_ONCE):
         places, texts, examples = zip(*asked[first : first + _QUESTIONS_AT_ONCE], strict=True)
         scored = model.log_likelihoods(
@@ -257,7 +268,7 @@ def _reference_nlls(
         )
         for place, score in zip(places, scored, strict=True):
             nlls[place] = -float(score.log_prob)
-    return nlls
+    return nlls, too_long
 
 
 def _values(metric: str, task: FewShotTask, found: Sequence[Prediction | None]) -> list[float]:

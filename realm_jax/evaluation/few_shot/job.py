@@ -90,6 +90,7 @@ def few_shot(
         run_dir=run,
         name=name or ("alone" if documents == "none" else of_documents),
         retrieve=documents != "none",
+        documents=documents,
         reference_nll=reference_nll,
         max_questions=max_questions,
         seed=seed,

@@ -7,14 +7,14 @@ _HEADS = {"accuracy": "acc.", "exact_match": "EM", "f1": "F1", "hotpot_f1": "F1"
 _WIDTH = len("100.0 ± 10.0")
 
 
-def few_shot_table(rows: Mapping[str, Mapping[str, Any]], retrieve: bool) -> str:
+def few_shot_table(rows: Mapping[str, Mapping[str, Any]], title: str) -> str:
     """The figures as aligned text, in per cent with standard errors; what was cut stands below."""
     heads = list(dict.fromkeys(_HEADS[metric] for row in rows.values() for metric in row["mean"]))
     by_subject = any("macro" in row for row in rows.values())
     label = max(map(len, rows))
     columns = [*heads, *(["by subject"] if by_subject else [])]
     lines = [
-        f"{'with' if retrieve else 'without'} documents",
+        title,
         f"{'':{label}} | questions | {' '.join(f'{head:>{_WIDTH}}' for head in columns)}",
     ]
     for name, row in rows.items():

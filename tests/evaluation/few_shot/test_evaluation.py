@@ -3,10 +3,11 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from realm_jax.evaluation.few_shot import evaluate_few_shot, few_shot_task
-from realm_jax.evaluation.few_shot.evaluation import FEWER, LEFT_OUT, NOT_ASKED, draw
+from realm_jax.evaluation.few_shot.evaluation import FEWER, LEFT_OUT, NOT_ASKED, NOT_JUDGED, draw
 from tests.evaluation.few_shot.fake_model import FakeModel
 
 RIGHT = {"law": "ABB", "art": "CD"}  # the right letters of each subject's questions
@@ -67,7 +68,7 @@ def test_choices(mmlu, tmp_path, capsys):
         "accuracy": 1.0,
     }
     printed = capsys.readouterr().out
-    assert "with documents" in printed and "mmlu 2-shot |         5 |  40.0 ± 24.5  33.3 ± 16.7" in printed
+    assert "with retrieved documents" in printed and "mmlu 2-shot |         5 |  40.0 ± 24.5  33.3 ± 16.7" in printed
 
 
 def test_written_answers(nq, capsys):
@@ -94,6 +95,32 @@ def test_without_documents(nq, mmlu, capsys):
     assert {query for _, _, query in model.asked} == {None} and len(model.asked) == 3 + 3 * 4
     assert figures["retrieve"] is False and figures["rows"]["nq 0-shot"]["questions"] == 3
     assert "without documents" in capsys.readouterr().out
+
+
+def test_how_unlikely_references_are(nq, mmlu, tmp_path, capsys):
+    likes = lambda prompt, continuation, query: -float(continuation.split()[-1]) if " town" in continuation else -1.0  # noqa: E731
+    model = FakeModel(likes=likes)
+    row = evaluate_few_shot(model, [nq, mmlu], [0], run_dir=str(tmp_path), reference_nll=True)["rows"]
+    assert row["nq 0-shot"]["reference_nll"] == {
+        "mean": 9.5,
+        "standard_error": pytest.approx(np.std(range(20), ddof=1) / math.sqrt(20)),
+        "questions": 20,
+    }
+    assert "reference_nll" not in row["mmlu 0-shot"]  # of options
+    assert model.asked[20] == ("Q: dev 0\nA:", " town 0", "dev 0")
+    written = json.loads((tmp_path / "evaluation/model-few_shot.json").read_text())["predictions"]["nq 0-shot"]
+    assert [record["reference_nll"] for record in written] == list(range(20))
+    assert "nq 0-shot: −log p of the first reference 9.50 ± 1.32 nats" in capsys.readouterr().out
+
+
+def test_references_without_room_are_counted(tmp_path, capsys):
+    long = " ".join(["town"] * 60)
+    rows = [{"question": f"dev {place}", "answer": [answer]} for place, answer in enumerate(("town", long))]
+    (tmp_path / "dev.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task = few_shot_task("nq", str(tmp_path / "dev.jsonl"))
+    row = evaluate_few_shot(FakeModel(max_length=60), [task], [0], reference_nll=True)["rows"]["nq 0-shot"]
+    assert row["cut"] == {NOT_JUDGED: 1} and row["reference_nll"]["questions"] == 1
+    assert f"1: {NOT_JUDGED}" in capsys.readouterr().out
 
 
 def test_the_draw_of_questions(nq):
