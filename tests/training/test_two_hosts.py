@@ -135,6 +135,18 @@ def test_hosts_that_share_the_index_train_like_hosts_that_hold_all_of_it(places,
 
 
 @pytest.mark.slow
+def test_two_processes_start_from_another_run_like_one(places, tmp_path):
+    """Each reads its parts of the parameters, and of their checksum."""
+    run_file = RUN_FILE.with_name("two_hosts_language_model.gin")
+    finish(start_with(run_file, tmp_path / "first", places, 1, num_devices=2))
+    warm = [f"--gin.train.warm_start=('{tmp_path / 'first'}',)", "--gin.train.num_steps=2"]
+    for run, processes, devices in (("one", 1, 2), ("two", 2, 1)):
+        said = finish(start_with(run_file, tmp_path / run, places, processes, *warm, num_devices=devices))
+        assert "adapter warm-started from" in said[0] and "language_model warm-started from" in said[0]
+    same(tmp_path / "one", tmp_path / "two", rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ict", "open_qa", "language_model"])
 def test_two_processes_train_like_one_in_every_task(places, tmp_path, name):
     """ICT, and a language model's adapter, with parameters split over both (fsdp), open QA with the layers' products split over both
