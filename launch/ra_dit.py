@@ -10,8 +10,10 @@ that are done are not done again. Writes RUN/table.md and RUN/table.json.
 """
 
 import argparse
+import os
 import statistics
 import sys
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,8 @@ class RaDitAblation:
     def __init__(self, run: RunDir, retriever: RunDir, corpus: Path, seeds: Sequence[int], others: Sequence[str]):
         self.run, self.retriever, self.corpus = run, retriever, corpus
         self.seeds, self.others = list(seeds), list(others)
+        # in the retriever's run, where other ablations may have left theirs
+        self.label = f"{run.path.name}-{zlib.crc32(os.fsencode(Path(str(run.path)).resolve())):08x}"
         self.display = Display()
         self.check_signals: Callable[[], None] = lambda: None  # asked at each look at a job; raises Stopped
 
@@ -72,7 +76,7 @@ class RaDitAblation:
             lm, lm_ft = (self.of_seed(seed, name) for name in LANGUAGE_MODELS.values())
             seeded = f"--gin.train.seed={seed}"
             self.job("train", lm, "language_model_tiny", seed, seeded)
-            found = f"{self.run.path.name}-{seed}"
+            found = f"{self.label}-{seed}"
             named = f"--gin.retrieve.name={found}"
             self.job(
                 "retrieve", self.retriever, "ra_dit_lm_tiny", seed, questions, named, f"--gin.retrieve.seed={seed}"
@@ -114,7 +118,7 @@ class RaDitAblation:
 
     def evaluation(self, seed: int, model: str) -> str:
         """What an evaluation is called in the retriever's run."""
-        return f"{self.run.path.name}-{seed}-{LANGUAGE_MODELS[model]}"
+        return f"{self.label}-{seed}-{LANGUAGE_MODELS[model]}"
 
     def of_retriever(self, seed: int, retriever: str) -> RunDir:
         name = RETRIEVERS[retriever]

@@ -40,7 +40,7 @@ def work(launcher, tmp_path, monkeypatch):
     return made
 
 
-def test_each_seed_has_its_models_and_four_evaluations(launcher, work):
+def test_each_seed_has_its_models_and_every_row_its_evaluation(launcher, work):
     work.go()
     names = [(name, run, gin_file) for name, run, gin_file, seed, _ in work.jobs if seed == 1]
     assert names == [
@@ -58,11 +58,11 @@ def test_each_seed_has_its_models_and_four_evaluations(launcher, work):
         * 2,
     ]
     bindings = {(name, run): said for name, run, _, seed, said in work.jobs if seed == 1}
-    judged = str(work.retriever.retrieved("ablation-1-judged"))
+    judged = str(work.retriever.retrieved(f"{work.label}-1-judged"))
     assert f"--gin.RETRIEVED={judged}" in bindings["train", "retriever"]
     assert f"--gin.RETRIEVED={judged}-before" in bindings["train", "retriever_by_lm"]
     judges = [
-        (f"--gin.JUDGE={work.of_seed(1, model).path}" in said, f"--gin.retrieve.name=ablation-1-{name}" in said)
+        (f"--gin.JUDGE={work.of_seed(1, model).path}" in said, f"--gin.retrieve.name={work.label}-1-{name}" in said)
         for (model, name), said in zip(
             (("lm", "judged-before"), ("lm_ft", "judged")),
             (
@@ -75,6 +75,10 @@ def test_each_seed_has_its_models_and_four_evaluations(launcher, work):
     ]
     assert judges == [(True, True)] * 2
     assert "--gin.train.seed=1" in bindings["train", "lm"]
+    other = launcher.RaDitAblation(
+        RunDir.of(work.run.path.parent / "b" / "ablation"), work.retriever, work.corpus, (0,), ()
+    )
+    assert other.label.startswith("ablation-") and other.label != work.label
     work.jobs.clear()
     work.go()
     assert [job for job in work.jobs if job[0] in ("evaluate", "few_shot")] == []
