@@ -89,6 +89,21 @@ def test_written_answers(nq, capsys):
     assert "nq 5-shot |        20 |  50.0 ± 11.5  83.3 ±  3.8" in capsys.readouterr().out
 
 
+def test_sixty_four_demonstrations(tmp_path):
+    for part, number in (("train", 70), ("dev", 3)):
+        rows = [json.dumps({"question": f"{part} {place}", "answer": [f"town {place}"]}) for place in range(number)]
+        (tmp_path / f"{part}.jsonl").write_text("\n".join(rows))
+    task = few_shot_task("nq", str(tmp_path / "dev.jsonl"), str(tmp_path / "train.jsonl"))
+    model = FakeModel()
+    evaluate_few_shot(model, [task], [64])
+    for place, (prompt, _, query) in enumerate(model.asked):
+        shown = prompt.split("\n\n")
+        assert len(shown) == len(set(shown)) == 65 and shown[-1] == f"Q: dev {place}\nA:" and query == f"dev {place}"
+        assert all(
+            one.split("\nA: town ")[1] == one.split("\nA: town ")[0].removeprefix("Q: train ") for one in shown[:-1]
+        )
+
+
 def test_without_documents(nq, mmlu, capsys):
     model = FakeModel()
     figures = evaluate_few_shot(model, [nq, mmlu], [0], retrieve=False, max_questions=3)
