@@ -16,6 +16,7 @@ from jaxtyping import Float32, Int64
 from tqdm import tqdm
 
 from realm_jax.answering.documents import CorpusDocuments
+from realm_jax.answering.language_models import check_language_model
 from realm_jax.answering.loading import served_version
 from realm_jax.answering.retrieving import RetrievingAnswerer
 from realm_jax.corpus.generator_pieces import open_pieces
@@ -115,6 +116,7 @@ def retrieve(
     if judge is not None:  # before anything slow
         open_generator_tokenizer(tokenizer, the_corpus, judge.language_model, "LanguageModelJudge", "language_model")
         open_pieces(the_corpus, lm_tokenizer)
+        check_language_model(RunDir.of(judge.run), judge.language_model, lm_tokenizer.fingerprint, judge.step)
     files = (sources,) if isinstance(sources, str) else sources
     version = served_version(run, index_version)
     of_corpus = [corpus_examples, prompt_tokens, answer_tokens, lm_tokenizer.fingerprint] if corpus_examples else 0
@@ -272,9 +274,10 @@ def _is_there(directory: Path, record: str, identity: dict[str, Any]) -> bool:
     made = said.get("identity", {})
     different = [key for key in identity if made.get(key) != identity[key]]
     if different:
-        raise ValueError(
-            f"{directory / record} was made with other settings ({different[0]}: {made.get(different[0])}, now {identity[different[0]]}); "
-            "give another retrieve.name, or remove it"
-        )
+        name = different[0]
+        told = f"with other settings ({name}: {made.get(name)}, now {identity[name]})"
+        if name.endswith("_checksum"):
+            told = f"by an earlier state of {identity[name.replace('_checksum', '_run')]}, which was trained anew since"
+        raise ValueError(f"{directory / record} was made {told}; give another retrieve.name, or remove that file")
     logger.info("%s is there already, and used again", directory / record)
     return True

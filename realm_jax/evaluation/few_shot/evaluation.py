@@ -1,5 +1,6 @@
 """Few-shot evaluation of a retrieval-augmented language model, as RA-DIT does it (arXiv:2310.01352, appendices B and D)."""
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,8 @@ from realm_jax.evaluation.few_shot.reading import read_examples
 from realm_jax.evaluation.few_shot.table import few_shot_table
 from realm_jax.evaluation.few_shot.templates import Template, template
 from realm_jax.run_dir import RunDir, write_json_atomically
+
+logger = logging.getLogger(__name__)
 
 _QUESTIONS_AT_ONCE = 64  # enough for a model to put prompts of like length together
 FEWER, NOT_ASKED = "prompts with fewer demonstrations", "questions too long to ask, counted as wrong"
@@ -144,6 +147,8 @@ def evaluate_few_shot(
         place = RunDir.of(run_dir).evaluation(f"{name}-few_shot")
         write_json_atomically(place, {**figures, "predictions": predictions})
     print(few_shot_table(rows, f"with {documents} documents" if retrieve else "without documents"))
+    if run_dir is not None:
+        logger.info("figures and every prediction: %s", place)
     return figures
 
 

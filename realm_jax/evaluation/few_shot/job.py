@@ -39,7 +39,7 @@ def few_shot(
       task: which language model belongs to it, and how many documents it reads.
       questions: TEMPLATE=PLACE of each data set, such as "mmlu=mmlu/test"; templates and what they read: docs/evaluation.md.
       demonstrations: TEMPLATE=PLACE of what demonstrations are drawn from, for shots above 0.
-      shots: numbers of demonstrations, a row each.
+      shots: numbers of demonstrations, a row each, such as (0, 5).
       name: of the evaluation; by default what is read: MARGINAL-NUM_DOCUMENTS, the same with -random, or alone.
       documents: that are read: what the retriever finds; such as are drawn at random, to see what harm they do; or none, for the language
         model alone.
