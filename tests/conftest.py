@@ -1,13 +1,16 @@
 """What every test stands on: eight simulated CPU devices, strict shapes, and the places of real data."""
 
 import atexit
+import gc
 import os
 import shutil
 import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+MOST_MAPS = 20_000
 
 # Before jax starts. NPROC is XLA's: with fewer threads than simulated devices, collectives deadlock.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -35,6 +38,18 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _room_for_programs() -> Iterator[None]:
+    """Forgets compiled programs between modules. Each is mapped into memory several times, and Linux gives a process 65 530 maps
+    (vm.max_map_count): one that compiles all tests' programs comes to the end of them, and dies within XLA.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

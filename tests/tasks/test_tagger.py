@@ -370,7 +370,9 @@ def test_which_encoder_of_several():
 
 def test_a_run_without_an_encoder_is_no_start(run, tmp_path, monkeypatch):
     folder, _ = run
-    monkeypatch.setattr("realm_jax.training.loop.load_params", lambda *_: (3, {"something": {"kernel": np.zeros(2)}}))
+    monkeypatch.setattr(
+        "realm_jax.training.loop.load_params", lambda *_, **__: (3, {"something": {"kernel": np.zeros(2)}})
+    )
     with pytest.raises(ValueError, match="holds something, this task needs tagger"):
         started(tmp_path / "new", settings(folder), folder / "run")
 
