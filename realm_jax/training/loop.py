@@ -147,6 +147,10 @@ def train(
             checkpoints.close()
             status.finish("finished")
             return {}
+        logger.info(
+            "steps %d to %d, figures every %d; checkpoints in %s",
+            first_step + 1, num_steps, log_every_steps, run.checkpoints,
+        )  # fmt: skip
         _warn_of_frozen(optimizer, num_steps)
         _warn_of_stale(the_task, refresh)
 

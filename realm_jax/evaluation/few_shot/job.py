@@ -11,6 +11,10 @@ from realm_jax.tasks.ra_dit import RaDit
 
 logger = logging.getLogger(__name__)
 
+_OF_DOCUMENTS = frozenset(
+    {"index_version", "search_recall", "num_documents", "marginal"}
+)  # said where documents are read
+
 
 def few_shot(
     *,
@@ -81,6 +85,8 @@ def few_shot(
         tokens_at_once=tokens_at_once,
     )
     made_of["documents"] = documents
+    if documents == "none":
+        made_of = {key: value for key, value in made_of.items() if key not in _OF_DOCUMENTS}
     logger.info("%s", ", ".join(f"{key} {value}" for key, value in made_of.items()))
     of_documents = f"{task.marginal}-{task.num_documents}{'-random' if documents == 'random' else ''}"
     return evaluate_few_shot(
