@@ -42,8 +42,9 @@ class InstructionTuning:
       tokenizer: directory of its tokenizer; empty: the corpus's.
       num_documents: of each instruction, each in a text of its own; 0: instruction tuning without retrieval.
       length: tokens of a row, into which several texts are packed; none sees another.
-      shares: of texts, by group; what they leave is drawn from all other groups, by their numbers. "plain_text" are the corpus's own
-        documents, of which every token is learned. A group that the examples have not must not be named; plain text always is there.
+      shares: of texts, by group; what they leave is drawn from all other groups of instructions, by their numbers. "plain_text" are the
+        corpus's own documents, of which every token is learned; they are drawn only if they are named. A group that the examples have
+        not must not be named.
     """
 
     name: ClassVar[str] = "instruction_tuning"
@@ -103,7 +104,9 @@ class InstructionTuning:
             if count:
                 logger.warning("%d %s (InstructionTuning.length=%d)", count, cause, self.length)
         sizes = {name: len(texts.lengths) for name, texts in groups.items()}
-        shares = shares_of_groups("InstructionTuning", sizes, self.shares)
+        # never by its size: a corpus has far more documents than there are instructions
+        said = {DOCUMENTS: 0.0} | dict(self.shares)
+        shares = shares_of_groups("InstructionTuning", sizes, tuple(said.items()))
         rows = PackedTexts(
             list(groups.values()),
             [shares[name] for name in groups],
@@ -159,7 +162,7 @@ def shares_of_groups(task: str, sizes: dict[str, int], shares: tuple[tuple[str, 
     if absent:
         raise ValueError(
             f"{task}.shares names {', '.join(absent)}, of which there is no example; the groups that there are: "
-            f"{', '.join(name for name, size in sizes.items() if size)}; name those, or set shares=()"
+            f"{', '.join(name for name, size in sizes.items() if size)}; name those alone"
         )
     rest = {name: size for name, size in sizes.items() if name not in said}
     left = 1.0 - sum(said.values())

@@ -279,6 +279,16 @@ def test_a_twentieth_of_the_texts_is_dialogue_and_a_tenth_plain_text(runs, tmp_p
     assert drawn["dialogue"] / total == pytest.approx(0.05, abs=0.025)
 
 
+def test_plain_text_that_is_not_named_is_not_learned(runs):
+    rows = tuning(runs, shares=()).build(0).examples(0, 64, slice(None))
+    whole = [
+        (targets[segments == number][:-1] >= 0).all()  # every token is learned
+        for segments, targets in zip(rows.segments, rows.targets, strict=True)
+        for number in range(1, segments.max() + 1)
+    ]
+    assert len(whole) > 64 and not any(whole)
+
+
 def test_what_does_not_fit_is_refused(runs, tmp_path):
     with pytest.raises(ValueError, match=r"num_documents=4, but 3 documents were retrieved"):
         tuning(runs, num_documents=4).build(0)
