@@ -2,11 +2,12 @@
 
     python launch/ra_dit.py --run_dir=runs/ra_dit_ablation --retriever=runs/pretrain --seeds=0,1
 
-For every seed a language model is trained on the corpus's documents and fine-tuned with retrieved documents (LM-ft). Both, before and after,
-are asked what they make of the documents found for each question, and a retriever is fine-tuned by what either says (R-ft). Then the language
-models alone, and each with each retriever, answer questions about entities that no training question was about; from documents drawn at
-random, too. At last each says how unlikely the right answers are without documents, after retrieved ones and after random ones. Runs
-that are done are not done again. Writes RUN/table.md and RUN/table.json.
+For every seed a language model is trained on the corpus's documents and fine-tuned with retrieved documents (LM-ft); and, to compare,
+on the same questions without any (instruction tuning). Before and after LM-ft it is asked what it makes of the documents found for each
+question, and a retriever is fine-tuned by what either says (R-ft). Then the language models alone, and with the retrievers, answer
+questions about entities that no training question was about; from documents drawn at random, too. At last each says how unlikely the right
+answers are without documents, after retrieved ones and after random ones. Runs that are done are not done again. Writes RUN/table.md and
+RUN/table.json.
 """
 
 import argparse
@@ -24,16 +25,18 @@ from processes import Display, Stopped, StopSignals, run_to_end
 
 from realm_jax.run_dir import RunDir, read_json, write_json_atomically, write_text_atomically
 
-LANGUAGE_MODELS = {"before": "lm", "after": "lm_ft"}
-"""The runs of the language model, before and after its fine-tuning."""
+LANGUAGE_MODELS = {"before": "lm", "instructed": "lm_instructed", "after": "lm_ft"}
+"""The runs of the language model: before its fine-tuning, after one without documents, and after RA-DIT's."""
 
 RETRIEVERS = {"before": "", "by before": "retriever_by_lm", "by after": "retriever"}
 """The runs of the retriever: before its fine-tuning, and fine-tuned by the language model's judgements, before and after its own."""
 
 ROWS = {
     "language model alone": ("before", None),
+    "instruction tuning alone": ("instructed", None),
     "LM-ft alone": ("after", None),
     "retrieval, nothing fine-tuned": ("before", "before"),
+    "retrieval, instruction tuning": ("instructed", "before"),
     "LM-ft": ("after", "before"),
     "R-ft, judged before LM-ft": ("before", "by before"),
     "R-ft, judged after LM-ft": ("before", "by after"),
@@ -41,6 +44,9 @@ ROWS = {
     "both, judged after LM-ft": ("after", "by after"),
 }
 """The table: which language model, which retriever."""
+
+LIKELIHOODS = {"language model": "before", "instruction tuning": "instructed", "LM-ft": "after"}
+"""The table of likelihoods: which language model."""
 
 DOCUMENTS = ("none", "retrieved", "random")
 """What stands before the answers of which the language models say how unlikely they are."""
@@ -73,7 +79,7 @@ class RaDitAblation:
         """
         questions = f"--gin.SOURCES={self.corpus / 'questions_train.jsonl'}"
         for seed in self.seeds:
-            lm, lm_ft = (self.of_seed(seed, name) for name in LANGUAGE_MODELS.values())
+            lm, lm_instructed, lm_ft = (self.of_seed(seed, name) for name in LANGUAGE_MODELS.values())
             seeded = f"--gin.train.seed={seed}"
             self.job("train", lm, "language_model_tiny", seed, seeded)
             found = f"{self.label}-{seed}"
@@ -81,10 +87,14 @@ class RaDitAblation:
             self.job(
                 "retrieve", self.retriever, "ra_dit_lm_tiny", seed, questions, named, f"--gin.retrieve.seed={seed}"
             )
-            self.job(
-                "train", lm_ft, "ra_dit_lm_tiny", seed, seeded, f"--gin.WARM_START=('{lm.path}',)",
-                f"--gin.RETRIEVED={self.retriever.retrieved(found)}",
-            )  # fmt: skip
+            for tuned, own in (
+                (lm_ft, ()),
+                (lm_instructed, ("--gin.instruction_tuning.InstructionTuning.num_documents=0",)),
+            ):
+                self.job(
+                    "train", tuned, "ra_dit_lm_tiny", seed, seeded, f"--gin.WARM_START=('{lm.path}',)",
+                    f"--gin.RETRIEVED={self.retriever.retrieved(found)}", *own,
+                )  # fmt: skip
             for judge, judged in ((lm, f"{found}-judged-before"), (lm_ft, f"{found}-judged")):
                 self.job(
                     "retrieve", self.retriever, "ra_dit_retriever_tiny", seed, questions, f"--gin.retrieve.name={judged}",
@@ -97,7 +107,7 @@ class RaDitAblation:
             for model, name in LANGUAGE_MODELS.items():
                 language_model = f"--gin.LANGUAGE_MODEL={self.of_seed(seed, name).path}"
                 for retriever in RETRIEVERS:
-                    if self.figures_file(seed, model, retriever).exists():
+                    if (model, retriever) not in ROWS.values() or self.figures_file(seed, model, retriever).exists():
                         continue
                     self.job(
                         "evaluate", self.of_retriever(seed, retriever), "ra_dit_tiny", seed, f"--gin.TIED={retriever == 'before'}",
@@ -178,7 +188,7 @@ class RaDitAblation:
                 ]
                 for documents in DOCUMENTS
             }
-            for row, model in (("language model", "before"), ("LM-ft", "after"))
+            for row, model in LIKELIHOODS.items()
         }
 
 

@@ -22,7 +22,11 @@ def work(launcher, tmp_path, monkeypatch):
     def job(name, run, gin_file, seed, *bindings):
         made.jobs.append((name, run.path.name, gin_file, seed, bindings))
         if name == "evaluate":
-            model = "after" if f"--gin.LANGUAGE_MODEL={made.of_seed(seed, 'lm_ft').path}" in bindings else "before"
+            (model,) = [
+                key
+                for key, name in launcher.LANGUAGE_MODELS.items()
+                if f"--gin.LANGUAGE_MODEL={made.of_seed(seed, name).path}" in bindings
+            ]
             tuned = run.path.name != "pretrain"
             share = (0.1 + 0.3 * (model == "after") + 0.2 * tuned) + 0.02 * seed
             own = {"exact_match": share, "f1": share} | dict.fromkeys(launcher.RECALLS, 0.5 + 0.25 * tuned)
@@ -30,7 +34,11 @@ def work(launcher, tmp_path, monkeypatch):
             retriever = next(key for key in launcher.RETRIEVERS if made.of_retriever(seed, key).path == run.path)
             write_json_atomically(made.figures_file(seed, model, retriever), {"rows": rows})
         if name == "few_shot":
-            model = "after" if f"--gin.LANGUAGE_MODEL={made.of_seed(seed, 'lm_ft').path}" in bindings else "before"
+            (model,) = [
+                key
+                for key, name in launcher.LANGUAGE_MODELS.items()
+                if f"--gin.LANGUAGE_MODEL={made.of_seed(seed, name).path}" in bindings
+            ]
             (documents,) = [one.partition("=")[2] for one in bindings if one.startswith("--gin.few_shot.documents=")]
             nll = {"none": 9.0, "retrieved": 5.0, "random": 8.0}[documents] + 4 * (model == "before") + 0.5 * seed
             row = {"reference_nll": {"mean": nll, "standard_error": 0.1, "questions": 400}}
@@ -47,17 +55,27 @@ def test_each_seed_has_its_models_and_every_row_its_evaluation(launcher, work):
         ("train", "lm", "language_model_tiny"),
         ("retrieve", "pretrain", "ra_dit_lm_tiny"),
         ("train", "lm_ft", "ra_dit_lm_tiny"),
+        ("train", "lm_instructed", "ra_dit_lm_tiny"),
         ("retrieve", "pretrain", "ra_dit_retriever_tiny"),
         ("train", "retriever_by_lm", "ra_dit_retriever_tiny"),
         ("retrieve", "pretrain", "ra_dit_retriever_tiny"),
         ("train", "retriever", "ra_dit_retriever_tiny"),
         *(
-            [("evaluate", run, "ra_dit_tiny") for run in ("pretrain", "retriever_by_lm", "retriever")]
-            + [("few_shot", "pretrain", "ra_dit_tiny")] * 3
-        )
-        * 2,
+            call
+            for runs in (
+                ("pretrain", "retriever_by_lm", "retriever"),
+                ("pretrain",),
+                ("pretrain", "retriever_by_lm", "retriever"),
+            )
+            for call in (
+                *(("evaluate", run, "ra_dit_tiny") for run in runs),
+                *[("few_shot", "pretrain", "ra_dit_tiny")] * 3,
+            )
+        ),
     ]
     bindings = {(name, run): said for name, run, _, seed, said in work.jobs if seed == 1}
+    without = "--gin.instruction_tuning.InstructionTuning.num_documents=0"
+    assert without in bindings["train", "lm_instructed"] and without not in bindings["train", "lm_ft"]
     judged = str(work.retriever.retrieved(f"{work.label}-1-judged"))
     assert f"--gin.RETRIEVED={judged}" in bindings["train", "retriever"]
     assert f"--gin.RETRIEVED={judged}-before" in bindings["train", "retriever_by_lm"]
@@ -101,6 +119,7 @@ def test_the_likelihoods_have_their_own_table(launcher, work):
     assert lines[0] == "| −log p of the answer | no documents | retrieved | random |"
     assert lines[2:] == [
         "| language model | 13.25 ± 0.35 | 9.25 ± 0.35 | 12.25 ± 0.35 |",
+        "| instruction tuning | 9.25 ± 0.35 | 5.25 ± 0.35 | 8.25 ± 0.35 |",
         "| LM-ft | 9.25 ± 0.35 | 5.25 ± 0.35 | 8.25 ± 0.35 |",
     ]
 

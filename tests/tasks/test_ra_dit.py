@@ -289,6 +289,22 @@ def test_plain_text_that_is_not_named_is_not_learned(runs):
     assert len(whole) > 64 and not any(whole)
 
 
+def test_instruction_tuning_without_documents_reads_the_instructions_alone(runs):
+    found, tokenizer = open_retrieved(runs.retrieved, runs.corpus), runs.tokenizer
+    expected = {
+        (tokenizer.bos_id, *tokenizer.encode(one.prompt).ids, *tokenizer.encode(f" {one.answer}").ids, tokenizer.eos_id)
+        for one in found.examples
+        if one.group != "plain_text"
+    }
+    rows = tuning(runs, num_documents=0, shares=()).build(0).examples(0, 16, slice(None))
+    seen = {
+        tuple(inputs[segments == number].tolist())
+        for inputs, segments in zip(rows.ids, rows.segments, strict=True)
+        for number in range(1, segments.max() + 1)
+    }
+    assert seen == expected
+
+
 def test_what_does_not_fit_is_refused(runs, tmp_path):
     with pytest.raises(ValueError, match=r"num_documents=4, but 3 documents were retrieved"):
         tuning(runs, num_documents=4).build(0)
