@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float32, Int32, Int64
 
 from realm_jax.answering.answer import Answer, GeneratedToken, WeighedDocument
 from realm_jax.answering.documents import Documents, Text
-from realm_jax.answering.retrieving import Find, OnStage, RetrievingAnswerer, power_of_two
+from realm_jax.answering.retrieving import Find, OnStage, RetrievingAnswerer, check_scores, power_of_two
 from realm_jax.corpus.generator_pieces import DocumentPieces
 from realm_jax.corpus.ragged import Ragged
 from realm_jax.data.rag import SourceFormat, sources
@@ -150,10 +150,7 @@ class Generator:
           FloatingPointError: a score that is no number.
         """
         count = len(source_ids)
-        if np.isnan(scores).any() or np.isposinf(scores).any():
-            raise FloatingPointError(
-                "a document's retrieval score is not finite; the run has diverged: take an earlier checkpoint"
-            )
+        check_scores(scores)
         there: Bool[np.ndarray, "batch num_documents"] = np.isfinite(scores)
         there[:, 0] |= ~there.any(axis=1)
         scores = np.where(there, np.where(np.isfinite(scores), scores, 0.0), -np.inf).astype(np.float32)

@@ -70,6 +70,7 @@ class LikelihoodJudge:
           on_judged: told of so many more.
 
         Raises:
+          FloatingPointError: what the model says is not a number.
           ValueError: a longer one, or one without context.
         """
         sizes = np.asarray([(len(one.context), len(one.continuation)) for one in continuations], np.int64)
@@ -102,6 +103,10 @@ class LikelihoodJudge:
                     first = own.stop
             done += len(now)
             on_judged(sum(len(row.members) for row in now))
+        if not np.isfinite(log_probs).all():
+            raise FloatingPointError(
+                "a continuation's log-probability is not finite; the language model has diverged: take an earlier checkpoint"
+            )
         return Judged(log_probs, is_greedy)
 
 

@@ -49,7 +49,7 @@ class PromptedGenerator(Generator):
         tokenizer: its own.
         generation: how answers are searched for.
         asked: how a question is put.
-        source_len: tokens of `[bos] background question`.
+        source_len: tokens of `[bos] background question`, of which a longer question has more, and no background.
         marginal: what becomes of several documents; see `tasks.ra_dit.RaDit`.
         mesh: over the devices of this process.
 
@@ -77,7 +77,13 @@ class PromptedGenerator(Generator):
     def sources(
         self, questions: Sequence[str], ids: Int64[np.ndarray, "batch num_documents"], documents: Mapping[int, Text]
     ) -> Int32[np.ndarray, "batch num_prompts source_len"]:
-        """The prompts of each question: one for each of its documents, or one with all of them."""
+        """The prompts of each question: one for each of its documents, or one with all of them.
+
+        A question is never cut: one that leaves no room for documents stands alone, and is counted.
+
+        Raises:
+          ValueError: a question that leaves the model no room for an answer.
+        """
         known = sorted(documents)
         places = {document: place for place, document in enumerate(known)}
         pieces = DocumentPieces(
@@ -85,6 +91,17 @@ class PromptedGenerator(Generator):
             self._ragged([f" {documents[document].text}" for document in known]),
         )
         asked = [encoding.ids for encoding in self.tokenizer.encode_batch([self._asked(text) for text in questions])]
+        longest, most = (1 + max(map(len, asked), default=0), self.config.max_length - self.generation.target_len + 1)
+        if longest > most:
+            raise ValueError(
+                f"expected questions of at most {most} tokens, which leave room for {self.generation.target_len} of an answer in the "
+                f"language model's {self.config.max_length}, got one of {longest}; ask shorter ones"
+            )
+        if longest > self._source_len and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "a question is longer than source_len=%d tokens, and is asked without documents", self._source_len
+            )
         prompts = [
             [
                 prompt_with(
@@ -92,19 +109,14 @@ class PromptedGenerator(Generator):
                     pieces,
                     [places[document] for document in read if document >= 0],
                     ids_asked,
-                    self._source_len,
+                    max(self._source_len, 1 + len(ids_asked)),
                     self.counts,
                 )
                 for read in ([row.tolist()] if self.marginal == "joint" else [[document] for document in row.tolist()])
             ]
             for row, ids_asked in zip(ids, asked, strict=True)
         ]
-        if self.counts[PROMPT_CUT] and not self._has_warned:
-            self._has_warned = True
-            logger.warning(
-                "a question is longer than source_len=%d tokens, and its beginning is not read", self._source_len
-            )
-        return padded_prompts(prompts, self._source_len)
+        return padded_prompts(prompts, max(self._source_len, longest))
 
     def write(
         self,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Float, Float32, Int32, Int64
 
 from realm_jax.answering.answer import Answer
 from realm_jax.answering.documents import Documents
@@ -156,6 +156,18 @@ class RetrievingAnswerer:
         rows = self._embedder.rounded(power_of_two(len(query.ids)))  # few shapes whatever callers ask
         padded = _padded(_narrowed(query), rows, self._special.cls)
         return np.asarray(self._embedder.embed_queries(*padded))[: len(query.ids)]
+
+
+def check_scores(scores: Float[np.ndarray, "batch num_documents"]) -> None:
+    """Refuses what a retriever that has diverged says; −∞ stands where there is no document.
+
+    Raises:
+      FloatingPointError: a score that is no number.
+    """
+    if np.isnan(scores).any() or np.isposinf(scores).any():
+        raise FloatingPointError(
+            "a document's retrieval score is not finite; the run has diverged: take an earlier checkpoint"
+        )
 
 
 def power_of_two(count: int) -> int:
