@@ -97,7 +97,7 @@ def retrieve(
 
     Returns:
       "examples", "directory", "mean_score_first", and with a judge "preferred_first": the share of examples whose answer is likeliest after
-      the first document.
+      the first document, of those that have an answer and two documents to compare.
 
     Raises:
       FileNotFoundError: no such source or checkpoint.
@@ -173,9 +173,9 @@ def retrieve(
         if not _is_there(directory, JUDGED, judged_by):
             preferences = prefer(judge, judged_by, directory, found.examples, found.documents, the_corpus, lm_tokenizer)
         assert preferences is not None
-        known = np.where(np.isnan(preferences.log_likelihoods), -np.inf, preferences.log_likelihoods)
-        known = known[np.isfinite(known).any(axis=1)]
-        said["preferred_first"] = round(float(np.mean(known.argmax(axis=1) == 0)), 4) if len(known) else None
+        known = preferences.log_likelihoods[preferences.comparable()]
+        favourites = np.where(np.isnan(known), -np.inf, known).argmax(axis=1)
+        said["preferred_first"] = round(float(np.mean(favourites == 0)), 4) if len(known) else None
     logger.info("%s", ", ".join(f"{key} {value}" for key, value in said.items()))
     return said
 

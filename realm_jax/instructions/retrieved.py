@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Bool, Float32, Int32, Int64
 
 from realm_jax.corpus.store import Corpus
 from realm_jax.instructions.example import InstructionExample
@@ -39,6 +39,11 @@ class Preferences(NamedTuple):
     log_likelihoods: Float32[np.ndarray, "examples num_documents"]  # log p_LM(y|c∘x), nan where there is no document
     num_tokens: Int32[np.ndarray, "examples"]  # of the answer
     provenance: Mapping[str, Any]
+
+    def comparable(self, num_documents: int | None = None) -> Bool[np.ndarray, "examples"]:
+        """Which examples say what is preferred: those that have an answer, and two judged documents among the first."""
+        judged = np.isfinite(self.log_likelihoods[:, :num_documents]).sum(axis=1)
+        return (self.num_tokens > 0) & (judged >= 2)
 
 
 class RetrievedExamples(NamedTuple):

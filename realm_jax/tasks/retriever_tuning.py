@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import logging
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -245,7 +246,7 @@ class RetrieverTuning:
         """The judged examples that a preference can be learned of: with two documents or more, and an answer."""
         queries: dict[str, list[str]] = {}
         rows: dict[str, list[tuple[np.ndarray, np.ndarray, int]]] = {}
-        num_useless = 0
+        left_out: Counter[str] = Counter()
         for one, place in zip(found, places, strict=True):
             if one.preferences is None:
                 raise ValueError(
@@ -258,21 +259,23 @@ class RetrieverTuning:
                 )
             documents = one.documents[:, : self.num_documents]
             known = one.preferences.log_likelihoods[:, : self.num_documents]
-            usable = ((documents >= 0) & np.isfinite(known)).sum(axis=1) >= 2
-            usable &= one.preferences.num_tokens > 0
-            num_useless += int((~usable).sum())
+            answered = one.preferences.num_tokens > 0
+            usable = one.preferences.comparable(self.num_documents)
+            left_out["have no answer in the language model's pieces"] += int((~answered).sum())
+            left_out["have fewer than two judged documents"] += int((answered & ~usable).sum())
             for number in np.flatnonzero(usable).tolist():
                 group = one.examples[number].group
                 queries.setdefault(group, []).append(one.examples[number].query)
                 there = (documents[number] >= 0) & np.isfinite(known[number])
                 row = np.where(there, documents[number], -1), np.where(there, known[number], 0.0)
                 rows.setdefault(group, []).append((*row, int(one.preferences.num_tokens[number])))
-        if num_useless:
-            logger.warning(
-                "%d examples have fewer than two judged documents, or no answer, and are left out", num_useless
-            )
+        for cause, count in left_out.items():
+            if count:
+                logger.warning("%d examples %s, and are left out", count, cause)
         if not rows:
-            raise ValueError(f"RetrieverTuning.retrieved: no example of {', '.join(places)} has two judged documents")
+            raise ValueError(
+                f"RetrieverTuning.retrieved: no example of {', '.join(places)} has an answer and two judged documents"
+            )
         made = {}
         for name in (name for name in GROUPS if name in rows):
             made[name] = PreferenceGroup(

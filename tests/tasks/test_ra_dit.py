@@ -19,7 +19,7 @@ from realm_jax.generation import GenerationConfig
 from realm_jax.instructions.example import InstructionExample
 from realm_jax.instructions.judge import continuations_of
 from realm_jax.instructions.prompts import PromptFormat
-from realm_jax.instructions.retrieved import open_retrieved, save_retrieved
+from realm_jax.instructions.retrieved import Preferences, open_retrieved, save_preferences, save_retrieved
 from realm_jax.models import LanguageModel, Retriever
 from realm_jax.retrieval.build_version import BatchSettings, IndexSettings
 from realm_jax.run_dir import RunDir
@@ -41,7 +41,7 @@ def runs(tmp_path_factory):
     return ra_dit_runs.make_runs(tmp_path_factory.mktemp("runs"))
 
 
-def test_examples_without_a_document_or_with_one_teach_the_retriever_nothing(runs):
+def test_examples_without_a_document_teach_the_retriever_nothing(runs):
     task = retriever_tuning(runs)
     built = task.build(0)
     examples = built.examples(0, 8, slice(None))
@@ -53,6 +53,29 @@ def test_examples_without_a_document_or_with_one_teach_the_retriever_nothing(run
     loss, metrics = retriever_tuning_loss(params, nothing, None, **settings)
     assert float(loss.weight) == 7.0 and np.isfinite(float(loss.total))
     assert 0 <= float(metrics["preferred_first"].total) <= 7
+
+
+def test_examples_of_which_nothing_can_be_preferred_are_left_out_and_counted(runs, tmp_path, caplog):
+    found = open_retrieved(runs.retrieved, runs.corpus)
+    place = tmp_path / "odd"
+    save_retrieved(place, found.examples[:5], found.documents[:5], found.scores[:5], found.provenance)
+    known, num_tokens = found.preferences.log_likelihoods[:5].copy(), found.preferences.num_tokens[:5].copy()
+    assert np.isfinite(known).all() and (num_tokens > 0).all()
+    known[0] = np.nan
+    known[1, 1:] = np.nan
+    known[2, 2] = np.nan
+    num_tokens[3], known[3] = 0, 0.0
+    save_preferences(place, Preferences(known, num_tokens, found.preferences.provenance))
+    queries = retriever_tuning(with_changes(runs, retrieved=str(place))).build(0).examples(0, 16, slice(None))
+    assert set(map(tuple, queries.documents.tolist())) == {
+        (*found.documents[2, :2].tolist(), -1),
+        tuple(found.documents[4].tolist()),
+    }
+    assert "2 examples have fewer than two judged documents, and are left out" in caplog.text
+    assert "1 examples have no answer in the language model's pieces, and are left out" in caplog.text
+    with pytest.raises(ValueError, match=r"no example of .* has an answer and two judged documents"):
+        save_preferences(place, Preferences(known, num_tokens * 0, found.preferences.provenance))
+        retriever_tuning(with_changes(runs, retrieved=str(place))).build(0)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
