@@ -1,8 +1,8 @@
 """Llama folders of Hugging Face, read tensor by tensor into place, and written in shards.
 
 A model of 70 billion parameters fits no host. Names and shapes of all files are checked by their headers alone; then every device's part
-of every parameter is read where it lies, by the host that has the device. Nothing is read twice, and nothing is ever whole but one layer
-of one parameter on the host that writes.
+of every parameter is read where it lies, by the host that has the device, and again for each device that holds the same part. Nothing is
+ever whole but one layer of one parameter on the host that writes.
 """
 
 import contextlib
