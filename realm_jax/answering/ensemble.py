@@ -45,7 +45,7 @@ class RetrievalAugmentedLm:
     """A language model with a retriever, or without one.
 
     Attributes:
-      max_length: positions of prompt and continuation together.
+      max_length: tokens of prompt and continuation together, the one at the beginning and the last one included.
       tokenizer: the language model's.
       counts: how often prompts and documents had to be cut or left out.
     """
@@ -85,6 +85,7 @@ class RetrievalAugmentedLm:
         self._num_documents, self._marginal, self._generation = num_documents, marginal, generation
         self._form = PromptFormat.of(tokenizer)
         self.tokenizer, self.max_length = tokenizer, model.config.max_length
+        self._longest = self.max_length - 1  # of what follows: the token at the beginning is always read
         self.counts: Counter[str] = Counter()
         self._encode = functools.lru_cache(65536)(lambda text: tokenizer.encode(text).ids)
 
@@ -99,13 +100,14 @@ class RetrievalAugmentedLm:
           queries: what is retrieved with; None, and "" for one of them: the prompt alone.
 
         Raises:
-          ValueError: lists of different lengths, or a continuation longer than the model reads.
+          ValueError: lists of different lengths, or a continuation of more than max_length - 1 tokens.
         """
         asked = [self._parts(*pair) for pair in zip(prompts, continuations, strict=True)]
         for text, (_, ids) in zip(continuations, asked, strict=True):
-            if len(ids) > self.max_length - 2:
+            if len(ids) > self._longest:
                 raise ValueError(
-                    f"a continuation of {len(ids)} tokens, and the model reads {self.max_length}: {text[:60]!r}; shorten it"
+                    f"expected continuations of at most {self._longest} tokens, which the model's {self.max_length} positions leave "
+                    f"behind the token at the beginning, got one of {len(ids)}: {text[:60]!r}; shorten it"
                 )
         documents, log_probs = self._retrieve(len(prompts), queries)
         # continuations that compete stand after the same context: that which leaves room for the longest
@@ -139,7 +141,7 @@ class RetrievalAugmentedLm:
         after as much as stands before it in its window."""
         rows: list[Continuation] = []
         owners: list[int] = []
-        width = self.max_length - 1
+        width = self._longest
         for number, text in enumerate(texts):
             ids = self._encode(text)
             for first in range(0, len(ids), width):
@@ -160,15 +162,16 @@ class RetrievalAugmentedLm:
 
         Args:
           prompts, queries: see `log_likelihoods`.
-          max_tokens: of an answer.
+          max_tokens: of an answer; what they leave of the model's positions is the prompt's.
           stop: texts that end it; they are not part of it.
 
         Raises:
-          ValueError: more tokens than the model has positions.
+          ValueError: no tokens, or more than max_length - 1.
         """
-        if not 1 <= max_tokens < self.max_length - 1:
+        if not 1 <= max_tokens <= self._longest:
             raise ValueError(
-                f"max_tokens: expected between 1 and {self.max_length - 2}, since the model has {self.max_length} positions, got {max_tokens}"
+                f"max_tokens: expected between 1 and {self._longest}, which the model's {self.max_length} positions leave behind the "
+                f"token at the beginning, got {max_tokens}; ask for fewer"
             )
         generation = dataclasses.replace(self._generation, max_length=max_tokens + 1, min_length=0)
         documents, log_probs = self._retrieve(len(prompts), queries)

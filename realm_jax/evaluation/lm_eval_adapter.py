@@ -1,8 +1,10 @@
 """The tasks of lm-evaluation-harness (lm_eval) on a language model that retrieves.
 
     from lm_eval import simple_evaluate
+    from realm_jax.answering.loading import load_augmented
     from realm_jax.evaluation.lm_eval_adapter import LmEvalAdapter
 
+    model, _ = load_augmented(run, task)
     simple_evaluate(LmEvalAdapter(model), tasks=["arc_easy", "mmlu"], num_fewshot=5)
 
 Importing this module needs the package: pip install 'realm_jax[lm-eval]'.

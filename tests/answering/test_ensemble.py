@@ -1,81 +1,28 @@
 """A language model that retrieves, asked for likelihoods and for text: against the model read whole, prompt by prompt."""
 
 import dataclasses
-import functools
 from collections import Counter
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from realm_jax.answering.documents import CorpusDocuments
 from realm_jax.answering.ensemble import RetrievalAugmentedLm
 from realm_jax.answering.likelihoods import Continuation, LikelihoodJudge
 from realm_jax.answering.prompted import BACKGROUND_CUT, BACKGROUND_LEFT_OUT, PROMPT_CUT, padded_prompts, prompt_with
-from realm_jax.answering.retrieving import RetrievingAnswerer
 from realm_jax.corpus.generator_pieces import open_pieces
-from realm_jax.corpus.writer import make_corpus
 from realm_jax.evaluation.few_shot.model import AugmentedModel
 from realm_jax.generation import GenerationConfig
 from realm_jax.instructions.prompts import PromptFormat
-from realm_jax.models import LanguageModel, Retriever
-from realm_jax.retrieval.exact import ExactIndex
-from realm_jax.text.generator_tokenizer import as_generator_tokenizer
 from realm_jax.training.sharding import MeshConfig
 from tests import tiny
+from tests.answering.made_ensemble import greedy, log_prob, log_probs_after, made_model, made_parts
 
 TOLERANCE = 2e-4  # of sums of log-probabilities about 20, added in other orders
 
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    """A corpus with a random retriever's index, its pieces, and a random language model."""
-    corpus = make_corpus(tmp_path_factory.mktemp("z") / "corpus", tiny.blocks(), tiny.tokenizer())
-    tokenizer = as_generator_tokenizer(corpus.tokenizer)
-    config = tiny.language_model(
-        vocab_size=tokenizer.vocab_size, num_layers=1, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, pad_id=0
-    )
-    ids = jnp.ones((1, 8), jnp.int32)
-    params = LanguageModel(config).init(jax.random.key(0), ids, ids)["params"]
-    retriever = tiny.retriever()
-    of_retriever = Retriever(retriever).init(jax.random.key(1), ids, ids * 0, ids > 0)["params"]
-    rng = np.random.default_rng(0)
-    embeds = rng.standard_normal((corpus.num_documents, retriever.embed_dim)).astype(np.float32)
-    finder = RetrievingAnswerer(
-        CorpusDocuments(corpus), ExactIndex(embeds), retriever, of_retriever, query_len=12, document_len=24, num_read=3
-    )
-    return corpus, tokenizer, config, params, finder
-
-
-def model(parts, **changes):
-    corpus, tokenizer, config, params, finder = parts
-    judge = LikelihoodJudge(config, params, mesh=MeshConfig(), tokens_at_once=1024)
-    return RetrievalAugmentedLm(
-        judge, tokenizer, finder, open_pieces(corpus, tokenizer), **{"num_documents": 3, **changes}
-    )
-
-
-@functools.lru_cache
-def reader(config):
-    return jax.jit(lambda params, ids, segments: LanguageModel(config).apply({"params": params}, ids, segments))
-
-
-def log_probs_after(parts, context, continuation):
-    """log p of every token at each place of the continuation, the whole text being read at once: [len + 1, vocab]."""
-    _, _, config, params, _ = parts
-    ids = np.zeros((1, config.max_length), np.int32)
-    whole = [*context, *continuation]
-    ids[0, : len(whole)] = whole
-    segments = (np.arange(config.max_length) < len(whole)).astype(np.int32)[None]
-    logits = np.asarray(reader(config)(params, jnp.asarray(ids), jnp.asarray(segments)))[0].astype(np.float64)
-    at = logits[len(context) - 1 : len(whole)]
-    return at - np.logaddexp.reduce(at, axis=-1, keepdims=True)
-
-
-def log_prob(parts, context, continuation):
-    steps = log_probs_after(parts, context, continuation)
-    return sum(steps[place, token] for place, token in enumerate(continuation))
+    return made_parts(tmp_path_factory.mktemp("z"))
 
 
 def contexts(parts, prompt, query, room):
@@ -90,13 +37,13 @@ def contexts(parts, prompt, query, room):
 
 
 def test_is_what_evaluations_ask_for(parts):
-    assert isinstance(model(parts), AugmentedModel)
+    assert isinstance(made_model(parts), AugmentedModel)
 
 
 def test_likelihoods_are_ensembled_by_the_retrievers_probabilities(parts):
     tokenizer, config = parts[1], parts[2]
     prompts, continuations = ["w1 w2 lived in", "w3", "w1 w2 lived in"], [" w5 w6", " w7", " w8"]
-    found = model(parts).log_likelihoods(prompts, continuations, prompts)
+    found = made_model(parts).log_likelihoods(prompts, continuations, prompts)
     for prompt, continuation, scored in zip(prompts, continuations, found, strict=True):
         ids = tokenizer.encode(continuation).ids.tolist()
         read, log_priors = contexts(parts, prompt, prompt, config.max_length - len(ids))
@@ -110,14 +57,14 @@ def test_without_a_query_the_prompt_stands_alone(parts):
     context = [tokenizer.bos_id, *tokenizer.encode("w1 w2").ids.tolist()]
     ids = tokenizer.encode(" w5").ids.tolist()
     expected = pytest.approx(log_prob(parts, context, ids), abs=TOLERANCE)
-    assert model(parts).log_likelihoods(["w1 w2"], [" w5"])[0].log_prob == expected
-    assert model(parts).log_likelihoods(["w1 w2"], [" w5"], [" "])[0].log_prob == expected
+    assert made_model(parts).log_likelihoods(["w1 w2"], [" w5"])[0].log_prob == expected
+    assert made_model(parts).log_likelihoods(["w1 w2"], [" w5"], [" "])[0].log_prob == expected
     alone = RetrievalAugmentedLm(LikelihoodJudge(*parts[2:4]), tokenizer)
     assert alone.log_likelihoods(["w1 w2"], [" w5"], ["w1 w2"])[0].log_prob == expected
 
 
 def test_greedy_is_said_of_what_is_written(parts):
-    asked = model(parts, num_documents=1)
+    asked = made_model(parts, num_documents=1)
     (written,) = asked.generate(["w1 w2"], ["w1 w2"], max_tokens=3)
     assert written
     scored = asked.log_likelihoods(["w1 w2"] * 2, [f" {written}", " w5 w6 w7"], ["w1 w2"] * 2)
@@ -126,7 +73,7 @@ def test_greedy_is_said_of_what_is_written(parts):
 
 def test_text_is_written_token_by_token_of_the_ensemble(parts):
     tokenizer = parts[1]
-    (written,) = model(parts, marginal="token").generate(["w1 w2"], ["w1 w2"], max_tokens=4)
+    (written,) = made_model(parts, marginal="token").generate(["w1 w2"], ["w1 w2"], max_tokens=4)
     read, log_priors = contexts(parts, "w1 w2", "w1 w2", parts[2].max_length - 4)
     expected: list[int] = []
     while len(expected) < 4 and (not expected or expected[-1] != tokenizer.eos_id):
@@ -142,7 +89,7 @@ def written_ids(tokenizer, text, stop, most):
 
 
 def test_stop_texts_end_what_is_written(parts):
-    asked = model(parts, marginal="token")
+    asked = made_model(parts, marginal="token")
     (whole,) = asked.generate(["w1"], ["w1"], max_tokens=6)
     words = whole.split()
     (cut,) = asked.generate(["w1"], ["w1"], max_tokens=6, stop=[words[-1], "nowhere"])
@@ -151,7 +98,7 @@ def test_stop_texts_end_what_is_written(parts):
 
 def test_prompts_of_like_length_are_written_together_and_come_back_in_order(parts, monkeypatch):
     prompts = [" ".join(["w1 w2 w3 w4"] * size) for size in (1, 9, 2, 1, 8, 2, 1, 3, 2, 1)]
-    asked = model(parts, marginal="token")
+    asked = made_model(parts, marginal="token")
     alone = [asked.generate([prompt], ["w1"], max_tokens=3)[0] for prompt in prompts]
     shapes: list[tuple[int, ...]] = []
     plain = asked._hypotheses
@@ -169,17 +116,13 @@ def test_prompts_of_like_length_are_written_together_and_come_back_in_order(part
 
 def test_what_comes_after_a_stop_text_does_not_weigh(parts):
     tokenizer, config = parts[1], parts[2]
-    plain = model(parts)
-    greedy = [model(parts, num_documents=1).generate(["w1"], ["w1"], max_tokens=6)[0]]
-    stop = greedy[0].split()[1]
+    plain = made_model(parts)
+    stop = made_model(parts, num_documents=1).generate(["w1"], ["w1"], max_tokens=6)[0].split()[1]
     (written,) = plain.generate(["w1"], ["w1"], max_tokens=6, stop=[stop])
     read, log_priors = contexts(parts, "w1", "w1", config.max_length - 6)
     found = set()
     for context in read:  # what each document alone writes, greedily
-        tokens: list[int] = []
-        while len(tokens) < 6 and (not tokens or tokens[-1] != tokenizer.eos_id):
-            tokens.append(int(log_probs_after(parts, context, tokens)[-1].argmax()))
-        text = tokenizer.decode(tokens)
+        text = tokenizer.decode(greedy(parts, context, 6))
         found.add(text[: text.find(stop)] + stop if stop in text else text)
     totals = {
         text: np.logaddexp.reduce(
@@ -196,7 +139,7 @@ def test_what_comes_after_a_stop_text_does_not_weigh(parts):
 
 def test_an_empty_answer_is_not_certain(parts, monkeypatch):
     tokenizer, config = parts[1], parts[2]
-    asked = model(parts)
+    asked = made_model(parts)
     monkeypatch.setattr(asked, "_hypotheses", lambda contexts, scores, generation: [[""], ["w5"], ["w6 ."]])
     (written,) = asked.generate(["w1"], ["w1"], max_tokens=4, stop=["."])
     read, log_priors = contexts(parts, "w1", "w1", config.max_length - 4)
@@ -228,14 +171,14 @@ def test_all_documents_in_one_prompt_the_best_last(parts):
     assert +counts == {BACKGROUND_CUT: 1, BACKGROUND_LEFT_OUT: 1}
     assert len(part) <= room and part[-1 - len(backgrounds[0]) : -1].tolist() == backgrounds[0].tolist()
     context = prompt_with(form, pieces, ids, asked, config.max_length - 1, counts).tolist()
-    (scored,) = model(parts, marginal="joint").log_likelihoods(["w1"], [" w5"], ["w1"])
+    (scored,) = made_model(parts, marginal="joint").log_likelihoods(["w1"], [" w5"], ["w1"])
     assert scored.log_prob == pytest.approx(
         log_prob(parts, context, tokenizer.encode(" w5").ids.tolist()), abs=TOLERANCE
     )
 
 
 def test_a_prompt_that_is_too_long_loses_its_beginning_and_is_counted(parts):
-    asked, tokenizer = model(parts), parts[1]
+    asked, tokenizer = made_model(parts), parts[1]
     words = " ".join(["w1 w2 w3 w4"] * 40)
     (scored,) = asked.log_likelihoods([words], [" w5"], ["w1"])
     assert +asked.counts == {PROMPT_CUT: 3, BACKGROUND_LEFT_OUT: 3}  # once for each document
@@ -256,12 +199,39 @@ def test_a_long_text_is_judged_token_by_token_once(parts):
     rest = ids[width:]
     before = ids[len(ids) - width : width]
     second = log_prob(parts, [tokenizer.bos_id, *before], rest)
-    found = model(parts).rolling_log_likelihoods([words, "w1", ""])
+    found = made_model(parts).rolling_log_likelihoods([words, "w1", ""])
     assert found[0] == pytest.approx(first + second, abs=1e-3)
     assert found[1] == pytest.approx(
         log_prob(parts, [tokenizer.bos_id], tokenizer.encode("w1").ids.tolist()), abs=TOLERANCE
     )
     assert found[2] == 0.0
+
+
+def test_a_continuation_may_fill_the_room_behind_the_beginning(parts):
+    tokenizer = parts.tokenizer
+    words = [f" {tiny.NAMES[place % 7]}" for place in range(63)]
+    ids = tokenizer.encode("".join(words)).ids.tolist()
+    assert len(ids) == parts.config.max_length - 1
+    for marginal in ("sequence", "joint"):
+        asked = made_model(parts, marginal=marginal)
+        whole, shorter = asked.log_likelihoods(
+            ["ann lived in", "bob"], ["".join(words), "".join(words[:62])], ["ann", ""]
+        )
+        # no document and nothing of the prompt has room beside 63 tokens, and one token beside 62
+        assert whole.num_tokens == 63 and asked.counts[PROMPT_CUT] == (3 if marginal == "sequence" else 1)
+        assert whole.log_prob == pytest.approx(log_prob(parts, [tokenizer.bos_id], ids), abs=1e-3)
+        context = [tokenizer.bos_id, *tokenizer.encode("bob").ids.tolist()]
+        assert shorter.log_prob == pytest.approx(log_prob(parts, context, ids[:62]), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("marginal", "stop"), [("sequence", []), ("sequence", ["nowhere"]), ("token", []), ("joint", [])]
+)
+def test_what_is_written_may_fill_the_room_behind_the_beginning(parts, marginal, stop):
+    expected = greedy(parts, [parts.tokenizer.bos_id], 63)
+    assert len(expected) == 63 and parts.tokenizer.eos_id not in expected
+    (written,) = made_model(parts, marginal=marginal).generate(["ann lived in"], ["ann"], max_tokens=63, stop=stop)
+    assert written == parts.tokenizer.decode(expected)
 
 
 def test_judging_does_not_depend_on_batches_or_devices(parts):
@@ -294,16 +264,21 @@ def test_what_is_refused(parts):
     with pytest.raises(ValueError, match="a finder and the pieces of its documents, or neither"):
         RetrievalAugmentedLm(judge, tokenizer, finder)
     with pytest.raises(ValueError, match=r"got GenerationConfig\.sample=True"):
-        model(parts, generation=GenerationConfig(sample=True))
-    asked = model(parts)
+        made_model(parts, generation=GenerationConfig(sample=True))
+    asked = made_model(parts)
     with pytest.raises(ValueError, match="a query for each of 1 prompts, got 2"):
         asked.log_likelihoods(["w1"], [" w2"], ["w1", "w2"])
     with pytest.raises(
-        ValueError, match="max_tokens: expected between 1 and 62, since the model has 64 positions, got 63"
+        ValueError,
+        match=r"max_tokens: expected between 1 and 63, which the model's 64 positions leave behind .*, got 64; ask for fewer",
     ):
-        asked.generate(["w1"], max_tokens=63)
-    with pytest.raises(ValueError, match="a continuation of 70 tokens, and the model reads 64"):
-        asked.log_likelihoods(["w1"], [" w2" * 70])
+        asked.generate(["w1"], max_tokens=64)
+    with pytest.raises(ValueError, match=r"max_tokens: expected between 1 and 63, .*, got 0"):
+        asked.generate(["w1"], max_tokens=0)
+    with pytest.raises(
+        ValueError, match=r"continuations of at most 63 tokens, .*, got one of 64: ' w2 w2.*; shorten it"
+    ):
+        asked.log_likelihoods(["w1"], [" w2" * 64])
     with pytest.raises(ValueError, match="give the job the LanguageModelConfig that the run was trained with"):
         LikelihoodJudge(dataclasses.replace(config, num_layers=2), params)
 

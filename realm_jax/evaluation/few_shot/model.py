@@ -28,12 +28,14 @@ class ScoredContinuation(Protocol):
 class AugmentedModel(Protocol):
     """A decoder that reads retrieved documents before a prompt, and mixes over them by p_R(c|query).
 
-    A model that has less room than a document, a prompt and a continuation need cuts the document, and nothing else.
+    A model that has less room than a document, a prompt and a continuation need cuts the document. Where prompt and continuation alone
+    are too long it cuts the prompt's beginning, and a continuation never.
     """
 
     @property
     def max_length(self) -> int:
-        """Positions of prompt and continuation together, the token at the beginning included."""
+        """The most tokens of background, prompt and continuation together, the token at the beginning included, and the last one,
+        though nothing is read after it. So a continuation, judged or written, has at most `max_length - 1`."""
         ...
 
     @property
@@ -53,15 +55,23 @@ class AugmentedModel(Protocol):
           prompts: each with a continuation.
           continuations: as many.
           queries: as many, what the retriever is asked; "" of one, and None of all, for no documents.
+
+        Raises:
+          ValueError: a continuation of more than `max_length - 1` tokens.
         """
         ...
 
     def generate(
         self, prompts: Sequence[str], queries: Sequence[str] | None = None, *, max_tokens: int, stop: Sequence[str] = ()
     ) -> Sequence[str]:
-        """What the model writes after each prompt, at most `max_tokens` tokens, up to one of the texts in `stop`."""
+        """What the model writes after each prompt, at most `max_tokens` tokens, up to one of the texts in `stop`.
+
+        Raises:
+          ValueError: `max_tokens` below 1, or above `max_length - 1`.
+        """
         ...
 
     def rolling_log_likelihoods(self, texts: Sequence[str]) -> Sequence[float]:
-        """Natural logarithm of the probability of each whole text, without documents."""
+        """Natural logarithm of the probability of each whole text, without documents; of one that is longer than the model reads, in
+        parts, each token once."""
         ...
