@@ -1,5 +1,8 @@
-"""The language model against transformers' Llama on the same random weights: logits close, greedy and beam search identical."""
+"""The language model against transformers' Llama on the same random weights: logits close, what greedy and beam
+search write identical, the scores of beams close."""
 
+import dataclasses
+import json
 import subprocess
 from pathlib import Path
 
@@ -9,6 +12,8 @@ import numpy as np
 import pytest
 
 from realm_jax.convert.llama import LlamaFolder
+from realm_jax.generation import GenerationConfig
+from realm_jax.generation.generator import generate
 from realm_jax.models import LanguageModel, empty_continuation
 from tests.parity.conftest import PYTHON
 
@@ -50,3 +55,27 @@ def test_logits_and_greedy_search(name: str, folder: Path):
         found.append(np.where(ended, 0, np.asarray(tokens[:, 0])))
         ended |= found[-1] == config.eos_id
     np.testing.assert_array_equal(np.stack(found, axis=1), theirs["generated"][:, ids.shape[1] :])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_beam_search(name: str, folder: Path):
+    """All hypotheses of every prompt, under several length penalties and rules of stopping; without a least length, which is 0 there."""
+    with LlamaFolder(folder / name) as opened:
+        config, params = opened.config, opened.params(jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    made = json.loads((folder / f"{name}.json").read_text())
+    config = dataclasses.replace(config, eos_id=made["eos"])
+    ids = jnp.asarray(np.load(folder / f"{name}.npz")["ids"], jnp.int32)
+    lengths = []
+    for key, settings in made["settings"].items():
+        search = GenerationConfig(max_length=13, min_length=0, num_hypotheses=settings["num_beams"], **settings)
+        found = generate(params, ids, jnp.ones_like(ids, bool), config=config, generation=search)
+        ours = [
+            [tokens[:length].tolist() for tokens, length in zip(*row, strict=True)]
+            for row in zip(np.asarray(found.ids), np.asarray(found.lengths), strict=True)
+        ]
+        theirs = made["beams"][key]
+        assert ours == [[tokens for tokens, _ in row] for row in theirs], key
+        scores = [[score for _, score in row] for row in theirs]
+        np.testing.assert_allclose(found.scores, scores, atol=1e-4, err_msg=key)
+        lengths += np.asarray(found.lengths).ravel().tolist()
+    assert len(set(lengths)) >= 5 and min(lengths) < 12 == max(lengths)  # some end by themselves, and some do not
