@@ -19,7 +19,7 @@ from tqdm import tqdm
 from realm_jax.answering.generating import rounded_up
 from realm_jax.answering.likelihoods import Continuation, LikelihoodJudge
 from realm_jax.answering.prompted import NOTHING, PROMPT_CUT, padded_prompts, prompt_alone, prompt_with
-from realm_jax.answering.retrieving import Find, RetrievingAnswerer, power_of_two
+from realm_jax.answering.retrieving import Find, RetrievingAnswerer, check_scores, power_of_two
 from realm_jax.corpus.generator_pieces import DocumentPieces
 from realm_jax.generation import GenerationConfig
 from realm_jax.generation.generator import generate, rag_sequence, rag_token
@@ -299,7 +299,11 @@ class RetrievalAugmentedLm:
     def _retrieve(
         self, count: int, queries: Sequence[str] | None
     ) -> tuple[Int64[np.ndarray, "batch num_documents"], Float64[np.ndarray, "batch num_documents"]]:
-        """Documents of each query, best first, and log p_R; -1 where there is none."""
+        """Documents of each query, best first, and log p_R; -1 where there is none.
+
+        Raises:
+          FloatingPointError: a score that is no number.
+        """
         documents = np.full((count, self._num_documents), -1, np.int64)
         log_probs = np.full(documents.shape, -np.inf)
         if queries is None or self._finder is None:
@@ -315,6 +319,7 @@ class RetrievalAugmentedLm:
             some = distinct[first : first + _QUERIES_AT_ONCE]
             result = self._finder.retrieve(some, self._find, lambda stage: None)
             ids, scores = result.ids[:, : self._num_documents], result.scores[:, : self._num_documents].astype(float)
+            check_scores(scores)
             totals = np.logaddexp.reduce(scores, axis=1, keepdims=True)
             with np.errstate(invalid="ignore"):
                 normal = np.where(ids >= 0, scores - totals, -np.inf)
