@@ -49,7 +49,8 @@ def check_language_model(run: RunDir, config: LanguageModelConfig, tokenizer: st
         )
     if config.lora is None and "adapter" in trained:
         raise ValueError(
-            f"{run.path} has trained an adapter, which LanguageModelConfig.lora=None would leave out; set it as it was trained"
+            f"{run.path} has trained an adapter, which LanguageModelConfig.lora=None would leave out; set it as it was trained, in the "
+            "run files by the macro LORA and lora.LoraConfig"
         )
     check_tokenizer(run, tokenizer, step, kind="generator_tokenizer")
 
