@@ -12,7 +12,7 @@ from realm_jax.plan.planned_run import MeshSizes
 from realm_jax.retrieval.build_version import IndexSettings
 from realm_jax.retrieval.device_rows import STORED
 from realm_jax.retrieval.scann_index import ScannSettings
-from realm_jax.tasks.passes import FLOAT32
+from realm_jax.tasks.passes import FLOAT32, EncoderPass, LanguageModelPass
 from realm_jax.tasks.task import Program
 from realm_jax.training.sharding import parts_along, spec_of
 
@@ -70,8 +70,32 @@ def kept_bytes(program: Program) -> float:
 
 
 def working_bytes(program: Program) -> float:
-    """Beside what is kept, at least: an example's logits or, when they are gone, one layer of one pass."""
-    return max(program.logits.working_bytes, *(one.working_bytes for one in program.passes))
+    """Beside what is kept: an example's logits or, when they are gone, one layer of one pass; at least, but for what is held of a
+    language model's attention, see `held_attention_bytes`."""
+    return max(program.logits.working_bytes, *(one.working_bytes + held_attention_bytes(one) for one in program.passes))
+
+
+HELD_ATTENTION_ARRAYS = 3.75
+"""Arrays of the size of attention's weights, in float32, that the one layer made again holds beside the one of `working_bytes`.
+
+Its backward pass has the logits of all pairs, their weights, and the gradients of both; which of them live at once the compiler decides. So
+this is measured, at the one language model that was compiled: 7B on v5p:2x2x1, 16 rows a chip, needs 73.3 GiB, by the shapes with one such
+array 43.5 GiB, and an array is 8 GiB.
+"""
+
+
+def held_attention_bytes(one: EncoderPass | LanguageModelPass) -> float:
+    """Of an example, what a compiler holds of a language model's attention beside the weights of one layer; 0 for other models, whose
+    rows are short, and where nothing is made again, as each layer's weights are kept.
+
+    >>> from realm_jax.models import LanguageModelConfig
+    >>> of_7b = LanguageModelPass(LanguageModelConfig(remat=True), rows=1, length=2048)
+    >>> held_attention_bytes(of_7b) / 2**30  # 32 heads * 2048 * 2048 * 4 bytes = half a GiB
+    1.875
+    """
+    if not isinstance(one, LanguageModelPass) or not one.working_bytes:
+        return 0.0
+    return HELD_ATTENTION_ARRAYS * FLOAT32 * one.rows * one.model.num_heads * one.length**2
 
 
 def device_bytes(tree: Any, sizes: MeshSizes) -> int:

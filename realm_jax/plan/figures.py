@@ -196,9 +196,11 @@ def _memory(
         kept = examples * arithmetic.kept_bytes(program) / sizes.num_devices
         working = examples * arithmetic.working_bytes(program) / sizes.num_devices
         parts["gradients"] = arithmetic.device_bytes(_trained(state.params, program.frozen), sizes)
+        if working and run.accumulation_steps > 1:
+            parts["sum of the gradients of the parts before"] = parts["gradients"]
         parts["kept for the backward pass, at least"] = round(kept)
         if working:
-            parts["logits, then one layer, at least"] = round(working)
+            parts["logits, then one layer, about"] = round(working)
     else:
         known = parts["parameters"] + parts["optimizer moments"] + parts["batch of the step"]
         parts["padding of these arrays"] = max(0, train.memory.arguments - known)

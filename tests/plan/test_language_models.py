@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from pathlib import Path
 
 import jax
 import pytest
@@ -17,6 +18,7 @@ from realm_jax.plan.programs import abstract_state, mesh_over, train_program, wi
 from realm_jax.tasks.language_modeling import packed_program
 from realm_jax.training.optimizer import OptimizerConfig
 
+ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"7b": 6_738_415_616, "13b": 13_015_864_320, "65b": 65_285_660_672}
 BATCHES = {"7b": 64, "13b": 128, "65b": 128}
 FASTEST = {"7b": "h100:8", "13b": "h100:8", "65b": "h100:64"}  # of the header's time
@@ -64,7 +66,11 @@ def test_sixteen_bytes_a_parameter_are_cut_over_all_devices(size):
     assert parts["parameters"] == pytest.approx(4 * SIZES[size] / devices, rel=0.01)
     assert parts["optimizer moments"] == pytest.approx(8 * SIZES[size] / devices, rel=0.01)
     assert parts["gradients"] == parts["parameters"]
-    model, rows = found.run.task.language_model, BATCHES[size] // devices
+    assert (
+        parts.get("sum of the gradients of the parts before", 0)
+        == (found.run.accumulation_steps > 1) * parts["gradients"]
+    )
+    model, rows = found.run.task.language_model, BATCHES[size] // devices // found.run.accumulation_steps
     assert parts["kept for the backward pass, at least"] == rows * model.num_layers * 2048 * model.hidden_size * 2
 
 
@@ -78,7 +84,51 @@ def test_header_says_the_time(size):
     assert named.machines.name == said[4] and said[2] == f"{named.step.flops.model / 1e15:.3g}"
     for minutes, found in ((said[1], fastest), (said[3], named)):
         assert int(minutes) == round(500 * found.step.secs / 60)
-        assert found.memory.needed < 0.7 * found.memory.capacity
+        of_jax = 0.75 if found.machines.generation.is_gpu else 1.0  # of a GPU's memory jax takes three quarters
+        assert found.memory.needed < 0.8 * of_jax * found.memory.capacity
+
+
+def test_estimate_is_what_the_one_compiled_case_needs():
+    """7B on v5p:2x2x1, by the TPU compiler 73.3 GiB a chip (docs/plan.md)."""
+    assert planned("7b", "v5p:2x2x1").memory.needed / GIB == pytest.approx(73.3, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("size", "said"), [("7b", {"h100:8": 38}), ("13b", {"h100:8": 47}), ("65b", {"h100:64": 31, "v5p:2x4x4": 61})]
+)
+def test_header_says_the_memory(size, said):
+    header = config.find_gin_file(f"runs/ra_dit_lm_{size}.gin").read_text().split("\n\n")[0]
+    for topology, gib in said.items():
+        assert round(planned(size, topology).memory.needed / GIB) == gib and re.search(rf"\b{gib}\b", header)
+    if size == "13b":
+        assert "at once takes 88 of 80 GiB" in header
+    if size == "65b":
+        assert "accumulation_steps=4: 92 of 141, at once 122)" in header
+        at_once, parts = (
+            planned(size, "h200:16", f"train.accumulation_steps={steps}").memory.needed / GIB for steps in (1, 4)
+        )
+        assert (round(at_once), round(parts)) == (122, 92)
+
+
+def rows_of_the_page():
+    """(size, LoRA, parts, machines, verdict, GiB needed) of each row of docs/plan.md's tables."""
+    pattern = r"^\| (7B|13B|65B)(, LoRA)?(?:, in (\d+) parts)? \| (\S+) \|.*\| (may|no): ([\d.]+) of \d+ \|"
+    return re.findall(pattern, (ROOT / "docs" / "plan.md").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(("size", "lora", "steps", "topology", "verdict", "needed"), rows_of_the_page())
+def test_page_says_what_fits(size, lora, steps, topology, verdict, needed):
+    bindings = [f"train.accumulation_steps={steps or 1}", *(["LORA=@lora.LoraConfig()"] if lora else [])]
+    found = planned(size.lower(), topology, *bindings)
+    assert found.memory.fits is {"may": None, "no": False}[verdict]
+    assert f"{found.memory.needed / GIB:.1f}" == needed
+    assert (
+        found.run.batch_size % (found.sizes.rows * found.run.accumulation_steps) == 0
+    )  # every device reads whole rows
+
+
+def test_page_has_all_rows():
+    assert len(rows_of_the_page()) == 25
 
 
 @pytest.mark.parametrize(
@@ -87,9 +137,13 @@ def test_header_says_the_time(size):
         ("65b", "h200:8", (), False),  # 16 bytes of 65 billion parameters are 131 GB of each of eight
         ("65b", "h100:16", (), False),
         ("65b", "h200:16", (), None),
-        ("65b", "h200:8", WITH_LORA, None),
+        ("65b", "h200:8", WITH_LORA, False),
+        ("65b", "h200:8", (*WITH_LORA, "train.accumulation_steps=4"), None),
         ("7b", "h100:1", (), False),
-        ("7b", "h200:1", WITH_LORA, None),
+        ("13b", "h100:8", ("train.accumulation_steps=1",), False),
+        ("7b", "v4:2x2x2", (), False),
+        ("7b", "h200:1", WITH_LORA, False),
+        ("7b", "h200:1", (*WITH_LORA, "train.accumulation_steps=4"), None),
     ],
 )
 def test_what_does_not_fit_is_known_without_compiling(size, topology, bindings, fits):
@@ -108,7 +162,7 @@ def test_lora_leaves_moments_and_gradients_of_the_adapter_alone():
     assert 0.68 < lora.step.flops.model / full.step.flops.model < 0.70  # two thirds of the matrices, all of attention
     assert lora.step.expected_sent_bytes < 0.7 * full.step.expected_sent_bytes
     assert arithmetic.kept_bytes(lora.program) == arithmetic.kept_bytes(full.program)
-    assert lora.memory.needed < 14 * GIB
+    assert full.memory.needed - lora.memory.needed == pytest.approx(12 * SIZES["7b"] / 8, rel=0.01)
 
 
 def test_a_step_with_an_adapter_computes_what_the_plan_counts():
