@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from realm_jax.models import LanguageModelConfig, merge_lora
+from realm_jax.models import LanguageModelConfig, check_heads, merge_lora
 from realm_jax.run_dir import RunDir
 from realm_jax.training.checkpoint import check_tokenizer, learners, load_params
 
@@ -30,9 +30,11 @@ def load_language_model(
     Raises:
       FileNotFoundError: no such checkpoint.
       ValueError: a run without a language model, with another tokenizer, or with an adapter where none is expected or the other way
-        around.
+        around; a mesh whose tensor axis does not divide the heads.
     """
     run = RunDir.of(run_dir)
+    if mesh is not None:
+        check_heads(config, mesh.shape["tensor"])
     check_language_model(run, config, tokenizer, step)
     found, params = load_params(run, step, mesh)
     return found, dataclasses.replace(config, lora=None), merged(params, config)

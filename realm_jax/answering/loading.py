@@ -14,7 +14,7 @@ from realm_jax.answering.prompted import PromptedGenerator
 from realm_jax.answering.retrieving import RetrievingAnswerer, random_documents
 from realm_jax.corpus.generator_pieces import open_pieces
 from realm_jax.corpus.store import Corpus
-from realm_jax.models import LanguageModelConfig
+from realm_jax.models import LanguageModelConfig, check_heads
 from realm_jax.retrieval.index import Index
 from realm_jax.retrieval.manifest import Backend, Manifest
 from realm_jax.retrieval.versions import list_versions, load_version, verify, version_dir
@@ -182,7 +182,8 @@ def check_learners(run: RunDir, task: Answering, step: int | None = None) -> Non
 
     Raises:
       FileNotFoundError: no such checkpoint.
-      ValueError: naming what is missing, or a generator that was trained on the pieces of another tokenizer.
+      ValueError: naming what is missing, a generator that was trained on the pieces of another tokenizer, or a mesh whose tensor axis does
+        not divide a language model's heads.
     """
     trained = learners(run, step)
     if not set(task.learners) <= set(trained):
@@ -194,7 +195,9 @@ def check_learners(run: RunDir, task: Answering, step: int | None = None) -> Non
         tokenizer = task.open_generator_tokenizer(Corpus.open(task.corpus))
         if isinstance(task, Rag):
             check_tokenizer(run, tokenizer.fingerprint, step, kind="generator_tokenizer")
-        elif task.language_model_run:
+            return
+        check_heads(task.language_model, task.mesh.build_here().shape["tensor"])
+        if task.language_model_run:
             check_language_model(RunDir.of(task.language_model_run), task.language_model, tokenizer.fingerprint)
         else:
             check_language_model(run, task.language_model, tokenizer.fingerprint, step)

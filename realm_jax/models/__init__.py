@@ -7,6 +7,7 @@ from realm_jax.models.language_model import (
     LanguageModel,
     LanguageModelConfig,
     Prompt,
+    check_heads,
     empty_continuation,
     language_model_flops,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "SpanReaderConfig",
     "Transformer",
     "TransformerConfig",
+    "check_heads",
     "decoder_flops",
     "empty_cache",
     "empty_continuation",

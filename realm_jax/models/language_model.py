@@ -120,6 +120,19 @@ class LanguageModelConfig:
         return self.remat and self.remat_saves == "nothing"
 
 
+def check_heads(config: LanguageModelConfig, tensor: int) -> None:
+    """Refuses devices among which the queries' heads cannot be shared out; those of keys and values, where they are fewer, may be cut.
+
+    Raises:
+      ValueError: naming both numbers.
+    """
+    if config.num_heads % tensor:
+        raise ValueError(
+            f"the mesh's tensor axis: expected a divisor of the language model's num_heads={config.num_heads}, got {tensor} devices; "
+            "set MeshConfig.tensor to a divisor, or cut the parameters with fsdp"
+        )
+
+
 def language_model_flops(config: LanguageModelConfig, length: int) -> float:
     """Multiply-adds, times two, of one forward pass over one row, logits not counted: the matrices, their adapters, and attention over
     all earlier positions, counted as over all."""

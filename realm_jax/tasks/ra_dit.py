@@ -11,7 +11,7 @@ from realm_jax.corpus.store import Corpus
 from realm_jax.data.questions import Question
 from realm_jax.generation import GenerationConfig
 from realm_jax.generation.readers import check_lengths
-from realm_jax.models import LanguageModelConfig, RetrieverConfig
+from realm_jax.models import LanguageModelConfig, RetrieverConfig, check_heads
 from realm_jax.tasks.rag import open_generator_tokenizer
 from realm_jax.text.generator_tokenizer import GeneratorTokenizer
 from realm_jax.training.sharding import MeshConfig
@@ -37,7 +37,8 @@ class RaDit:
       query_len: pieces of `[CLS] question [SEP]`.
       source_len: tokens of `[bos] background question`; the background is cut to that.
       document_len: pieces of `[CLS] title [SEP] body [SEP]`, of documents that are added while it answers.
-      mesh: of the language model, over the devices of the process that answers; its parameters are read straight to them.
+      mesh: of the language model, over the devices of the process that answers; its parameters are read straight to them. Its tensor axis
+        divides the heads.
       generation: how answers are written.
     """
 
@@ -65,6 +66,8 @@ class RaDit:
             raise ValueError(f"RaDit.num_documents must be at least 1, got {self.num_documents}")
         if self.source_len < 16:
             raise ValueError(f"RaDit.source_len must be at least 16, got {self.source_len}")
+        if self.mesh.tensor > 0:  # -1 is known where the devices are
+            check_heads(self.language_model, self.mesh.tensor)
         check_lengths(self.language_model, self.generation, self.source_len)
 
     @property

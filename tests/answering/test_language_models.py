@@ -28,6 +28,7 @@ from realm_jax.text.generator_tokenizer import as_generator_tokenizer
 from realm_jax.training.checkpoint import load_params
 from realm_jax.training.loop import train
 from realm_jax.training.optimizer import OptimizerConfig
+from realm_jax.training.sharding import MeshConfig
 from realm_jax.training.snapshots import save_snapshot
 from tests import tiny
 from tests.answering import made_run
@@ -140,6 +141,20 @@ def test_an_adapter_of_another_rank_is_refused(runs):
     asked = dataclasses.replace(runs.language_model, lora=dataclasses.replace(LORA, rank=4))
     with pytest.raises(ValueError, match=r"of rank 2; .* LoraConfig\.rank is 4"):
         load_language_model(str(runs.place / "lm_lora"), asked, runs.tokenizer.fingerprint)
+
+
+@pytest.mark.parametrize("tensor", [8, -1])
+def test_a_tensor_axis_that_does_not_divide_the_heads_is_refused(runs, tensor):
+    message = r"tensor axis: expected a divisor of the language model's num_heads=4, got 8 devices; .* fsdp"
+    mesh = MeshConfig(data=1, tensor=tensor)
+    with pytest.raises(ValueError, match=message):  # said at once where it is known, else before anything is read
+        load_answerer(RunDir.of(runs.place / "ict"), task_of(runs, mesh=mesh))
+    with pytest.raises(ValueError, match=message):
+        load_language_model(
+            str(runs.place / "lm_lora"), runs.adapted, runs.tokenizer.fingerprint, mesh=mesh.build_here()
+        )
+    with pytest.raises(ValueError, match=message):
+        run_retrieve(runs, judge=dataclasses.replace(runs.judge, mesh=mesh), name=f"tensor {tensor}")
 
 
 def language_models_in(value):
