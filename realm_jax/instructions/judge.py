@@ -28,7 +28,7 @@ from realm_jax.instructions.retrieved import (
     save_preferences,
 )
 from realm_jax.instructions.texts import encoded
-from realm_jax.models import LanguageModelConfig
+from realm_jax.models import LanguageModelConfig, check_heads
 from realm_jax.run_dir import RunDir
 from realm_jax.text.generator_tokenizer import GeneratorTokenizer
 from realm_jax.training.checkpoint import newest_step, params_checksum
@@ -67,6 +67,8 @@ class LanguageModelJudge:
                 f"LanguageModelJudge.length must lie between 8 and the language model's max_length="
                 f"{self.language_model.max_length}, got {self.length}"
             )
+        if self.mesh.tensor > 0:  # -1 is known where the devices are
+            check_heads(self.language_model, self.mesh.tensor)
 
 
 def continuations_of(
