@@ -183,9 +183,10 @@ def test_the_pair_answers_with_documents(runs, tmp_path):
                 joint = priors * likely.prod(axis=1)
                 np.testing.assert_allclose(posteriors, joint / joint.sum(), atol=1e-3)
             assert sum(posteriors) == pytest.approx(1.0, abs=1e-4)
-        spread = dataclasses.replace(task, marginal=marginal, mesh=MeshConfig(data=2, fsdp=2, tensor=2))
-        (again,) = load_answerer(RunDir.of(runs.place / "ict"), spread).answerer.answer([question])
-        assert again.text == answer.text and again.prob == pytest.approx(answer.prob, rel=1e-4)
+        if marginal == "sequence":
+            spread = dataclasses.replace(task, mesh=MeshConfig(data=2, fsdp=2, tensor=2))
+            (again,) = load_answerer(RunDir.of(runs.place / "ict"), spread).answerer.answer([question])
+            assert again.text == answer.text and again.prob == pytest.approx(answer.prob, rel=1e-4)
 
 
 def log_prob_of(runs, run, question, documents, ids):

@@ -537,8 +537,9 @@ def wait_until(condition, secs=60.0):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.faults
-@pytest.mark.parametrize(("checkpoint_every", "kept"), [(2, [2, 3]), pytest.param(3, [3], marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("checkpoint_every", "kept"), [(2, [2, 3]), (3, [3])])
 def test_stopped_while_waiting_for_a_refresh_and_resumed(
     corpus, whole_realm, tmp_path, caplog, checkpoint_every, kept
 ):  # fmt: skip
