@@ -102,10 +102,8 @@ def test_realm_is_the_same_on_eight_devices(corpus, realm_on_one, axes):
     assert_same_update(one_step(tiny.realm(corpus.directory), corpus, **axes), realm_on_one)
 
 
-@pytest.mark.parametrize(
-    "marginal",
-    ["sequence", pytest.param("token", marks=pytest.mark.slow), pytest.param("joint", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("marginal", ["sequence", "token", "joint"])
 def test_rag_is_the_same_on_eight_devices_and_in_parts(corpus, tmp_path, marginal):
     questions = tiny.questions_file(tmp_path / "questions.jsonl")
     settings = tiny.rag(corpus.directory, questions, marginal=marginal)

@@ -563,8 +563,9 @@ def test_stopped_while_waiting_for_a_refresh_and_resumed(
     same_params(tmp_path, whole_realm)
 
 
+@pytest.mark.slow
 @pytest.mark.faults
-@pytest.mark.parametrize("embedder", ["separate", pytest.param("in_trainer", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("embedder", ["separate", "in_trainer"])
 def test_stopped_while_waiting_for_the_first_index(corpus, whole_realm, tmp_path, caplog, embedder, monkeypatch):
     place = str(corpus.directory)
     refresh = RefreshConfig(
