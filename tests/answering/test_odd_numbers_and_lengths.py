@@ -59,7 +59,17 @@ def test_a_question_is_never_cut(parts, caplog):
     assert len(asked[1]) > 1 + 2  # with a document
     assert writer.counts[BACKGROUND_LEFT_OUT] == 1 and writer.counts[PROMPT_CUT] == 0
     assert f"a question is longer than source_len={room} tokens, and is asked without documents" in caplog.text
-    assert len(writer.write(ids, np.zeros((2, 1), np.float32))) == 2
+    written = writer.write(ids, np.zeros((2, 1), np.float32))
+
+    full = dataclasses.replace(
+        parts.config, max_length=words + generation.target_len
+    )  # the answer ends at the last position
+    writer = PromptedGenerator(
+        full, parts.params, parts.tokenizer, generation, lambda text: text, source_len=room, marginal="sequence"
+    )
+    (again,) = writer.write(writer.sources([LONG], np.array([[7]]), documents), np.zeros((1, 1), np.float32))
+    assert again.ids.tolist() == written[0].ids.tolist()
+    np.testing.assert_allclose(again.log_prob, written[0].log_prob, atol=1e-4)
 
     short = dataclasses.replace(parts.config, max_length=words)
     writer = PromptedGenerator(
